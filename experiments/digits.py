@@ -1,0 +1,48 @@
+"""SemPPL on scikit-learn's 1,797 handwritten digits, 2 labels per class."""
+
+from semppl_jax import config
+
+
+def get_config():
+  """The demo: minutes on two CPU cores."""
+  cfg = config.default()
+  cfg.batch_size = 256
+  cfg.num_epochs = 40.0
+  cfg.checkpoint_every_steps = 50
+  cfg.dataset.name = 'digits'
+  cfg.labels.per_class = 2
+  cfg.encoder.update(
+      name='digits',
+      stem='small',
+      projector_hidden=256,
+      embedding_size=64,
+  )
+  cfg.views.update(
+      num_large=4,
+      num_small=2,
+      large_size=16,
+      small_size=8,
+      large_area=(0.4, 1.0),
+      small_area=(0.2, 0.4),
+      flip=0.0,
+      saturation=0.0,
+      hue=0.0,
+      grayscale=0.0,
+      solarize=(0.0, 0.0),
+  )
+  cfg.loss.update(
+      contrastive_weight=0.3,
+      alpha=1.0,
+      invariance_weight=1.0,
+      semantic_invariance_weight=0.0,
+      stop_gradient='teacher',
+  )
+  cfg.queue.capacity = 512
+  cfg.optimizer.update(
+      name='adamw',
+      learning_rate=2e-3,
+      warmup_epochs=4.0,
+      weight_decay=1e-4,
+  )
+  cfg.ema.base = 0.97
+  return cfg

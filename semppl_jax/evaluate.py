@@ -1,0 +1,211 @@
+"""What a trained encoder is worth: embeddings, neighbours, linear probes.
+
+Works on the test images of the data set (or on its validation part). The
+network runs in evaluation mode on whole, resized images, without augmentation.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from sklearn import linear_model
+from sklearn import pipeline as sk_pipeline
+from sklearn import preprocessing
+
+from semppl_jax import label_queue
+from semppl_jax import networks as networks_lib
+from semppl_jax import parallel
+from semppl_jax import passes
+from semppl_jax import pseudo_labels
+from semppl_jax import views as views_lib
+from semppl_jax.train_state import TrainState
+
+
+class Features(NamedTuple):
+  """What the online network says of N images, in the order of the source."""
+
+  embeddings: np.ndarray  # [N, e] float32, the encoder's output
+  votes: np.ndarray  # [N] int32, pseudo-label by the queue's vote, -1: none
+  guesses: np.ndarray  # [N] int32, the classifier's choice, -1: no classifier
+
+
+def features(
+    state: TrainState,
+    nets: networks_lib.Networks,
+    cfg: ml_collections.FrozenConfigDict,
+    source: Any,
+    devices: list[jax.Device],
+) -> Features:
+  """Runs every image of `source` through the online network.
+
+  Args:
+    state: on the host, leaves [D, ...].
+    nets: the networks.
+    cfg: settings.
+    source: records with 'image', by index.
+    devices: the D devices.
+  """
+  mapped = parallel.map_evaluation(_make_forward(nets, cfg), devices)
+  size = _round_up(cfg.evaluation.batch_size, len(devices))
+  parts = []
+  for start in range(0, len(source), size):
+    rows = range(start, min(start + size, len(source)))
+    images = np.stack([source[i]['image'] for i in rows])
+    filled = np.resize(images, (size,) + images.shape[1:])  # one shape for all
+    outputs = mapped(state, parallel.shard(filled, len(devices)))
+    flat = [np.asarray(x).reshape((size,) + x.shape[2:]) for x in outputs]
+    parts.append([x[: len(rows)] for x in flat])
+  return Features(*(np.concatenate(column) for column in zip(*parts)))
+
+
+def _make_forward(
+    nets: networks_lib.Networks, cfg: ml_collections.FrozenConfigDict
+) -> Callable[[TrainState, jax.Array], tuple[jax.Array, ...]]:
+  """(state, images [b, H, W, 3] uint8) -> Features' fields for b images."""
+
+  def forward(state, images):
+    views = views_lib.resize(images, cfg.views.large_size)  # [b, S, S, 3]
+    outputs, _ = nets.online(
+        state.online_params, state.online_state, views, False
+    )
+    queries = parallel.gather(passes.unit(outputs.prediction))[None]  # [1, B, d]
+    nobody = np.full((1, queries.shape[1]), -2, np.int32)
+    found = label_queue.nearest(
+        state.queue,
+        queries,
+        nobody,
+        k=cfg.queue.k,
+        block_size=cfg.queue.block_size,
+    )  # [1, b, V_L * k]
+    votes, _ = pseudo_labels.vote(found.labels[0], found.similarity[0])  # [b]
+    guesses = (
+        np.full(votes.shape, -1, np.int32)
+        if outputs.logits is None
+        else outputs.logits.argmax(axis=-1).astype(np.int32)
+    )
+    return outputs.embedding, votes, guesses
+
+  return forward
+
+
+def _round_up(number: int, step: int) -> int:
+  return -(-number // step) * step
+
+
+def accuracy(predicted: np.ndarray, truth: np.ndarray) -> float | None:
+  """Share of right predictions among images whose truth is known (>= 0)."""
+  known = truth >= 0
+  return float(np.mean(predicted[known] == truth[known])) if any(known) else None
+
+
+def knn_predict(
+    queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, k: int
+) -> np.ndarray:
+  """Cosine kNN with the method's own vote.
+
+  Args:
+    queries: [N, e] float32.
+    keys: [M, e] float32, embeddings of labelled images.
+    labels: [M] int.
+    k: neighbours; at most M are used.
+
+  Returns:
+    [N] int32.
+  """
+  lengths = lambda x: np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+  similarity = (queries / lengths(queries)) @ (keys / lengths(keys)).T  # [N, M]
+  nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :k]  # [N, k]
+  chosen = np.take_along_axis(similarity, nearest, axis=1)
+  return np.asarray(pseudo_labels.vote(labels[nearest], chosen)[0])
+
+
+def linear_probe(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, c: float
+) -> np.ndarray:
+  """Logistic regression on standardised frozen features.
+
+  Args:
+    train: [M, e] float32.
+    labels: [M] int.
+    test: [N, e] float32.
+    c: inverse strength of the L2 penalty.
+
+  Returns:
+    [N] predicted labels. With one class only, that class.
+  """
+  if len(np.unique(labels)) < 2:
+    return np.full(len(test), labels[0])
+  probe = sk_pipeline.make_pipeline(
+      preprocessing.StandardScaler(),
+      linear_model.LogisticRegression(C=c, max_iter=2000),
+  )
+  return probe.fit(train, labels).predict(test)
+
+
+def scores(
+    train: Features,
+    test: Features | None,
+    *,
+    labels: np.ndarray,
+    truth: np.ndarray,
+    test_truth: np.ndarray | None,
+    cfg: ml_collections.FrozenConfigDict,
+) -> dict[str, float | None]:
+  """The numbers of results.json; None where there is nothing to measure.
+
+  Args:
+    train: features of the N training images.
+    test: features of the test images, or None without a test split.
+    labels: [N] labels that training saw, -1: none.
+    truth: [N] true labels, -1: unknown.
+    test_truth: true labels of the test images.
+    cfg: settings.
+
+  Returns:
+    pseudo_label_accuracy: on unlabelled training images, by the vote in the
+      final queue (by the classifier, when it trains the encoder: the
+      supervised-only baseline). classifier_top1: the classifier that trained
+      along. knn_top1: encoder features against the labelled training images.
+      linear_labelled_top1, linear_all_top1: logistic regression on the
+      features of the labelled images, of all.
+  """
+  labelled = labels >= 0
+  guesses = train.votes if cfg.classifier.detached else train.guesses
+  names = ('classifier_top1', 'knn_top1') + (
+      'linear_labelled_top1', 'linear_all_top1',
+  )  # fmt: skip
+  result = dict.fromkeys(('pseudo_label_accuracy',) + names)
+  if not any(labelled):
+    return result | _all_labels_probe(train, test, truth, test_truth, cfg)
+  result['pseudo_label_accuracy'] = accuracy(
+      guesses, np.where(labelled, -1, truth)
+  )
+  if test is None:
+    return result
+  result['classifier_top1'] = accuracy(test.guesses, test_truth)
+  keys = train.embeddings[labelled]
+  result['knn_top1'] = accuracy(
+      knn_predict(test.embeddings, keys, labels[labelled], cfg.evaluation.k),
+      test_truth,
+  )
+  if cfg.evaluation.probes:
+    predicted = linear_probe(
+        keys, labels[labelled], test.embeddings, cfg.evaluation.probe_c
+    )
+    result['linear_labelled_top1'] = accuracy(predicted, test_truth)
+  return result | _all_labels_probe(train, test, truth, test_truth, cfg)
+
+
+def _all_labels_probe(train, test, truth, test_truth, cfg):
+  known = truth >= 0
+  if test is None or not cfg.evaluation.probes or not any(known):
+    return {}
+  predicted = linear_probe(
+      train.embeddings[known],
+      truth[known],
+      test.embeddings,
+      cfg.evaluation.probe_c,
+  )
+  return {'linear_all_top1': accuracy(predicted, test_truth)}

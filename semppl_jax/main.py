@@ -1,0 +1,98 @@
+"""The command line: one config, one folder, one task.
+
+  python -m semppl_jax.main --config=experiments/digits.py --workdir=runs/digits
+
+Settings are overridden with --config.KEY=VALUE. The exit status is 0 when the
+run is finished, 2 for a mistake in settings or input (one line says which),
+128 + N after signal N (the state is saved; the same command goes on).
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from semppl_jax import config
+from semppl_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Experiment config, e.g. experiments/digits.py.',
+    lock_config=True,
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run.')
+
+USER_ERROR = 2
+
+
+def run(argv: Sequence[str]) -> dict[str, Any] | None:
+  """Runs the config's task and prints its results as a table."""
+  if len(argv) > 1:
+    raise UserError(f'Unexpected argument {argv[1]!r}; see --helpshort.')
+  for name, flag in (('config', _CONFIG), ('workdir', _WORKDIR)):
+    if flag.value is None:
+      raise UserError(f'--{name} is missing; see --helpshort.')
+  # Imported late: a wrong flag is refused before JAX starts.
+  from semppl_jax import pretrain, report
+
+  results = pretrain.pretrain(_CONFIG.value, _WORKDIR.value)
+  print(report.table(results))
+  print(f'Results, plots and checkpoints: {_WORKDIR.value}')
+  return results
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """absl's parser, with a line that helps for a misspelt --config key."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    raise UserError(_explain(argv, e)) from e
+  except OSError as e:
+    raise UserError(f'--config: {e.strerror}: {e.filename}') from e
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+  """One line for what went wrong with the flags."""
+  known = _flatten(config.default())
+  for argument in argv[1:]:
+    found = re.match(r'--config\.([^=]+)', argument)
+    if found and found.group(1) not in known:
+      key = found.group(1)
+      return f'Unknown config key {key!r}{config.nearest_name(key, known)}'
+  return str(error).splitlines()[0]
+
+
+def _flatten(cfg: Any, prefix: str = '') -> list[str]:
+  names = []
+  for key, value in cfg.items():
+    name = prefix + key
+    names += _flatten(value, name + '.') if hasattr(value, 'items') else [name]
+  return names
+
+
+def _guarded(argv: Sequence[str]) -> None:
+  try:
+    run(argv)
+  except UserError as e:
+    _exit(e)
+
+
+def _exit(error: UserError) -> None:
+  print(f'error: {error}', file=sys.stderr)
+  sys.exit(USER_ERROR)
+
+
+def main() -> None:
+  """Entry point of `python -m semppl_jax.main`."""
+  logging.set_verbosity(logging.INFO)
+  try:
+    argv = _parse(sys.argv)
+  except UserError as e:
+    _exit(e)
+  app.run(_guarded, argv=[argv[0]] + argv[1:], flags_parser=lambda args: args)
+
+
+if __name__ == '__main__':
+  main()

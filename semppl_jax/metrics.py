@@ -1,0 +1,146 @@
+"""Numbers of a run: what counts as right, and where the numbers are written.
+
+WORKDIR/metrics.jsonl has one JSON object per logged step, 'step' first, each
+step at most once and in rising order; what is not a finite number is null.
+WORKDIR/tensorboard has the same numbers as TensorBoard events.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorboardX
+
+from semppl_jax.errors import UserError
+
+_FILE = 'metrics.jsonl'
+
+
+def topk_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+  """Whether the true class is among the k with the largest logits.
+
+  Equal logits: the smaller class id stands first, so that a constant output
+  scores chance, not 100%. A NaN in a row makes the row wrong.
+
+  Args:
+    logits: [n, K] float.
+    labels: [n] int; -1 (unlabelled) is never right.
+    k: how many guesses count; above K, all do.
+
+  Returns:
+    [n] bool.
+  """
+  best = jax.lax.top_k(logits, min(k, logits.shape[-1]))[1]  # [n, k]
+  hit = jnp.any(best == labels[:, None], axis=-1)
+  return hit & ~jnp.any(jnp.isnan(logits), axis=-1)
+
+
+class MetricsWriter:
+  """Appends to the metrics of a work directory.
+
+  Args:
+    workdir: made if it is not there.
+    step: the number of steps done. What an earlier process wrote of later
+      steps is dropped: this one will write it again.
+  """
+
+  def __init__(self, workdir: str, *, step: int):
+    folder = pathlib.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _FILE
+    if path.exists():
+      rows = [row for row in _rows(path) if row['step'] <= step]
+      _replace(path, ''.join(json.dumps(row) + '\n' for row in rows))
+    self._file = path.open('a', encoding='utf-8')
+    # A file that this one takes over is cut after `step`, as the lines are.
+    self._events = tensorboardX.SummaryWriter(
+      str(folder / 'tensorboard'), purge_step=step + 1
+    )
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes one line, at once; values are scalars of any numeric kind."""
+    row = {'step': int(step)} | {k: _plain(v) for k, v in values.items()}
+    self._file.write(json.dumps(row, allow_nan=False) + '\n')
+    self._file.flush()
+    for name, value in row.items():
+      if name != 'step' and value is not None:
+        self._events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Closes both; a second call does nothing."""
+    self._file.close()
+    self._events.close()
+
+
+def read(workdir: str) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl, without a last one that was cut off.
+
+  Raises:
+    FileNotFoundError: nothing was ever logged here.
+  """
+  return _rows(pathlib.Path(workdir) / _FILE)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+  """Writes a JSON file whole or not at all, in the order of the dicts.
+
+  NumPy and JAX scalars and arrays become numbers and lists; what is not finite
+  becomes null.
+  """
+  text = json.dumps(_plain(obj), indent=2, allow_nan=False)
+  _replace(pathlib.Path(path), text + '\n')
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """What `write_json` wrote; None if there is no such file.
+
+  Raises:
+    UserError: the file is not JSON.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return None
+  except ValueError:
+    raise UserError(f'{path} is not JSON: mend it or delete it.') from None
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  rows = []
+  for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      continue  # a process was stopped in the middle of this line
+    if isinstance(row, dict) and 'step' in row:
+      rows.append(row)
+  return rows
+
+
+def _plain(value: Any) -> Any:
+  """In JSON's own types; not finite: None."""
+  if isinstance(value, Mapping):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(v) for v in value]
+  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    # float() by hand: tolist() leaves a bfloat16 as it is.
+    value = np.asarray(value)
+    whole = value.dtype.kind in 'biuSU'
+    return _plain((value if whole else value.astype(np.float64)).tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  """Writes a file that others see whole or not at all."""
+  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  part.write_text(text, encoding='utf-8')
+  os.replace(part, path)

@@ -1,0 +1,252 @@
+"""The update of SemPPL, from images to metrics. Pure: no I/O, no clock but step.
+
+Runs inside `parallel.map_step`. Shapes: B images over D devices, b = B/D here;
+V_L large and V_S small views, V = V_L + V_S; d the embedding size; S draws of
+semantic positives; n negatives. Source: SemPPL (Bosnjak et al., ICLR 2023),
+with ReLICv2's losses and BYOL's networks and target update.
+"""
+
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from semppl_jax import label_queue
+from semppl_jax import losses
+from semppl_jax import negatives
+from semppl_jax import networks as networks_lib
+from semppl_jax import objective
+from semppl_jax import parallel
+from semppl_jax import passes
+from semppl_jax import pseudo_labels
+from semppl_jax import schedules
+from semppl_jax import structs
+from semppl_jax import views as views_lib
+from semppl_jax.train_state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+class Setup(NamedTuple):
+  """What is fixed for a whole run: nothing here is traced."""
+
+  cfg: ml_collections.FrozenConfigDict
+  nets: networks_lib.Networks
+  optimizer: optax.GradientTransformation  # without its learning rate
+  total_steps: int
+  warmup_steps: int
+
+
+class Keys(NamedTuple):
+  """Randomness of one step, by the image's place in the global batch."""
+
+  places: jax.Array  # [b] int32, places of this device's images
+  views: jax.Array  # [b] keys
+  negatives: jax.Array  # [b] keys
+  positives: jax.Array  # [B] keys, of all images: every device draws for all
+
+
+class Gathered(NamedTuple):
+  """What every device knows of the whole batch."""
+
+  targets: jax.Array  # [V_L, B, d] target projections, unit vectors
+  labels: jax.Array  # [B] int32, -1: unlabelled
+  ids: jax.Array  # [B] int32
+
+
+def train_step(
+    state: TrainState, batch: structs.Batch, base_key: jax.Array, *, setup: Setup
+) -> tuple[TrainState, Metrics, jax.Array]:
+  """One update on one device's part of the batch.
+
+  Args:
+    state: see TrainState.
+    batch: b images with their labels and ids.
+    base_key: the run's key, the same at every step and on every device.
+    setup: networks, optimiser and settings.
+
+  Returns:
+    The new state, metrics (scalars, equal on all devices) and the
+    pseudo-labels, [b] int32: where there is a true label, that one; -1: none.
+  """
+  cfg, nets = setup.cfg, setup.nets
+  keys = step_keys(base_key, state.step, len(batch.labels))
+  views = views_lib.make_views(keys.views, batch.images, cfg.views)
+
+  # Target network: large views only. Its projections are every loss's
+  # candidates and, where the image is labelled, the queue's newest entries.
+  target, target_state = passes.encode(
+      nets.target, state.target_params, state.target_state,
+      (views.large,), one_pass=cfg.views.one_pass,
+  )  # fmt: skip
+  targets = passes.unit(target.projection)  # [V_L, b, d]
+  everyone = Gathered(
+      targets=parallel.gather(targets, axis=1),  # [V_L, B, d]
+      labels=parallel.gather(batch.labels),  # [B]
+      ids=parallel.gather(batch.ids),  # [B]
+  )
+  # Push before the vote: the batch's own labelled images are the freshest
+  # neighbours there are.
+  queue = label_queue.push(state.queue, *everyone)
+
+  # Online network: all views. The vote, the positives and the losses follow.
+  grads, aux = jax.grad(loss_fn, has_aux=True)(
+      state.online_params, state.online_state, views, targets, batch, queue,
+      everyone, keys, setup,
+  )  # fmt: skip
+  online_state, metrics, labels = aux
+  grads, metrics = parallel.mean((grads, metrics))
+
+  rate = schedules.learning_rate(
+      state.step, base=cfg.optimizer.learning_rate, batch_size=cfg.batch_size,
+      total_steps=setup.total_steps, warmup_steps=setup.warmup_steps,
+  )  # fmt: skip
+  updates, opt_state = setup.optimizer.update(
+      grads, state.opt_state, state.online_params
+  )
+  updates = jax.tree.map(lambda u: -rate * u, updates)
+  online_params = optax.apply_updates(state.online_params, updates)
+
+  keep = schedules.ema_rate(
+      state.step, base=cfg.ema.base, total_steps=setup.total_steps,
+      constant=cfg.ema.constant,
+  )  # fmt: skip
+  target_params = optax.incremental_update(
+      networks_lib.target_tree(online_params), state.target_params, 1 - keep
+  )
+  metrics |= {
+      'grad_norm': optax.global_norm(grads),
+      'learning_rate': rate,
+      'ema_rate': keep,
+      'queue_fill': label_queue.fill(queue),
+      'embedding_std': passes.spread(everyone.targets),
+  }
+  new_state = TrainState(
+      state.step + 1, online_params, online_state, target_params, target_state,
+      opt_state, queue,
+  )  # fmt: skip
+  return new_state, metrics, labels
+
+
+def loss_fn(
+    params: hk.Params,
+    bn_state: hk.State,
+    views: structs.Views,
+    targets: jax.Array,
+    batch: structs.Batch,
+    queue: label_queue.LabelQueue,
+    everyone: Gathered,
+    keys: Keys,
+    setup: Setup,
+) -> tuple[jax.Array, tuple[hk.State, Metrics, jax.Array]]:
+  """This device's part of the loss; its mean over devices is the loss.
+
+  Returns:
+    The loss [], and (BatchNorm state, metrics, pseudo-labels [b]).
+  """
+  cfg = setup.cfg
+  outputs, bn_state = passes.encode(
+      setup.nets.online, params, bn_state, views, one_pass=cfg.views.one_pass
+  )
+  online = passes.unit(outputs.prediction)  # [V, b, d]
+
+  # Pseudo-labels: a vote among the nearest labelled images; labels overrule.
+  labels, vote_metrics = assign_labels(
+      online[: cfg.views.num_large], batch, everyone.ids, queue, cfg
+  )  # [b]
+  all_labels = parallel.gather(labels)  # [B]
+
+  # Semantic positives: labelled images with the same (pseudo-)label.
+  slots, exists = label_queue.sample_positives(
+      queue, keys.positives, all_labels,
+      num_draws=cfg.loss.num_semantic_positives,
+  )  # [B, S], [B]  # fmt: skip
+  positives = label_queue.fetch(queue, slots)  # [S, V_L, b, d]
+  has_positive = exists[keys.places]  # [b]
+
+  # Negatives: other images of the global batch, the same in all four terms.
+  others, present = negatives.sample(
+      keys.negatives, keys.places, all_labels,
+      num_negatives=cfg.loss.num_negatives,
+      exclude_same_label=cfg.loss.exclude_same_label,
+  )  # [b, n], [b, n]  # fmt: skip
+  against = everyone.targets[:, others]  # [V_L, b, n, d]
+  scores = lambda chosen: losses.scores(
+      online, chosen, against, temperature=cfg.loss.temperature, mask=present
+  )
+  augm = scores(targets)  # [V, V_L, b, 1 + n]
+  sempos = jax.vmap(scores)(positives)  # [S, V, V_L, b, 1 + n]
+
+  # Losses: per image, then means over the images of all devices that count.
+  counted = present.any(axis=-1)  # [b], all True unless negatives are excluded
+  parts = objective.terms(augm, sempos, counted, counted & has_positive, cfg)
+  loss = objective.weighted_sum(parts, cfg)
+  monitor = objective.classifier(
+      None if outputs.logits is None else outputs.logits[: cfg.views.num_large],
+      batch.labels,
+  )
+  everybody = jnp.ones_like(has_positive)
+  metrics = {'loss': loss} | parts | vote_metrics | monitor
+  metrics['positive_share'] = parallel.masked_mean(has_positive, everybody)
+  total = loss + cfg.classifier.weight * monitor['loss_classifier']
+  return total, (bn_state, metrics, labels)
+
+
+def assign_labels(
+    online: jax.Array,
+    batch: structs.Batch,
+    all_ids: jax.Array,
+    queue: label_queue.LabelQueue,
+    cfg: ml_collections.FrozenConfigDict,
+) -> tuple[jax.Array, Metrics]:
+  """Votes of the nearest labelled images; a true label overrules them.
+
+  Args:
+    online: [V_L, b, d] online predictions of large views, unit vectors.
+    batch: this device's images.
+    all_ids: [B] ids of all images.
+    queue: with this batch's labelled images in it.
+    cfg: settings.
+
+  Returns:
+    (Pseudo-)labels [b] int32, -1: none; and metrics. The accuracy on labelled
+    images is that of a second look-up, blind to the image's own entries.
+  """
+  queries = parallel.gather(jax.lax.stop_gradient(online), axis=1)  # [V_L, B, d]
+  blind_to = jnp.stack([jnp.full_like(all_ids, -2), all_ids])  # [2, B]
+  found = label_queue.nearest(
+      queue, queries, blind_to, k=cfg.queue.k, block_size=cfg.queue.block_size
+  )  # [2, b, V_L * V_L * k]
+  voted, share = pseudo_labels.vote(found.labels, found.similarity)  # [2, b]
+  labels = pseudo_labels.assign(
+      voted[0], share[0], batch.labels, cfg.queue.min_share
+  )
+  labelled = batch.labels >= 0
+  right = voted[1] == batch.labels
+  return labels, {
+      'vote_share': parallel.masked_mean(share[0], ~labelled),
+      'pseudo_label_share': parallel.masked_mean(labels >= 0, ~labelled),
+      'labelled_vote_accuracy': parallel.masked_mean(right, labelled),
+  }
+
+
+def step_keys(base_key: jax.Array, step: jax.Array, per_device: int) -> Keys:
+  """Keys that derive from the run, the step and the place in the batch only.
+
+  So neither a resumed run nor another number of devices changes a draw.
+  """
+  fold = jax.random.fold_in
+  step_key = fold(base_key, step)
+  batch_size = per_device * parallel.size()
+  places = parallel.index() * per_device + jnp.arange(per_device)  # [b]
+  every = jax.vmap(lambda i: fold(step_key, i))(jnp.arange(batch_size))  # [B]
+  purpose = jax.vmap(fold, in_axes=(0, None))
+  return Keys(
+      places=places,
+      views=purpose(every[places], 0),
+      negatives=purpose(every[places], 1),
+      positives=purpose(every, 2),
+  )

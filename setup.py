@@ -1,0 +1,39 @@
+"""Installs semppl_jax; exact versions that are tested: requirements.txt."""
+
+import pathlib
+
+import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+
+setuptools.setup(
+  name='semppl-jax',
+  version='0.1.0',
+  description='SemPPL: semantic positives via pseudo-labels, in JAX and Haiku.',
+  long_description=(_HERE / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['semppl_jax', 'semppl_jax.*']),
+  install_requires=[
+    'absl-py>=2.1',
+    'dm-haiku>=0.0.16',
+    'dm-pix>=0.4.3',
+    'grain>=0.2.12',
+    'jax>=0.10',
+    'matplotlib>=3.8',
+    'ml-collections>=1.0',
+    'numpy>=2.0',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11',
+    'pillow>=10',
+    'scikit-learn>=1.5',
+    'tensorboardX>=2.6',
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'cuda': ['jax[cuda12]>=0.10'],
+    'test': ['hypothesis>=6.100', 'pytest>=8', 'ruff>=0.6'],
+    'tpu': ['jax[tpu]>=0.10'],
+  },
+)

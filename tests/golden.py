@@ -1,0 +1,71 @@
+"""Golden numbers: what DeepMind's release printed, and how its inputs arise.
+
+The files in golden_data/ hold outputs of the public SemPPL release (jax 0.4.13,
+haiku 0.0.9) only. Weights and inputs are not stored: `fill` makes them anew.
+"""
+
+import pathlib
+import zlib
+
+import numpy as np
+
+_FOLDER = pathlib.Path(__file__).parent / 'golden_data'
+
+
+def path(name: str) -> str:
+  """Where a golden file lies, e.g. `path('lars.npz')`."""
+  return str(_FOLDER / name)
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+  """All arrays of a golden .npz file."""
+  with np.load(path(name)) as file:
+    return dict(file)
+
+
+def fill(name: str, shape: tuple[int, ...], scale: float) -> np.ndarray:
+  """Float32 noise that depends on nothing but its name."""
+  random = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF)
+  return random.standard_normal(shape).astype(np.float32) * np.float32(scale)
+
+
+def _param(module: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  full = f'{module}/{name}'
+  if name == 'w':
+    return fill(full, shape, 1 / np.sqrt(np.prod(shape[:-1])))
+  if name == 'scale':
+    return np.float32(1) + fill(full, shape, 0.1)
+  return fill(full, shape, 0.1)
+
+
+def params(shapes):
+  """Weights by the fill rule; `shapes` is {module: {name: shape}}."""
+  return {
+      module: {name: _param(module, name, tuple(s)) for name, s in leaves.items()}
+      for module, leaves in shapes.items()
+  }
+
+
+def _average(module: str, shape: tuple[int, ...]) -> np.ndarray:
+  name = f'{module}/average'
+  if module.endswith('var_ema'):
+    return np.float32(1) + np.float32(0.1) * np.abs(fill(name, shape, 1.0))
+  return fill(name, shape, 0.1)
+
+
+def state(shapes):
+  """BatchNorm running statistics by the fill rule, after one update."""
+  return {
+      module: {
+          'average': _average(module, tuple(leaves['average'])),
+          'hidden': _average(module, tuple(leaves['average'])),
+          'counter': np.int32(1),
+      }
+      for module, leaves in shapes.items()
+  }
+
+
+def images(arch: str) -> np.ndarray:
+  """The golden input batch of an architecture: [2, 64, 64, 3] in (0, 1)."""
+  x = fill(f'input/{arch}', (2, 64, 64, 3), 1)
+  return np.float32(1) / (np.float32(1) + np.exp(-x))

@@ -1,0 +1,305 @@
+"""Networks against the release's trees and numbers, and over a mapped axis."""
+
+import functools
+import gzip
+import json
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semppl_jax import errors, networks, parallel
+
+ARCHS = (
+  'TinyResNet', 'ResNet18', 'ResNet34', 'ResNet50_w1', 'ResNet50_w2',
+  'ResNet50_w4', 'ResNet101_w1', 'ResNet152_w1', 'ResNet200_w1',
+  'ResNet200_w2',
+)  # fmt: skip
+SMALL = {
+  'encoder': 'digits',
+  'stem': 'small',
+  'projector_hidden': 12,
+  'embedding_size': 6,
+  'num_classes': 3,
+}
+
+
+@functools.cache
+def release_archs():
+  with gzip.open(golden.path('release_trees.json.gz')) as file:
+    return json.load(file)['archs']
+
+
+def encoder_of(arch, **settings):
+  name = {'TinyResNet': 'tiny'}.get(arch, arch.split('_')[0].lower())
+  width = release_archs()[arch]['width_multiplier']
+  return networks.build(encoder=name, width=width, **settings)
+
+
+def golden_trees(arch):
+  tree = release_archs()[arch]
+  return golden.params(tree['params']), golden.state(tree['state'])
+
+
+def shapes(tree):
+  return {
+    module: {name: list(x.shape) for name, x in leaves.items()}
+    for module, leaves in tree.items()
+  }
+
+
+def digits(count):
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.uniform(size=(count, 8, 8, 3)), jnp.float32)
+
+
+def jitted(apply):
+  return jax.jit(apply, static_argnums=3)
+
+
+@functools.cache
+def small_trees():
+  """Params, and the state after one pass in training mode."""
+  nets = networks.build(**SMALL, cross_replica=False)
+  params, state = jax.jit(nets.init)(jax.random.key(0), digits(8))
+  _, state = jitted(nets.online)(params, state, digits(8), True)
+  return params, state
+
+
+def assert_trees_close(actual, expected, **tolerance):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, **tolerance), actual, expected
+  )
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_trees_equal_the_release(arch):
+  nets = encoder_of(arch, projector_hidden=4, embedding_size=2)
+  images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+  trees = jax.eval_shape(nets.init, jax.random.key(0), images)
+  for tree, kind in zip(trees, ('params', 'state')):
+    own = {
+      module: leaves
+      for module, leaves in shapes(tree).items()
+      if module.split('/')[0] not in ('projector', 'predictor')
+    }
+    assert own == release_archs()[arch][kind]
+    dtypes = {'counter': jnp.int32}
+    for leaves in tree.values():
+      for name, x in leaves.items():
+        assert x.dtype == dtypes.get(name, jnp.float32)
+
+
+def test_heads_equal_the_releases():
+  # Those of BYOL's tiny checkpoint: 8 -> 64 -> 32, 32 -> 64 -> 32, 8 -> 10.
+  nets = networks.build(
+    encoder='tiny', projector_hidden=64, embedding_size=32, num_classes=10
+  )
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+  params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
+  norm = {'scale': [64], 'offset': [64]}
+  average = {'average': [64], 'hidden': [64], 'counter': []}
+  heads = lambda tree: {
+    module: leaves
+    for module, leaves in shapes(tree).items()
+    if not module.startswith('tiny_res_net/')
+  }
+  # BatchNorm keeps the rank of what it normalises: [1, 64].
+  norm = {name: [1] + size for name, size in norm.items()}
+  average |= {'average': [1, 64], 'hidden': [1, 64]}
+  assert heads(params) == {
+    'projector/linear': {'w': [8, 64], 'b': [64]},
+    'projector/batch_norm': norm,
+    'projector/linear_1': {'w': [64, 32]},
+    'predictor/linear': {'w': [32, 64], 'b': [64]},
+    'predictor/batch_norm': norm,
+    'predictor/linear_1': {'w': [64, 32]},
+    'classifier': {'w': [8, 10], 'b': [10]},
+  }
+  assert heads(state) == {
+    f'{head}/batch_norm/~/{moment}_ema': average
+    for head in ('projector', 'predictor')
+    for moment in ('mean', 'var')
+  }
+
+
+@pytest.mark.parametrize(
+  'arch',
+  (
+    'TinyResNet',
+    'ResNet18',
+    'ResNet50_w1',
+    pytest.param('ResNet50_w2', marks=pytest.mark.long),
+  ),
+)
+def test_eval_embedding_equals_the_release(arch):
+  params, state = golden_trees(arch)
+  encode = jitted(encoder_of(arch).encode)
+  embedding, new_state = encode(params, state, golden.images(arch), False)
+  expected = golden.load('release_forward.npz')[f'{arch}/eval_embedding']
+  np.testing.assert_allclose(embedding, expected, atol=2e-5, rtol=1e-5)
+  assert_trees_close(new_state, state, rtol=0)
+
+
+def test_training_pass_equals_the_release():
+  file = golden.load('release_forward.npz')
+  read = lambda key: file[f'TinyResNet/train_{key}']
+  params, state = golden_trees('TinyResNet')
+  encode = jitted(encoder_of('TinyResNet', cross_replica=False).encode)
+  embedding, state = encode(params, state, golden.images('TinyResNet'), True)
+  np.testing.assert_allclose(embedding, read('embedding'), atol=1e-4)
+  names = [str(name) for name in read('state_names')]
+  assert names == sorted(state)
+  counters = [state[name]['counter'] for name in names]
+  np.testing.assert_array_equal(counters, read('state_counter'))
+  for name in names:
+    for leaf in ('average', 'hidden'):
+      expected = read(f'state_full/{name}/{leaf}')
+      np.testing.assert_allclose(state[name][leaf], expected, atol=1e-4)
+
+
+def test_init_needs_no_axis_and_bears_one():
+  nets = networks.build(**SMALL)  # cross_replica
+  params, state = jax.jit(nets.init)(jax.random.key(0), digits(2))
+  mapped = jax.vmap(nets.init, in_axes=(None, 0), axis_name=parallel.AXIS)
+  inside = parallel.first(jax.jit(mapped)(jax.random.key(0), digits(2)[None]))
+  assert_trees_close(inside, (params, state), rtol=1e-6)
+  assert not any(x.any() for x in jax.tree.leaves(state))  # empty averages
+  assert_trees_close(params, small_trees()[0], rtol=1e-6)
+
+
+def test_synchronised_batch_norm_equals_one_device():
+  devices = jax.devices()[:4]
+  params, state = small_trees()
+  whole = jitted(networks.build(**SMALL, cross_replica=False).online)
+  expected, new_state = whole(params, state, digits(8), True)
+  mapped = jax.pmap(
+    functools.partial(networks.build(**SMALL).online, is_training=True),
+    axis_name=parallel.AXIS,
+    in_axes=(None, None, 0),
+    devices=devices,
+  )
+  outputs, states = mapped(params, state, parallel.shard(digits(8), 4))
+  joined = jax.tree.map(lambda x: x.reshape((8,) + x.shape[2:]), outputs)
+  assert_trees_close(joined, expected, atol=1e-5)
+  for device in range(4):
+    one = jax.tree.map(lambda x, d=device: x[d], states)
+    assert_trees_close(one, new_state, atol=1e-6)
+
+
+def test_training_without_the_axis_fails():
+  params, state = small_trees()
+  nets = networks.build(**SMALL)
+  with pytest.raises(NameError, match=parallel.AXIS):
+    jax.eval_shape(jitted(nets.online), params, state, digits(2), True)
+
+
+def test_evaluation_sees_one_image_at_a_time():
+  params, state = small_trees()
+  online = jitted(networks.build(**SMALL).online)
+  outputs, new_state = online(params, state, digits(8), False)
+  alone, _ = online(params, state, digits(8)[:1], False)
+  first = jax.tree.map(lambda x: x[:1], outputs)
+  assert_trees_close(alone, first, atol=1e-5)
+  assert_trees_close(new_state, state, rtol=0)
+
+
+def test_target_is_the_online_network_without_its_last_parts():
+  params, state = small_trees()
+  nets = networks.build(**SMALL, cross_replica=False)
+  trees = networks.target_tree(params), networks.target_tree(state)
+  for tree in trees:
+    parts = {module.split('/')[0] for module in tree}
+    assert parts == {'digits_res_net', 'projector'}
+  outputs, new_state = jitted(nets.target)(*trees, digits(8), True)
+  online, online_state = jitted(nets.online)(params, state, digits(8), True)
+  assert outputs.prediction is None
+  assert outputs.logits is None
+  np.testing.assert_allclose(outputs.embedding, online.embedding, atol=1e-5)
+  np.testing.assert_allclose(outputs.projection, online.projection, atol=1e-5)
+  assert outputs.projection.shape == online.prediction.shape == (8, 6)
+  assert_trees_close(new_state, networks.target_tree(online_state), atol=1e-5)
+
+
+@pytest.mark.parametrize('detached', (True, False))
+def test_classifier_trains_the_encoder_only_if_asked(detached):
+  params, state = small_trees()
+  nets = networks.build(**SMALL, classifier_detached=detached)
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    outputs, _ = nets.online(params, state, digits(8), False)
+    return jnp.sum(outputs.logits[:, 0])
+
+  grads = gradient(params)
+  moved = {
+    module.split('/')[0]
+    for module, leaves in grads.items()
+    if any(jnp.any(x != 0) for x in leaves.values())
+  }
+  assert moved == {'classifier'} | (set() if detached else {'digits_res_net'})
+
+
+def test_no_classes_no_classifier():
+  nets = networks.build(**SMALL | {'num_classes': 0})
+  params, _ = jax.eval_shape(nets.init, jax.random.key(0), digits(2))
+  assert 'classifier' not in params
+  state = small_trees()[1]
+  images = digits(2)
+  call = functools.partial(nets.online, is_training=False)
+  outputs, _ = jax.eval_shape(call, small_trees()[0], state, images)
+  assert outputs.logits is None
+  assert outputs.prediction.shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+  'stem, kernel, sides',
+  (
+    # Stem, then shortcut and two convolutions in each of three groups.
+    ('small', 3, [16] * 4 + [8] * 3 + [4] * 3),
+    ('imagenet', 7, [8] + [4] * 3 + [2] * 3 + [1] * 3),
+  ),
+)
+def test_stem_and_strides_set_the_resolution(stem, kernel, sides):
+  nets = networks.build(**SMALL | {'stem': stem})
+  images = jnp.zeros((2, 16, 16, 3))
+  trees = jax.eval_shape(nets.init, jax.random.key(0), images)
+  assert trees[0]['digits_res_net/~/initial_conv']['w'].shape == (
+    kernel, kernel, 3, 16,
+  )  # fmt: skip
+  encode = functools.partial(nets.encode, is_training=False)
+  jaxpr = jax.make_jaxpr(encode)(*trees, images)
+  convolutions = [
+    equation.outvars[0].aval.shape
+    for equation in jaxpr.eqns
+    if equation.primitive.name == 'conv_general_dilated'
+  ]
+  assert [shape[1] for shape in convolutions] == sides
+  assert jaxpr.out_avals[0].shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  (
+    ({'encoder': 'resnet5'}, r"'resnet5'.*resnet18.*mean 'resnet50'\?"),
+    ({'encoder': 'digit'}, r"'digit'.*mean 'digits'\?"),
+    ({'encoder': 'tiny', 'stem': 'cifar'}, "'cifar'.*imagenet, small"),
+    ({'encoder': 'tiny', 'width': 0}, 'width 0 '),
+    ({'encoder': 'tiny', 'width': 1.5}, 'width 1.5 '),
+  ),
+)
+def test_wrong_settings_are_named(settings, message):
+  with pytest.raises(errors.UserError, match=message) as error:
+    networks.build(**settings)
+  assert '\n' not in str(error.value)
+
+
+def test_integer_images_are_refused():
+  nets = networks.build(**SMALL)
+  images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
+  with pytest.raises(errors.UserError, match='uint8'):
+    jax.eval_shape(nets.init, jax.random.key(0), images)

@@ -1,0 +1,167 @@
+"""LARS against the release's numbers; AdamW and SGD against NumPy."""
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from semppl_jax import errors, optimizers
+
+RELEASE = {
+  'weight_decay': 1e-6,
+  'momentum': 0.9,
+  'trust_coefficient': 1e-3,
+}
+TREE = {
+  'net/~/conv': {'w': (3, 3, 4, 8)},
+  'net/~/batch_norm': {'scale': (1, 1, 1, 8), 'offset': (1, 1, 1, 8)},
+  'net/linear': {'w': (8, 16), 'b': (16,)},
+  'net/zero_linear': {'w': (16, 4)},
+}
+
+
+def by_name(tree):
+  return {
+    f'{m}/{n}': x for m, leaves in tree.items() for n, x in leaves.items()
+  }
+
+
+def golden_grads(step):
+  return {
+    module: {
+      name: golden.fill(f'grad/{step}/{module}/{name}', shape, 0.01)
+      for name, shape in leaves.items()
+    }
+    for module, leaves in TREE.items()
+  }
+
+
+def golden_tree(file, kind, step):
+  return {
+    key.split('|')[1]: value
+    for key, value in file.items()
+    if key.startswith(f'{kind}@{step}|')
+  }
+
+
+def momentum_of(opt_state):
+  return optax.tree_utils.tree_get(opt_state, 'trace')
+
+
+def test_lars_equals_the_release():
+  file = golden.load('lars.npz')
+  params = golden.params(TREE)
+  params['net/zero_linear']['w'] = np.zeros((16, 4), np.float32)
+  optimizer = optimizers.lars(**RELEASE)
+  opt_state = optimizer.init(params)
+
+  @jax.jit
+  def update(params, opt_state, grads, rate):
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    updates = jax.tree.map(lambda u: -rate * u, updates)
+    return optax.apply_updates(params, updates), opt_state
+
+  checked = 0
+  for step in range(30):
+    rate = file['learning_rates'][step]
+    params, opt_state = update(params, opt_state, golden_grads(step), rate)
+    expected = golden_tree(file, 'params', step + 1)
+    moments = golden_tree(file, 'momentum', step + 1)
+    for name in expected:
+      close = {'rtol': 1e-6, 'atol': 1e-6}
+      np.testing.assert_allclose(by_name(params)[name], expected[name], **close)
+      trace = by_name(momentum_of(opt_state))
+      np.testing.assert_allclose(trace[name], moments[name], **close)
+      checked += 1
+  assert checked == 5 * len(by_name(params))  # after 1, 2, 5, 10, 30 updates
+
+
+def test_lars_by_hand():
+  params = {'a': {'w': jnp.array([3.0, 4.0]), 'b': jnp.array([2.0])}}
+  grads = {'a': {'w': jnp.array([0.0, 2.0]), 'b': jnp.array([1.0])}}
+  optimizer = optimizers.lars(
+    weight_decay=0.0, momentum=0.5, trust_coefficient=0.1
+  )
+  opt_state = optimizer.init(params)
+  first, opt_state = optimizer.update(grads, opt_state, params)
+  second, _ = optimizer.update(grads, opt_state, params)
+  # Length 0.1 x 5 in the gradient's direction; biases as they are.
+  np.testing.assert_allclose(first['a']['w'], [0, 0.5], rtol=1e-6)
+  np.testing.assert_allclose(first['a']['b'], [1.0])
+  np.testing.assert_allclose(second['a']['w'], [0, 0.75], rtol=1e-6)
+
+
+def test_lars_decays_weights_before_the_trust_ratio():
+  params = {'a': {'w': jnp.array([3.0, 4.0]), 'b': jnp.array([2.0])}}
+  grads = jax.tree.map(jnp.zeros_like, params)
+  optimizer = optimizers.lars(
+    weight_decay=0.01, momentum=0.0, trust_coefficient=0.1
+  )
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  # Only the decay is left, scaled to 0.1 x 5; the bias does not decay.
+  np.testing.assert_allclose(updates['a']['w'], [0.3, 0.4], rtol=1e-6)
+  np.testing.assert_array_equal(updates['a']['b'], [0.0])
+
+
+def test_adamw_against_numpy():
+  rng = np.random.default_rng(0)
+  params = {'a': {'w': rng.normal(size=3), 'b': rng.normal(size=3)}}
+  params = jax.tree.map(np.float32, params)
+  optimizer = optimizers.adamw(weight_decay=0.1, b1=0.8, b2=0.9)
+  opt_state = optimizer.init(params)
+  mean, square = np.zeros(3), np.zeros(3)
+  for step in range(1, 4):
+    grad = rng.normal(size=3).astype(np.float32)
+    grads = {'a': {'w': grad, 'b': grad}}
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    mean = 0.8 * mean + 0.2 * grad
+    square = 0.9 * square + 0.1 * grad**2
+    adam = mean / (1 - 0.8**step)
+    adam = adam / (np.sqrt(square / (1 - 0.9**step)) + 1e-8)
+    np.testing.assert_allclose(updates['a']['b'], adam, rtol=1e-5)
+    decayed = adam + 0.1 * params['a']['w']
+    np.testing.assert_allclose(updates['a']['w'], decayed, rtol=1e-5)
+
+
+@pytest.mark.parametrize('nesterov, second', ((False, 1.5), (True, 1.75)))
+def test_sgd(nesterov, second):
+  params = {'a': {'w': jnp.ones(1)}}
+  optimizer = optimizers.sgd(momentum=0.5, nesterov=nesterov)
+  _, opt_state = optimizer.update(params, optimizer.init(params), params)
+  updates, _ = optimizer.update(params, opt_state, params)
+  # Trace 1, then 1.5; Nesterov looks one step ahead: 1 + 0.5 x 1.5.
+  np.testing.assert_allclose(updates['a']['w'], [second])
+
+
+def test_is_weight():
+  leaf = np.zeros(1)
+  mask = optimizers.is_weight(
+    {
+      'res_net50/~/initial_conv': {'w': leaf},
+      'res_net50/~/initial_batchnorm': {'scale': leaf, 'offset': leaf},
+      'projector/batch_norm': {'scale': leaf, 'offset': leaf},
+      'projector/linear': {'w': leaf, 'b': leaf},
+      'normal_net/linear': {'w': leaf},
+    }
+  )
+  weights = {name for name, yes in by_name(mask).items() if yes}
+  assert weights == {
+    'res_net50/~/initial_conv/w',
+    'projector/linear/w',
+    'normal_net/linear/w',
+  }
+
+
+def test_build_passes_settings_on():
+  params = {'a': {'w': jnp.ones(1)}}
+  optimizer = optimizers.build('sgd', momentum=0.5)
+  _, opt_state = optimizer.update(params, optimizer.init(params), params)
+  updates, _ = optimizer.update(params, opt_state, params)
+  np.testing.assert_allclose(updates['a']['w'], [1.5])
+
+
+def test_build_refuses_an_unknown_name():
+  with pytest.raises(errors.UserError, match="'lasr'.*adamw.*mean 'lars'"):
+    optimizers.build('lasr', weight_decay=0.0)
