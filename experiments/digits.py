@@ -12,37 +12,37 @@ def get_config():
   cfg.dataset.name = 'digits'
   cfg.labels.per_class = 2
   cfg.encoder.update(
-      name='digits',
-      stem='small',
-      projector_hidden=256,
-      embedding_size=64,
+    name='digits',
+    stem='small',
+    projector_hidden=256,
+    embedding_size=64,
   )
   cfg.views.update(
-      num_large=4,
-      num_small=2,
-      large_size=16,
-      small_size=8,
-      large_area=(0.4, 1.0),
-      small_area=(0.2, 0.4),
-      flip=0.0,
-      saturation=0.0,
-      hue=0.0,
-      grayscale=0.0,
-      solarize=(0.0, 0.0),
+    num_large=4,
+    num_small=2,
+    large_size=8,
+    small_size=6,
+    large_area=(0.4, 1.0),
+    small_area=(0.2, 0.4),
+    flip=0.0,
+    saturation=0.0,
+    hue=0.0,
+    grayscale=0.0,
+    solarize=(0.0, 0.0),
   )
   cfg.loss.update(
-      contrastive_weight=0.3,
-      alpha=1.0,
-      invariance_weight=1.0,
-      semantic_invariance_weight=0.0,
-      stop_gradient='teacher',
+    contrastive_weight=0.3,
+    alpha=1.0,
+    invariance_weight=1.0,
+    semantic_invariance_weight=0.0,
+    stop_gradient='teacher',
   )
   cfg.queue.capacity = 512
   cfg.optimizer.update(
-      name='adamw',
-      learning_rate=2e-3,
-      warmup_epochs=4.0,
-      weight_decay=1e-4,
+    name='adamw',
+    learning_rate=2e-3,
+    warmup_epochs=4.0,
+    weight_decay=1e-4,
   )
   cfg.ema.base = 0.97
   return cfg

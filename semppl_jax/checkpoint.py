@@ -110,11 +110,7 @@ class Checkpointer:
       for name, (dtype, shape) in wanted.items()
       if 0 in shape
     }
-    names = [name for name in wanted if name not in empty]
-    # Types are named: left alone, orbax hands some 0-d arrays back as int.
-    types = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    part = ocp.args.PyTreeRestore(item=dict(types), restore_args=types)
-    found = self._read(step, arrays=part)['arrays'] | empty
+    found = self._read(step, arrays=ocp.args.PyTreeRestore())['arrays'] | empty
     return [np.asarray(found[name]) for name in wanted]
 
   def _check(self, step: int, document: Any, wanted: dict[str, Any]) -> None:
@@ -169,8 +165,10 @@ def claim(
   text = json.dumps(config, indent=2) + '\n'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-  except FileExistsError:
-    raise UserError(f'--workdir {workdir} is a file, not a folder.') from None
+  except OSError as error:
+    raise UserError(
+      f'--workdir {workdir} cannot be made: {error.strerror}. Choose another.'
+    ) from None
   there, here = _standing(folder), dict(_flat(json.loads(text)))
   if there == here:
     return

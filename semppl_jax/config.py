@@ -16,11 +16,11 @@ from semppl_jax.errors import UserError
 
 # Settings that change how a run is watched, not what it computes.
 COSMETIC = (
-    'log_every_steps',
-    'checkpoint_every_steps',
-    'keep_checkpoints',
-    'progress',
-    'num_devices',
+  'log_every_steps',
+  'checkpoint_every_steps',
+  'keep_checkpoints',
+  'progress',
+  'num_devices',
 )
 
 
@@ -36,7 +36,8 @@ def default() -> ml_collections.ConfigDict:
   cfg.checkpoint_every_steps = 500
   cfg.keep_checkpoints = 3
   cfg.progress = True  # a progress bar on the terminal
-  cfg.dataset = ml_collections.ConfigDict({
+  cfg.dataset = ml_collections.ConfigDict(
+    {
       'name': 'synthetic',  # digits, arrays, folder, synthetic
       'path': '',  # of arrays (.npz) and folder
       'image_size': 224,  # side to which a folder's images are stored
@@ -45,14 +46,18 @@ def default() -> ml_collections.ConfigDict:
       'validation': 0,  # >0: so many training images stand in for the test
       'seed': 0,  # of the validation split, and of synthetic
       'workers': 0,  # processes that read and decode; 0: threads only
-  })
-  cfg.labels = ml_collections.ConfigDict({
+    }
+  )
+  cfg.labels = ml_collections.ConfigDict(
+    {
       'per_class': 0,  # either so many labels in each class ...
       'fraction': 0.0,  # ... or this share of them; both 0: no labels
       'share': 0.0,  # >0: this share of every batch is labelled [ours: 0]
       'seed': 0,  # which images have labels
-  })
-  cfg.encoder = ml_collections.ConfigDict({
+    }
+  )
+  cfg.encoder = ml_collections.ConfigDict(
+    {
       'name': 'resnet50',
       'width': 1,
       'stem': 'imagenet',  # or small: 3x3 stride 1 without max-pooling
@@ -60,12 +65,16 @@ def default() -> ml_collections.ConfigDict:
       'bn_eps': 1e-5,  # [P]
       'projector_hidden': 4096,  # also the predictor's [P]
       'embedding_size': 256,  # d [P]
-  })
-  cfg.classifier = ml_collections.ConfigDict({
+    }
+  )
+  cfg.classifier = ml_collections.ConfigDict(
+    {
       'weight': 1.0,  # monitoring only, while it is detached [ours]
       'detached': True,  # False: its gradient trains the encoder too
-  })
-  cfg.views = ml_collections.ConfigDict({
+    }
+  )
+  cfg.views = ml_collections.ConfigDict(
+    {
       'num_large': 4,  # V_L [ours]
       'num_small': 2,  # V_S [ours]
       'large_size': 224,  # [ours]
@@ -87,8 +96,10 @@ def default() -> ml_collections.ConfigDict:
       'solarize': (0.0, 0.2),  # probability in views of type A, of type B
       'solarize_threshold': 0.5,
       'one_pass': False,  # all views of a size in one pass [ours: no]
-  })
-  cfg.loss = ml_collections.ConfigDict({
+    }
+  )
+  cfg.loss = ml_collections.ConfigDict(
+    {
       'contrastive_weight': 0.3,  # c [ours]
       'alpha': 0.2,  # weight of the semantic positives [ours]
       'invariance_weight': 5.0,  # lambda [ours]
@@ -97,16 +108,20 @@ def default() -> ml_collections.ConfigDict:
       'num_semantic_positives': 3,  # [ours]
       'stop_gradient': 'entropy',  # ReLICv2's form, or teacher [ours]
       'exclude_same_label': False,  # no negatives of the own (pseudo-)label
-  })
+    }
+  )
   # lambda_s; None: as invariance_weight [ours]
   cfg.loss.semantic_invariance_weight = config_dict.placeholder(float)
-  cfg.queue = ml_collections.ConfigDict({
+  cfg.queue = ml_collections.ConfigDict(
+    {
       'capacity': 81_920,  # C = 20 B [ours]
       'k': 1,  # neighbours [ours]
       'block_size': 1024,  # keys per product: bounds the temporary memory
       'min_share': 0.0,  # of the votes, to get a pseudo-label [ours: 0]
-  })
-  cfg.optimizer = ml_collections.ConfigDict({
+    }
+  )
+  cfg.optimizer = ml_collections.ConfigDict(
+    {
       'name': 'lars',  # or adamw
       'learning_rate': 0.3,  # for 256 images; times B / 256 [ours]
       'warmup_epochs': 10.0,  # [ours]
@@ -115,17 +130,22 @@ def default() -> ml_collections.ConfigDict:
       'trust_coefficient': 1e-3,  # of lars [ours]
       'b1': 0.9,  # of adamw
       'b2': 0.999,  # of adamw
-  })
-  cfg.ema = ml_collections.ConfigDict({
+    }
+  )
+  cfg.ema = ml_collections.ConfigDict(
+    {
       'base': 0.996,  # of the target network [ours]
       'constant': False,  # False: rises to 1 along a cosine [P]
-  })
-  cfg.evaluation = ml_collections.ConfigDict({
+    }
+  )
+  cfg.evaluation = ml_collections.ConfigDict(
+    {
       'batch_size': 256,
       'k': 1,  # neighbours of knn_top1 among the labelled training images
       'probes': True,  # logistic regression on the frozen encoder at the end
       'probe_c': 1.0,  # its inverse L2 strength, on standardised features
-  })
+    }
+  )
   return cfg
 
 
@@ -167,55 +187,55 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   _check_labels(cfg)
   if cfg.batch_size % num_devices:
     raise UserError(
-        f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
-        'devices that share it.'
+      f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
+      'devices that share it.'
     )
   if cfg.queue.capacity % num_devices:
     raise UserError(
-        f'queue.capacity {cfg.queue.capacity} is not a multiple of the '
-        f'{num_devices} devices that share it.'
+      f'queue.capacity {cfg.queue.capacity} is not a multiple of the '
+      f'{num_devices} devices that share it.'
     )
   if cfg.batch_size <= cfg.loss.num_negatives:
     raise UserError(
-        f'batch_size {cfg.batch_size} has too few images for '
-        f'loss.num_negatives {cfg.loss.num_negatives}: it must be larger.'
+      f'batch_size {cfg.batch_size} has too few images for '
+      f'loss.num_negatives {cfg.loss.num_negatives}: it must be larger.'
     )
 
 
 # Smallest and largest value of a setting; None: no bound.
 _RANGES = {
-    'batch_size': (2, None),
-    'num_epochs': (0, None),
-    'num_devices': (0, None),
-    'log_every_steps': (1, None),
-    'checkpoint_every_steps': (1, None),
-    'keep_checkpoints': (1, None),
-    'dataset.validation': (0, None),
-    'dataset.workers': (0, None),
-    'labels.per_class': (0, None),
-    'labels.fraction': (0, 1),
-    'labels.share': (0, 1),
-    'encoder.width': (1, None),
-    'encoder.projector_hidden': (1, None),
-    'encoder.embedding_size': (1, None),
-    'views.num_large': (1, None),
-    'views.num_small': (0, None),
-    'views.large_size': (1, None),
-    'views.small_size': (1, None),
-    'loss.contrastive_weight': (0, None),
-    'loss.alpha': (0, None),
-    'loss.invariance_weight': (0, None),
-    'loss.num_negatives': (1, None),
-    'loss.num_semantic_positives': (1, None),
-    'queue.capacity': (1, None),
-    'queue.k': (1, None),
-    'queue.block_size': (1, None),
-    'queue.min_share': (0, 1),
-    'optimizer.learning_rate': (0, None),
-    'optimizer.warmup_epochs': (0, None),
-    'ema.base': (0, 1),
-    'evaluation.batch_size': (1, None),
-    'evaluation.k': (1, None),
+  'batch_size': (2, None),
+  'num_epochs': (0, None),
+  'num_devices': (0, None),
+  'log_every_steps': (1, None),
+  'checkpoint_every_steps': (1, None),
+  'keep_checkpoints': (1, None),
+  'dataset.validation': (0, None),
+  'dataset.workers': (0, None),
+  'labels.per_class': (0, None),
+  'labels.fraction': (0, 1),
+  'labels.share': (0, 1),
+  'encoder.width': (1, None),
+  'encoder.projector_hidden': (1, None),
+  'encoder.embedding_size': (1, None),
+  'views.num_large': (1, None),
+  'views.num_small': (0, None),
+  'views.large_size': (1, None),
+  'views.small_size': (1, None),
+  'loss.contrastive_weight': (0, None),
+  'loss.alpha': (0, None),
+  'loss.invariance_weight': (0, None),
+  'loss.num_negatives': (1, None),
+  'loss.num_semantic_positives': (1, None),
+  'queue.capacity': (1, None),
+  'queue.k': (1, None),
+  'queue.block_size': (1, None),
+  'queue.min_share': (0, 1),
+  'optimizer.learning_rate': (0, None),
+  'optimizer.warmup_epochs': (0, None),
+  'ema.base': (0, 1),
+  'evaluation.batch_size': (1, None),
+  'evaluation.k': (1, None),
 }
 
 
@@ -230,20 +250,20 @@ def _check_ranges(cfg: ml_collections.ConfigDict) -> None:
       raise UserError(f'{key} is {value}; it must be {wanted}.')
   if not cfg.loss.temperature > 0:
     raise UserError(
-        f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
+      f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
     )
   if not semantic_invariance_weight(cfg) >= 0:
     raise UserError(
-        'loss.semantic_invariance_weight is '
-        f'{cfg.loss.semantic_invariance_weight}; it must be at least 0.'
+      'loss.semantic_invariance_weight is '
+      f'{cfg.loss.semantic_invariance_weight}; it must be at least 0.'
     )
 
 
 def _check_choices(cfg: ml_collections.ConfigDict) -> None:
   choices = {
-      'loss.stop_gradient': (cfg.loss.stop_gradient, ('entropy', 'teacher')),
-      'encoder.stem': (cfg.encoder.stem, ('imagenet', 'small')),
-      'task': (cfg.task, ('pretrain',)),
+    'loss.stop_gradient': (cfg.loss.stop_gradient, ('entropy', 'teacher')),
+    'encoder.stem': (cfg.encoder.stem, ('imagenet', 'small')),
+    'task': (cfg.task, ('pretrain',)),
   }
   for key, (value, known) in choices.items():
     if value not in known:
@@ -254,19 +274,19 @@ def _check_choices(cfg: ml_collections.ConfigDict) -> None:
 def _check_labels(cfg: ml_collections.ConfigDict) -> None:
   if cfg.labels.per_class > 0 and cfg.labels.fraction > 0:
     raise UserError(
-        f'labels.per_class is {cfg.labels.per_class} and labels.fraction is '
-        f'{cfg.labels.fraction}; only one of them may be above 0.'
+      f'labels.per_class is {cfg.labels.per_class} and labels.fraction is '
+      f'{cfg.labels.fraction}; only one of them may be above 0.'
     )
   if uses_labels(cfg):
     return
   if uses_semantic_positives(cfg):
     raise UserError(
-        'labels.per_class and labels.fraction are 0, but a semantic term is '
-        'on: set one of them, or loss.alpha=0 and '
-        'loss.semantic_invariance_weight=0 (ReLICv2).'
+      'labels.per_class and labels.fraction are 0, but a semantic term is '
+      'on: set one of them, or loss.alpha=0 and '
+      'loss.semantic_invariance_weight=0 (ReLICv2).'
     )
   if cfg.labels.share > 0:
     raise UserError(
-        f'labels.share is {cfg.labels.share}, but no image has a label: set '
-        'labels.per_class or labels.fraction.'
+      f'labels.share is {cfg.labels.share}, but no image has a label: set '
+      'labels.per_class or labels.fraction.'
     )

@@ -10,15 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
-from sklearn import linear_model
+from sklearn import linear_model, preprocessing
 from sklearn import pipeline as sk_pipeline
-from sklearn import preprocessing
 
-from semppl_jax import label_queue
+from semppl_jax import label_queue, parallel, passes, pseudo_labels
 from semppl_jax import networks as networks_lib
-from semppl_jax import parallel
-from semppl_jax import passes
-from semppl_jax import pseudo_labels
 from semppl_jax import views as views_lib
 from semppl_jax.train_state import TrainState
 
@@ -32,11 +28,11 @@ class Features(NamedTuple):
 
 
 def features(
-    state: TrainState,
-    nets: networks_lib.Networks,
-    cfg: ml_collections.FrozenConfigDict,
-    source: Any,
-    devices: list[jax.Device],
+  state: TrainState,
+  nets: networks_lib.Networks,
+  cfg: ml_collections.FrozenConfigDict,
+  source: Any,
+  devices: list[jax.Device],
 ) -> Features:
   """Runs every image of `source` through the online network.
 
@@ -61,29 +57,31 @@ def features(
 
 
 def _make_forward(
-    nets: networks_lib.Networks, cfg: ml_collections.FrozenConfigDict
+  nets: networks_lib.Networks, cfg: ml_collections.FrozenConfigDict
 ) -> Callable[[TrainState, jax.Array], tuple[jax.Array, ...]]:
   """(state, images [b, H, W, 3] uint8) -> Features' fields for b images."""
 
   def forward(state, images):
     views = views_lib.resize(images, cfg.views.large_size)  # [b, S, S, 3]
     outputs, _ = nets.online(
-        state.online_params, state.online_state, views, False
+      state.online_params, state.online_state, views, False
     )
-    queries = parallel.gather(passes.unit(outputs.prediction))[None]  # [1, B, d]
+    queries = parallel.gather(passes.unit(outputs.prediction))[
+      None
+    ]  # [1, B, d]
     nobody = np.full((1, queries.shape[1]), -2, np.int32)
     found = label_queue.nearest(
-        state.queue,
-        queries,
-        nobody,
-        k=cfg.queue.k,
-        block_size=cfg.queue.block_size,
+      state.queue,
+      queries,
+      nobody,
+      k=cfg.queue.k,
+      block_size=cfg.queue.block_size,
     )  # [1, b, V_L * k]
     votes, _ = pseudo_labels.vote(found.labels[0], found.similarity[0])  # [b]
     guesses = (
-        np.full(votes.shape, -1, np.int32)
-        if outputs.logits is None
-        else outputs.logits.argmax(axis=-1).astype(np.int32)
+      np.full(votes.shape, -1, np.int32)
+      if outputs.logits is None
+      else outputs.logits.argmax(axis=-1).astype(np.int32)
     )
     return outputs.embedding, votes, guesses
 
@@ -97,11 +95,13 @@ def _round_up(number: int, step: int) -> int:
 def accuracy(predicted: np.ndarray, truth: np.ndarray) -> float | None:
   """Share of right predictions among images whose truth is known (>= 0)."""
   known = truth >= 0
-  return float(np.mean(predicted[known] == truth[known])) if any(known) else None
+  return (
+    float(np.mean(predicted[known] == truth[known])) if any(known) else None
+  )
 
 
 def knn_predict(
-    queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, k: int
+  queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, k: int
 ) -> np.ndarray:
   """Cosine kNN with the method's own vote.
 
@@ -122,7 +122,7 @@ def knn_predict(
 
 
 def linear_probe(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, c: float
+  train: np.ndarray, labels: np.ndarray, test: np.ndarray, c: float
 ) -> np.ndarray:
   """Logistic regression on standardised frozen features.
 
@@ -138,20 +138,20 @@ def linear_probe(
   if len(np.unique(labels)) < 2:
     return np.full(len(test), labels[0])
   probe = sk_pipeline.make_pipeline(
-      preprocessing.StandardScaler(),
-      linear_model.LogisticRegression(C=c, max_iter=2000),
+    preprocessing.StandardScaler(),
+    linear_model.LogisticRegression(C=c, max_iter=2000),
   )
   return probe.fit(train, labels).predict(test)
 
 
 def scores(
-    train: Features,
-    test: Features | None,
-    *,
-    labels: np.ndarray,
-    truth: np.ndarray,
-    test_truth: np.ndarray | None,
-    cfg: ml_collections.FrozenConfigDict,
+  train: Features,
+  test: Features | None,
+  *,
+  labels: np.ndarray,
+  truth: np.ndarray,
+  test_truth: np.ndarray | None,
+  cfg: ml_collections.FrozenConfigDict,
 ) -> dict[str, float | None]:
   """The numbers of results.json; None where there is nothing to measure.
 
@@ -180,19 +180,19 @@ def scores(
   if not any(labelled):
     return result | _all_labels_probe(train, test, truth, test_truth, cfg)
   result['pseudo_label_accuracy'] = accuracy(
-      guesses, np.where(labelled, -1, truth)
+    guesses, np.where(labelled, -1, truth)
   )
   if test is None:
     return result
   result['classifier_top1'] = accuracy(test.guesses, test_truth)
   keys = train.embeddings[labelled]
   result['knn_top1'] = accuracy(
-      knn_predict(test.embeddings, keys, labels[labelled], cfg.evaluation.k),
-      test_truth,
+    knn_predict(test.embeddings, keys, labels[labelled], cfg.evaluation.k),
+    test_truth,
   )
   if cfg.evaluation.probes:
     predicted = linear_probe(
-        keys, labels[labelled], test.embeddings, cfg.evaluation.probe_c
+      keys, labels[labelled], test.embeddings, cfg.evaluation.probe_c
     )
     result['linear_labelled_top1'] = accuracy(predicted, test_truth)
   return result | _all_labels_probe(train, test, truth, test_truth, cfg)
@@ -203,9 +203,9 @@ def _all_labels_probe(train, test, truth, test_truth, cfg):
   if test is None or not cfg.evaluation.probes or not any(known):
     return {}
   predicted = linear_probe(
-      train.embeddings[known],
-      truth[known],
-      test.embeddings,
-      cfg.evaluation.probe_c,
+    train.embeddings[known],
+    truth[known],
+    test.embeddings,
+    cfg.evaluation.probe_c,
   )
   return {'linear_all_top1': accuracy(predicted, test_truth)}

@@ -130,10 +130,7 @@ def _plain(value: Any) -> Any:
   if isinstance(value, (list, tuple)):
     return [_plain(v) for v in value]
   if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-    # float() by hand: tolist() leaves a bfloat16 as it is.
-    value = np.asarray(value)
-    whole = value.dtype.kind in 'biuSU'
-    return _plain((value if whole else value.astype(np.float64)).tolist())
+    return _plain(np.asarray(value).tolist())
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

@@ -43,9 +43,7 @@ _BOTTLENECK = (256, 512, 1024, 2048)
 
 ENCODERS = {
   # Ours, for 8 to 32 px images (with stem='small').
-  'digits': Encoder(
-    'digits_res_net', (1, 1, 1), (16, 32, 64), False, (1, 2, 2), 16
-  ),
+  'digits': Encoder('digits_res_net', (1, 1), (32, 64), False, (2, 1), 32),
   # The release's own tiny network, for tests.
   'tiny': Encoder('tiny_res_net', (1, 1, 1, 1), (8, 8, 8, 8), False),
   'resnet18': Encoder('res_net18', (2, 2, 2, 2), _BASIC, False),
@@ -118,8 +116,8 @@ class Networks(NamedTuple):
   """Pure functions over trees; `images` [n, H, W, 3] float in [0, 1].
 
   init: (key, images) -> (params, state), the online tree with all its parts.
-    Needs no device axis, whatever `cross_replica`; the state's averages are
-    empty until the first pass in training mode.
+    Needs no device axis, whatever `cross_replica`. BatchNorm begins with the
+    averages of these images; the first pass in training mode forgets them.
   online: (params, state, images, is_training) -> (Outputs, state).
   target: the same without predictor and classifier; takes `target_tree`s.
   encode: (params, state, images, is_training) -> (embedding [n, e], state),
@@ -196,8 +194,8 @@ def build(
   encoder_only = _apply(functools.partial(forward, heads=(), axis=axis))
 
   def init(key, images):
-    # Neither weights nor the empty averages depend on the images' values, so
-    # the axis, which may be unbound here, is left out.
+    # The axis may be unbound here, and is of no use: weights do not depend on
+    # the images, and the averages of these few live until the first step only.
     unsynced = functools.partial(forward, heads=heads, axis=None)
     return hk.transform_with_state(unsynced).init(key, images, True)
 

@@ -4,19 +4,17 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from semppl_jax import config
-from semppl_jax import losses
-from semppl_jax import parallel
+from semppl_jax import config, losses, parallel
 
 Terms = dict[str, jax.Array]
 
 
 def terms(
-    augm: jax.Array,
-    sempos: jax.Array,
-    counted: jax.Array,
-    counted_sempos: jax.Array,
-    cfg: ml_collections.FrozenConfigDict,
+  augm: jax.Array,
+  sempos: jax.Array,
+  counted: jax.Array,
+  counted_sempos: jax.Array,
+  cfg: ml_collections.FrozenConfigDict,
 ) -> Terms:
   """The four terms, each a mean over the images that have what it needs.
 
@@ -32,27 +30,27 @@ def terms(
   """
   large = cfg.views.num_large
   invariance = lambda x: losses.invariance(
-      x[:large], stop_gradient=cfg.loss.stop_gradient
+    x[:large], stop_gradient=cfg.loss.stop_gradient
   )
   over_draws = lambda f: jax.vmap(f)(sempos).mean(axis=0)  # [b]
   mean = parallel.masked_mean
   return {
-      'loss_augm': mean(losses.contrastive(augm), counted),
-      'loss_sempos': mean(over_draws(losses.contrastive), counted_sempos),
-      'inv_augm': mean(invariance(augm), counted),
-      'inv_sempos': mean(over_draws(invariance), counted_sempos),
+    'loss_augm': mean(losses.contrastive(augm), counted),
+    'loss_sempos': mean(over_draws(losses.contrastive), counted_sempos),
+    'inv_augm': mean(invariance(augm), counted),
+    'inv_sempos': mean(over_draws(invariance), counted_sempos),
   }
 
 
 def weighted_sum(
-    parts: Terms, cfg: ml_collections.FrozenConfigDict
+  parts: Terms, cfg: ml_collections.FrozenConfigDict
 ) -> jax.Array:
   """L = c (L_augm + alpha L_sempos) + lambda I_augm + lambda_s I_sempos."""
   contrastive = parts['loss_augm'] + cfg.loss.alpha * parts['loss_sempos']
   return (
-      cfg.loss.contrastive_weight * contrastive
-      + cfg.loss.invariance_weight * parts['inv_augm']
-      + config.semantic_invariance_weight(cfg) * parts['inv_sempos']
+    cfg.loss.contrastive_weight * contrastive
+    + cfg.loss.invariance_weight * parts['inv_augm']
+    + config.semantic_invariance_weight(cfg) * parts['inv_sempos']
   )
 
 
@@ -69,6 +67,6 @@ def classifier(logits: jax.Array | None, labels: jax.Array) -> Terms:
   hit = (logits.argmax(axis=-1) == labels).astype(jnp.float32)  # [V, b]
   mean = parallel.masked_mean
   return {
-      'loss_classifier': mean(per_view.mean(axis=0), labels >= 0),
-      'classifier_accuracy': mean(hit.mean(axis=0), labels >= 0),
+    'loss_classifier': mean(per_view.mean(axis=0), labels >= 0),
+    'classifier_accuracy': mean(hit.mean(axis=0), labels >= 0),
   }

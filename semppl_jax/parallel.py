@@ -16,9 +16,9 @@ AXIS = 'devices'
 
 
 def map_step(
-    step: Callable[..., Any],
-    devices: Sequence[jax.Device] | None = None,
-    donate: bool = True,
+  step: Callable[..., Any],
+  devices: Sequence[jax.Device] | None = None,
+  donate: bool = True,
 ) -> Callable[..., Any]:
   """Maps `step(state, batch, key)` over devices.
 
@@ -31,16 +31,16 @@ def map_step(
     The mapped function; compiled once per batch shape.
   """
   return jax.pmap(
-      step,
-      axis_name=AXIS,
-      in_axes=(0, 0, None),
-      devices=devices,
-      donate_argnums=(0,) if donate else (),
+    step,
+    axis_name=AXIS,
+    in_axes=(0, 0, None),
+    devices=devices,
+    donate_argnums=(0,) if donate else (),
   )
 
 
 def map_evaluation(
-    forward: Callable[..., Any], devices: Sequence[jax.Device] | None = None
+  forward: Callable[..., Any], devices: Sequence[jax.Device] | None = None
 ) -> Callable[..., Any]:
   """Maps `forward(state, images)` over devices; nothing is donated."""
   return jax.pmap(forward, axis_name=AXIS, in_axes=(0, 0), devices=devices)
@@ -84,7 +84,7 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
 def replicate(tree: Any, num_devices: int) -> Any:
   """Gives every leaf a leading device axis of equal copies (host side)."""
   return jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (num_devices,) + jnp.shape(x)), tree
+    lambda x: jnp.broadcast_to(x, (num_devices,) + jnp.shape(x)), tree
   )
 
 
@@ -96,5 +96,5 @@ def first(tree: Any) -> Any:
 def shard(tree: Any, num_devices: int) -> Any:
   """[B, ..] -> [D, B/D, ..] of every leaf (host side)."""
   return jax.tree.map(
-      lambda x: np.reshape(x, (num_devices, -1) + np.shape(x)[1:]), tree
+    lambda x: np.reshape(x, (num_devices, -1) + np.shape(x)[1:]), tree
   )

@@ -10,12 +10,12 @@ from semppl_jax import structs
 
 
 def encode(
-    apply: Callable[..., Any],
-    params: Any,
-    bn_state: Any,
-    groups: tuple[jax.Array, ...],
-    *,
-    one_pass: bool = False,
+  apply: Callable[..., Any],
+  params: Any,
+  bn_state: Any,
+  groups: tuple[jax.Array, ...],
+  *,
+  one_pass: bool = False,
 ) -> tuple[structs.Outputs, Any]:
   """Passes views through a network in training mode, in order.
 
@@ -42,7 +42,7 @@ def encode(
       output, bn_state = apply(params, bn_state, flat, True)
       lead = views.shape[:2]
       outputs.append(
-          jax.tree.map(lambda x, s=lead: x.reshape(s + x.shape[1:]), output)
+        jax.tree.map(lambda x, s=lead: x.reshape(s + x.shape[1:]), output)
       )
   return jax.tree.map(lambda *x: jnp.concatenate(x), *outputs), bn_state
 

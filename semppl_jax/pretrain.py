@@ -19,20 +19,20 @@ import optax
 import tqdm
 from absl import logging
 
-from semppl_jax import checkpoint
-from semppl_jax import config
-from semppl_jax import evaluate
+from semppl_jax import (
+  checkpoint,
+  config,
+  evaluate,
+  optimizers,
+  parallel,
+  pretrain_step,
+  report,
+  schedules,
+  train_state,
+)
 from semppl_jax import metrics as metrics_lib
 from semppl_jax import networks as networks_lib
-from semppl_jax import optimizers
-from semppl_jax import parallel
-from semppl_jax import pretrain_step
-from semppl_jax import report
-from semppl_jax import schedules
-from semppl_jax import train_state
-from semppl_jax.data import pipeline
-from semppl_jax.data import sources
-from semppl_jax.data import subsets
+from semppl_jax.data import pipeline, sources, subsets
 from semppl_jax.errors import UserError
 
 RESULTS = 'results.json'
@@ -74,7 +74,6 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     Interrupted: SIGINT or SIGTERM; the state is saved.
   """
   run = prepare(cfg)
-  os.makedirs(workdir, exist_ok=True)
   checkpoint.claim(workdir, cfg.to_dict(), ignore=config.COSMETIC)
   done = metrics_lib.read_json(os.path.join(workdir, RESULTS))
   if done is not None:
@@ -93,68 +92,68 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
   devices = jax.devices()
   if cfg.num_devices > len(devices):
     raise UserError(
-        f'num_devices is {cfg.num_devices}, but there are {len(devices)}.'
+      f'num_devices is {cfg.num_devices}, but there are {len(devices)}.'
     )
   devices = devices[: cfg.num_devices or len(devices)]
   config.validate(cfg, len(devices))
   frozen = ml_collections.FrozenConfigDict(cfg)
   data = sources.load(frozen.dataset)
   labels = subsets.select_labels(
-      data.train.labels,
-      per_class=cfg.labels.per_class,
-      fraction=cfg.labels.fraction,
-      seed=cfg.labels.seed,
-      class_names=data.class_names,
+    data.train.labels,
+    per_class=cfg.labels.per_class,
+    fraction=cfg.labels.fraction,
+    seed=cfg.labels.seed,
+    class_names=data.class_names,
   )
   if config.uses_labels(cfg) and not np.any(labels >= 0):
     raise UserError(
-        f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
-        'training image, but labels.per_class or labels.fraction is above 0.'
+      f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
+      'training image, but labels.per_class or labels.fraction is above 0.'
     )
   to_steps = functools.partial(
-      schedules.to_steps,
-      num_examples=len(data.train),
-      batch_size=cfg.batch_size,
+    schedules.to_steps,
+    num_examples=len(data.train),
+    batch_size=cfg.batch_size,
   )
   setup = pretrain_step.Setup(
-      cfg=frozen,
-      nets=networks_lib.build(
-          encoder=cfg.encoder.name,
-          width=cfg.encoder.width,
-          stem=cfg.encoder.stem,
-          projector_hidden=cfg.encoder.projector_hidden,
-          embedding_size=cfg.encoder.embedding_size,
-          num_classes=data.num_classes if config.uses_labels(cfg) else 0,
-          classifier_detached=cfg.classifier.detached,
-          bn_decay=cfg.encoder.bn_decay,
-          bn_eps=cfg.encoder.bn_eps,
-      ),
-      optimizer=build_optimizer(frozen),
-      total_steps=to_steps(cfg.num_epochs),
-      warmup_steps=to_steps(cfg.optimizer.warmup_epochs),
+    cfg=frozen,
+    nets=networks_lib.build(
+      encoder=cfg.encoder.name,
+      width=cfg.encoder.width,
+      stem=cfg.encoder.stem,
+      projector_hidden=cfg.encoder.projector_hidden,
+      embedding_size=cfg.encoder.embedding_size,
+      num_classes=data.num_classes if config.uses_labels(cfg) else 0,
+      classifier_detached=cfg.classifier.detached,
+      bn_decay=cfg.encoder.bn_decay,
+      bn_eps=cfg.encoder.bn_eps,
+    ),
+    optimizer=build_optimizer(frozen),
+    total_steps=to_steps(cfg.num_epochs),
+    warmup_steps=to_steps(cfg.optimizer.warmup_epochs),
   )
   return Run(frozen, data, labels, setup, devices)
 
 
 def build_optimizer(
-    cfg: ml_collections.FrozenConfigDict,
+  cfg: ml_collections.FrozenConfigDict,
 ) -> optax.GradientTransformation:
   """The optimiser of the config, without its learning rate."""
   opt = cfg.optimizer
   own = {
-      'lars': {
-          'momentum': opt.momentum,
-          'trust_coefficient': opt.trust_coefficient,
-      },
-      'adamw': {'b1': opt.b1, 'b2': opt.b2},
+    'lars': {
+      'momentum': opt.momentum,
+      'trust_coefficient': opt.trust_coefficient,
+    },
+    'adamw': {'b1': opt.b1, 'b2': opt.b2},
   }
   return optimizers.build(
-      opt.name, weight_decay=opt.weight_decay, **own.get(opt.name, {})
+    opt.name, weight_decay=opt.weight_decay, **own.get(opt.name, {})
   )
 
 
 def train(
-    run: Run, workdir: str, saver: checkpoint.Checkpointer
+  run: Run, workdir: str, saver: checkpoint.Checkpointer
 ) -> tuple[train_state.TrainState, float]:
   """All steps that are left.
 
@@ -166,7 +165,7 @@ def train(
   state, elapsed = restore_or_init(run, saver)
   start = int(state.step[0])
   step_fn = parallel.map_step(
-      functools.partial(pretrain_step.train_step, setup=run.setup), run.devices
+    functools.partial(pretrain_step.train_step, setup=run.setup), run.devices
   )
   base_key = jax.random.key(cfg.seed)
   begun = time.monotonic()
@@ -183,15 +182,14 @@ def train(
   with StopSignal() as stop:
     for batch, truth in input_batches(run, start):
       state, scalars, labels = step_fn(
-          state, parallel.shard(batch, num_devices), base_key
+        state, parallel.shard(batch, num_devices), base_key
       )
       step = log.add(scalars, labels, batch.labels, truth)
       if stop.received:
         save()
         raise Interrupted(128 + stop.received)
       if (
-          step % cfg.checkpoint_every_steps == 0
-          or step == run.setup.total_steps
+        step % cfg.checkpoint_every_steps == 0 or step == run.setup.total_steps
       ):
         save()
   log.close()
@@ -199,12 +197,12 @@ def train(
 
 
 def restore_or_init(
-    run: Run, saver: checkpoint.Checkpointer
+  run: Run, saver: checkpoint.Checkpointer
 ) -> tuple[train_state.TrainState, float]:
-  """The newest checkpoint's state, or a fresh one; and the seconds behind it."""
+  """The newest checkpoint's state or a fresh one, and the seconds behind it."""
   num_devices = len(run.devices)
   state = train_state.init(
-      run.cfg, run.setup.nets, run.setup.optimizer, num_devices
+    run.cfg, run.setup.nets, run.setup.optimizer, num_devices
   )
   if saver.latest_step() is None:
     return state, 0.0
@@ -218,16 +216,16 @@ def restore_or_init(
 def input_batches(run: Run, start: int) -> Iterator[tuple[Any, np.ndarray]]:
   """Host batches from step `start` on: a pure function of seed and step."""
   return pipeline.batches(
-      run.data.train,
-      run.labels,
-      seed=run.cfg.seed,
-      batch_size=run.cfg.batch_size,
-      start_step=start,
-      num_steps=run.setup.total_steps - start,
-      host_index=jax.process_index(),
-      host_count=jax.process_count(),
-      labelled_share=run.cfg.labels.share,
-      workers=run.cfg.dataset.workers,
+    run.data.train,
+    run.labels,
+    seed=run.cfg.seed,
+    batch_size=run.cfg.batch_size,
+    start_step=start,
+    num_steps=run.setup.total_steps - start,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+    labelled_share=run.cfg.labels.share,
+    workers=run.cfg.dataset.workers,
   )
 
 
@@ -269,11 +267,11 @@ class Log:
     self._clock, self._since = clock, clock()
     self._pending = None
     self._bar = tqdm.tqdm(
-        total=total_steps,
-        initial=start,
-        unit='step',
-        disable=not cfg.progress,
-        dynamic_ncols=True,
+      total=total_steps,
+      initial=start,
+      unit='step',
+      disable=not cfg.progress,
+      dynamic_ncols=True,
     )
 
   def add(self, scalars, labels, given, truth) -> int:
@@ -301,12 +299,15 @@ class Log:
     accuracy = pseudo_label_accuracy(np.asarray(labels), given, truth)
     rate = (step - self._start) / max(self._clock() - self._since, 1e-9)
     extra = {
-        'pseudo_label_accuracy': accuracy,
-        'images_per_second': rate * self._cfg.batch_size,
-        'seconds': self._clock(),
+      'pseudo_label_accuracy': accuracy,
+      'images_per_second': rate * self._cfg.batch_size,
+      'seconds': self._clock(),
     }
     self._writer.write(step, host | extra)
-    shown = {'loss': f'{host["loss"]:.3f}', 'queue': f'{host["queue_fill"]:.0%}'}
+    shown = {
+      'loss': f'{host["loss"]:.3f}',
+      'queue': f'{host["queue_fill"]:.0%}',
+    }
     if accuracy is not None:
       shown['pseudo-labels'] = f'{accuracy:.1%}'
     self._bar.set_postfix(shown)
@@ -323,13 +324,13 @@ def check_finite(step: int, scalars: dict[str, float]) -> None:
   for name in ('loss', 'grad_norm'):
     if not np.isfinite(scalars[name]):
       raise NotFiniteError(
-          f'{name} is {scalars[name]} at step {step}: stopped; the last good '
-          'checkpoint is kept. Try a smaller optimizer.learning_rate.'
+        f'{name} is {scalars[name]} at step {step}: stopped; the last good '
+        'checkpoint is kept. Try a smaller optimizer.learning_rate.'
       )
 
 
 def pseudo_label_accuracy(
-    labels: np.ndarray, given: np.ndarray, truth: np.ndarray
+  labels: np.ndarray, given: np.ndarray, truth: np.ndarray
 ) -> float | None:
   """Share of right pseudo-labels among unlabelled images that have one.
 
@@ -349,29 +350,29 @@ def pseudo_label_accuracy(
 
 
 def finish(
-    run: Run, state: train_state.TrainState, workdir: str, seconds: float
+  run: Run, state: train_state.TrainState, workdir: str, seconds: float
 ) -> dict[str, Any]:
   """Evaluates the final state, writes the plots and, last, results.json."""
   begun = time.monotonic()
   embed = lambda source: evaluate.features(
-      state, run.setup.nets, run.cfg, source, run.devices
+    state, run.setup.nets, run.cfg, source, run.devices
   )
   train_features = embed(run.data.train)
   test = run.data.test
   test_features = None if test is None else embed(test)
   scores = evaluate.scores(
-      train_features,
-      test_features,
-      labels=run.labels,
-      truth=run.data.train.labels,
-      test_truth=None if test is None else test.labels,
-      cfg=run.cfg,
+    train_features,
+    test_features,
+    labels=run.labels,
+    truth=run.data.train.labels,
+    test_truth=None if test is None else test.labels,
+    cfg=run.cfg,
   )
   report.plots(
-      workdir,
-      embeddings=None if test is None else test_features.embeddings,
-      labels=None if test is None else test.labels,
-      class_names=run.data.class_names,
+    workdir,
+    embeddings=None if test is None else test_features.embeddings,
+    labels=None if test is None else test.labels,
+    class_names=run.data.class_names,
   )
   step = int(state.step[0])
   results = {'step': step} | scores | {

@@ -1,4 +1,4 @@
-"""The update of SemPPL, from images to metrics. Pure: no I/O, no clock but step.
+"""The update of SemPPL, from images to metrics. Pure: the step is its clock.
 
 Runs inside `parallel.map_step`. Shapes: B images over D devices, b = B/D here;
 V_L large and V_S small views, V = V_L + V_S; d the embedding size; S draws of
@@ -14,16 +14,18 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from semppl_jax import label_queue
-from semppl_jax import losses
-from semppl_jax import negatives
+from semppl_jax import (
+  label_queue,
+  losses,
+  negatives,
+  objective,
+  parallel,
+  passes,
+  pseudo_labels,
+  schedules,
+  structs,
+)
 from semppl_jax import networks as networks_lib
-from semppl_jax import objective
-from semppl_jax import parallel
-from semppl_jax import passes
-from semppl_jax import pseudo_labels
-from semppl_jax import schedules
-from semppl_jax import structs
 from semppl_jax import views as views_lib
 from semppl_jax.train_state import TrainState
 
@@ -58,7 +60,7 @@ class Gathered(NamedTuple):
 
 
 def train_step(
-    state: TrainState, batch: structs.Batch, base_key: jax.Array, *, setup: Setup
+  state: TrainState, batch: structs.Batch, base_key: jax.Array, *, setup: Setup
 ) -> tuple[TrainState, Metrics, jax.Array]:
   """One update on one device's part of the batch.
 
@@ -84,9 +86,9 @@ def train_step(
   )  # fmt: skip
   targets = passes.unit(target.projection)  # [V_L, b, d]
   everyone = Gathered(
-      targets=parallel.gather(targets, axis=1),  # [V_L, B, d]
-      labels=parallel.gather(batch.labels),  # [B]
-      ids=parallel.gather(batch.ids),  # [B]
+    targets=parallel.gather(targets, axis=1),  # [V_L, B, d]
+    labels=parallel.gather(batch.labels),  # [B]
+    ids=parallel.gather(batch.ids),  # [B]
   )
   # Push before the vote: the batch's own labelled images are the freshest
   # neighbours there are.
@@ -105,7 +107,7 @@ def train_step(
       total_steps=setup.total_steps, warmup_steps=setup.warmup_steps,
   )  # fmt: skip
   updates, opt_state = setup.optimizer.update(
-      grads, state.opt_state, state.online_params
+    grads, state.opt_state, state.online_params
   )
   updates = jax.tree.map(lambda u: -rate * u, updates)
   online_params = optax.apply_updates(state.online_params, updates)
@@ -115,14 +117,14 @@ def train_step(
       constant=cfg.ema.constant,
   )  # fmt: skip
   target_params = optax.incremental_update(
-      networks_lib.target_tree(online_params), state.target_params, 1 - keep
+    networks_lib.target_tree(online_params), state.target_params, 1 - keep
   )
   metrics |= {
-      'grad_norm': optax.global_norm(grads),
-      'learning_rate': rate,
-      'ema_rate': keep,
-      'queue_fill': label_queue.fill(queue),
-      'embedding_std': passes.spread(everyone.targets),
+    'grad_norm': optax.global_norm(grads),
+    'learning_rate': rate,
+    'ema_rate': keep,
+    'queue_fill': label_queue.fill(queue),
+    'embedding_std': passes.spread(everyone.targets),
   }
   new_state = TrainState(
       state.step + 1, online_params, online_state, target_params, target_state,
@@ -132,15 +134,15 @@ def train_step(
 
 
 def loss_fn(
-    params: hk.Params,
-    bn_state: hk.State,
-    views: structs.Views,
-    targets: jax.Array,
-    batch: structs.Batch,
-    queue: label_queue.LabelQueue,
-    everyone: Gathered,
-    keys: Keys,
-    setup: Setup,
+  params: hk.Params,
+  bn_state: hk.State,
+  views: structs.Views,
+  targets: jax.Array,
+  batch: structs.Batch,
+  queue: label_queue.LabelQueue,
+  everyone: Gathered,
+  keys: Keys,
+  setup: Setup,
 ) -> tuple[jax.Array, tuple[hk.State, Metrics, jax.Array]]:
   """This device's part of the loss; its mean over devices is the loss.
 
@@ -149,13 +151,13 @@ def loss_fn(
   """
   cfg = setup.cfg
   outputs, bn_state = passes.encode(
-      setup.nets.online, params, bn_state, views, one_pass=cfg.views.one_pass
+    setup.nets.online, params, bn_state, views, one_pass=cfg.views.one_pass
   )
   online = passes.unit(outputs.prediction)  # [V, b, d]
 
   # Pseudo-labels: a vote among the nearest labelled images; labels overrule.
   labels, vote_metrics = assign_labels(
-      online[: cfg.views.num_large], batch, everyone.ids, queue, cfg
+    online[: cfg.views.num_large], batch, everyone.ids, queue, cfg
   )  # [b]
   all_labels = parallel.gather(labels)  # [B]
 
@@ -175,7 +177,7 @@ def loss_fn(
   )  # [b, n], [b, n]  # fmt: skip
   against = everyone.targets[:, others]  # [V_L, b, n, d]
   scores = lambda chosen: losses.scores(
-      online, chosen, against, temperature=cfg.loss.temperature, mask=present
+    online, chosen, against, temperature=cfg.loss.temperature, mask=present
   )
   augm = scores(targets)  # [V, V_L, b, 1 + n]
   sempos = jax.vmap(scores)(positives)  # [S, V, V_L, b, 1 + n]
@@ -185,8 +187,8 @@ def loss_fn(
   parts = objective.terms(augm, sempos, counted, counted & has_positive, cfg)
   loss = objective.weighted_sum(parts, cfg)
   monitor = objective.classifier(
-      None if outputs.logits is None else outputs.logits[: cfg.views.num_large],
-      batch.labels,
+    None if outputs.logits is None else outputs.logits[: cfg.views.num_large],
+    batch.labels,
   )
   everybody = jnp.ones_like(has_positive)
   metrics = {'loss': loss} | parts | vote_metrics | monitor
@@ -196,11 +198,11 @@ def loss_fn(
 
 
 def assign_labels(
-    online: jax.Array,
-    batch: structs.Batch,
-    all_ids: jax.Array,
-    queue: label_queue.LabelQueue,
-    cfg: ml_collections.FrozenConfigDict,
+  online: jax.Array,
+  batch: structs.Batch,
+  all_ids: jax.Array,
+  queue: label_queue.LabelQueue,
+  cfg: ml_collections.FrozenConfigDict,
 ) -> tuple[jax.Array, Metrics]:
   """Votes of the nearest labelled images; a true label overrules them.
 
@@ -215,21 +217,23 @@ def assign_labels(
     (Pseudo-)labels [b] int32, -1: none; and metrics. The accuracy on labelled
     images is that of a second look-up, blind to the image's own entries.
   """
-  queries = parallel.gather(jax.lax.stop_gradient(online), axis=1)  # [V_L, B, d]
+  queries = parallel.gather(
+    jax.lax.stop_gradient(online), axis=1
+  )  # [V_L, B, d]
   blind_to = jnp.stack([jnp.full_like(all_ids, -2), all_ids])  # [2, B]
   found = label_queue.nearest(
-      queue, queries, blind_to, k=cfg.queue.k, block_size=cfg.queue.block_size
+    queue, queries, blind_to, k=cfg.queue.k, block_size=cfg.queue.block_size
   )  # [2, b, V_L * V_L * k]
   voted, share = pseudo_labels.vote(found.labels, found.similarity)  # [2, b]
   labels = pseudo_labels.assign(
-      voted[0], share[0], batch.labels, cfg.queue.min_share
+    voted[0], share[0], batch.labels, cfg.queue.min_share
   )
   labelled = batch.labels >= 0
   right = voted[1] == batch.labels
   return labels, {
-      'vote_share': parallel.masked_mean(share[0], ~labelled),
-      'pseudo_label_share': parallel.masked_mean(labels >= 0, ~labelled),
-      'labelled_vote_accuracy': parallel.masked_mean(right, labelled),
+    'vote_share': parallel.masked_mean(share[0], ~labelled),
+    'pseudo_label_share': parallel.masked_mean(labels >= 0, ~labelled),
+    'labelled_vote_accuracy': parallel.masked_mean(right, labelled),
   }
 
 
@@ -245,8 +249,8 @@ def step_keys(base_key: jax.Array, step: jax.Array, per_device: int) -> Keys:
   every = jax.vmap(lambda i: fold(step_key, i))(jnp.arange(batch_size))  # [B]
   purpose = jax.vmap(fold, in_axes=(0, None))
   return Keys(
-      places=places,
-      views=purpose(every[places], 0),
-      negatives=purpose(every[places], 1),
-      positives=purpose(every, 2),
+    places=places,
+    views=purpose(every[places], 0),
+    negatives=purpose(every[places], 1),
+    positives=purpose(every, 2),
   )

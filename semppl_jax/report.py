@@ -119,7 +119,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray | None:
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-  """Centred mean over `window` values, without NaN; NaN where all are."""
+  """Centred mean of the known values in `window`; a gap (NaN) stays one."""
   known = np.isfinite(values)
   sums, counts = (
     np.convolve(np.pad(x, window // 2), np.ones(window), 'valid')
@@ -199,8 +199,8 @@ def _project(embeddings: np.ndarray) -> np.ndarray:
     max_iter=500,  # half of sklearn's: looks the same at 1000 points
     random_state=0,
   )
-  # Its threads wait for each other in busy loops: on a machine with other work
-  # several of them took 10 times as long as one.
+  # One thread: sklearn's wait for each other, so that on a busy machine several
+  # can take far longer than one; and the picture is the same everywhere.
   with threadpoolctl.threadpool_limits(1):
     return tsne.fit_transform(embeddings)
 

@@ -9,9 +9,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from semppl_jax import label_queue
+from semppl_jax import label_queue, parallel
 from semppl_jax import networks as networks_lib
-from semppl_jax import parallel
 
 
 class TrainState(NamedTuple):
@@ -30,10 +29,10 @@ class TrainState(NamedTuple):
 
 
 def init(
-    cfg: ml_collections.ConfigDict,
-    nets: networks_lib.Networks,
-    optimizer: optax.GradientTransformation,
-    num_devices: int,
+  cfg: ml_collections.ConfigDict,
+  nets: networks_lib.Networks,
+  optimizer: optax.GradientTransformation,
+  num_devices: int,
 ) -> TrainState:
   """The state before the first step, on the host: every leaf [D, ...].
 
@@ -44,18 +43,18 @@ def init(
   images = jnp.zeros((2, size, size, 3), jnp.float32)
   params, state = jax.jit(nets.init)(jax.random.key(cfg.seed), images)
   one = TrainState(
-      step=jnp.zeros((), jnp.int32),
-      online_params=params,
-      online_state=state,
-      target_params=networks_lib.target_tree(params),
-      target_state=networks_lib.target_tree(state),
-      opt_state=optimizer.init(params),
-      queue=label_queue.init(
-          cfg.views.num_large,
-          cfg.queue.capacity,
-          cfg.encoder.embedding_size,
-          num_devices,
-      ),
+    step=jnp.zeros((), jnp.int32),
+    online_params=params,
+    online_state=state,
+    target_params=networks_lib.target_tree(params),
+    target_state=networks_lib.target_tree(state),
+    opt_state=optimizer.init(params),
+    queue=label_queue.init(
+      cfg.views.num_large,
+      cfg.queue.capacity,
+      cfg.encoder.embedding_size,
+      num_devices,
+    ),
   )
   return parallel.replicate(one, num_devices)
 
@@ -77,12 +76,10 @@ def from_portable(state: TrainState, num_devices: int) -> TrainState:
   whole = state.queue.embeddings  # [V_L, C, d]
   shards = np.stack(np.split(whole, num_devices, axis=1))  # [D, V_L, C/D, d]
   everywhere = parallel.replicate(
-      state._replace(queue=state.queue._replace(embeddings=np.zeros(()))),
-      num_devices,
+    state._replace(queue=state.queue._replace(embeddings=np.zeros(()))),
+    num_devices,
   )
-  return everywhere._replace(
-      queue=everywhere.queue._replace(embeddings=shards)
-  )
+  return everywhere._replace(queue=everywhere.queue._replace(embeddings=shards))
 
 
 def empty_like(tree: Any) -> Any:

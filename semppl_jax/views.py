@@ -3,9 +3,11 @@
 Every operation takes ONE float image [H, W, 3] in [0, 1] and returns the like;
 `make_views` maps them over images and views at the edge. Order and clipping are
 those of DeepMind's BYOL release: crop (clipped), flip, colour jitter (clipped
-after every operation), grayscale, blur, solarize, clip. A view depends on its
-image's key and its own number only, not on the batch around it.
+after every change), grayscale, blur, solarize, clip. A view depends on its
+image's key and on its own number, not on the batch around it.
 """
+
+import functools
 
 import dm_pix as pix
 import jax
@@ -17,15 +19,31 @@ from semppl_jax.errors import UserError
 
 _TRIES = 10  # crop shapes drawn per view; the first that fits is taken
 
+# How many uniform numbers a view needs. They are drawn together: every call of
+# the random generator adds half a second of compilation on a CPU.
+_DRAWS = {
+  'shape': 2 * _TRIES,
+  'corner': 2,
+  'flip': 1,
+  'jitter': 1,
+  'order': 4,
+  'amounts': 4,
+  'grayscale': 1,
+  'blur': 1,
+  'sigma': 1,
+  'solarize': 1,
+}
+
 
 def make_views(keys: jax.Array, images: jax.Array, cfg) -> structs.Views:
   """Draws all views of a batch.
 
-  Views alternate between type A and type B, large and small ones each from A;
-  the types differ in the probability of blur and solarize.
+  Large views alternate between type A and type B, and so do small ones; the
+  types differ in the probabilities of blur and of solarize.
 
   Args:
-    keys: [b] typed keys, one per image.
+    keys: [b] typed keys, one per image. Views number 0..V_L-1 are the large
+      ones, V_L..V-1 the small ones.
     images: [b, H, W, 3] uint8.
     cfg: the `views` section of the config.
 
@@ -36,39 +54,25 @@ def make_views(keys: jax.Array, images: jax.Array, cfg) -> structs.Views:
     UserError: if images or keys have another shape or dtype.
   """
   _check_images(images)
-  if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+  typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+  if not typed or keys.shape != images.shape[:1]:
     raise UserError(
-        f'keys have dtype {keys.dtype}; they must be jax.random.key keys.'
-    )
-  if keys.shape != images.shape[:1]:
-    raise UserError(
-        f'keys have shape {keys.shape}; {images.shape[0]} images need one each.'
+      f'keys are {keys.dtype} {keys.shape}; they must be jax.random.key keys '
+      f'of shape {images.shape[:1]}, one per image.'
     )
 
-  def of_one_size(first, count, size, area):
-    if not count:
-      return jnp.zeros((0, len(images), size, size, 3))
+  def draw(number, key):
+    key = jax.random.fold_in(key, number)
+    return jax.random.uniform(key, (sum(_DRAWS.values()),))
 
-    def one(number, key, image):
-      return _view(
-          jax.random.fold_in(key, first + number),
-          image.astype(jnp.float32) / 255,
-          jnp.asarray(cfg.blur)[number % 2],
-          jnp.asarray(cfg.solarize)[number % 2],
-          size=size,
-          area=area,
-          cfg=cfg,
-      )
-
-    over_images = jax.vmap(one, in_axes=(None, 0, 0))
-    over_views = jax.vmap(over_images, in_axes=(0, None, None))
-    return over_views(jnp.arange(count), keys, images)  # [V, b, s, s, 3]
-
+  numbers = jnp.arange(cfg.num_large + cfg.num_small)
+  over_images = jax.vmap(draw, in_axes=(None, 0))
+  draws = jax.vmap(over_images, in_axes=(0, None))(numbers, keys)  # [V, b, n]
+  large, small = draws[: cfg.num_large], draws[cfg.num_large :]
+  images = images.astype(jnp.float32) / 255
   return structs.Views(
-      large=of_one_size(0, cfg.num_large, cfg.large_size, cfg.large_area),
-      small=of_one_size(
-          cfg.num_large, cfg.num_small, cfg.small_size, cfg.small_area
-      ),
+    _of_one_size(large, images, cfg.large_size, cfg.large_area, cfg),
+    _of_one_size(small, images, cfg.small_size, cfg.small_area, cfg),
   )
 
 
@@ -87,191 +91,199 @@ def resize(images: jax.Array, size: int) -> jax.Array:
   """
   _check_images(images)
   shape = (len(images), size, size, 3)
-  whole = jax.image.resize(
-      images.astype(jnp.float32) / 255, shape, 'cubic', antialias=False
+  images = images.astype(jnp.float32) / 255
+  return jnp.clip(
+    jax.image.resize(images, shape, 'cubic', antialias=False), 0, 1
   )
-  return jnp.clip(whole, 0, 1)
 
 
-def _view(key, image, blur_probability, solarize_probability, *, size, area, cfg):
-  """One view [size, size, 3] of one image; parts that cannot act are left out."""
-  keys = jax.random.split(key, 6)
+def _of_one_size(draws, images, size, area, cfg):
+  """Views [v, b, size, size, 3] of all images, from their numbers [v, b, n]."""
+  if not len(draws):
+    return jnp.zeros((0, len(images), size, size, 3))
+  one = functools.partial(_view, size=size, area=area, cfg=cfg)
+  over_images = jax.vmap(one, in_axes=(0, 0, None))
+  types = jnp.arange(len(draws)) % 2  # A, B, A, B, ..
+  return jax.vmap(over_images, in_axes=(None, 0, 0))(images, draws, types)
+
+
+def _view(image, draws, kind, *, size, area, cfg):
+  """One view [size, size, 3] of one image; what can never act is left out."""
+  ends = np.cumsum(list(_DRAWS.values()))[:-1]
+  draw = dict(zip(_DRAWS, jnp.split(draws, ends)))
+
+  def maybe(name, probability, changed):
+    return jnp.where(draw[name] < probability, changed, image)
+
   window = random_window(
-      keys[0], image.shape[:2], area=area, aspect=cfg.aspect
+    draw['shape'], draw['corner'], image.shape[:2], area, cfg.aspect
   )
   image = crop(image, window, size=size, antialias=cfg.antialias)
   if cfg.flip:
-    image = pix.random_flip_left_right(keys[1], image, probability=cfg.flip)
-  if cfg.jitter:
-    image = jitter(
-        keys[2],
-        image,
-        probability=cfg.jitter,
-        brightness=cfg.brightness,
-        contrast=cfg.contrast,
-        saturation=cfg.saturation,
-        hue=cfg.hue,
-    )
+    image = maybe('flip', cfg.flip, pix.flip_left_right(image))
+  strengths = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
+  if cfg.jitter and any(strengths):
+    jittered = jitter(image, draw['order'], draw['amounts'], strengths)
+    image = maybe('jitter', cfg.jitter, jittered)
   if cfg.grayscale:
-    image = _maybe(keys[3], cfg.grayscale, grayscale(image), image)
+    image = maybe('grayscale', cfg.grayscale, grayscale(image))
   radius = int(int(cfg.blur_kernel * size) / 2)
   if radius and any(cfg.blur):
-    key_apply, key_sigma = jax.random.split(keys[4])
     low, high = cfg.blur_sigma
-    sigma = jax.random.uniform(key_sigma, minval=low, maxval=high)
-    blurred = blur(image, sigma, radius=radius)
-    image = _maybe(key_apply, blur_probability, blurred, image)
+    blurred = blur(image, low + (high - low) * draw['sigma'][0], radius=radius)
+    image = maybe('blur', jnp.asarray(cfg.blur)[kind], blurred)
   if any(cfg.solarize):
     solarized = pix.solarize(image, cfg.solarize_threshold)
-    image = _maybe(keys[5], solarize_probability, solarized, image)
+    image = maybe('solarize', jnp.asarray(cfg.solarize)[kind], solarized)
   return jnp.clip(image, 0, 1)
 
 
 def random_window(
-    key: jax.Array,
-    shape: tuple[int, int],
-    *,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
+  shapes: jax.Array,
+  corner: jax.Array,
+  size: tuple[int, int],
+  area: tuple[float, float],
+  aspect: tuple[float, float],
 ) -> jax.Array:
-  """Draws a crop window: area uniform, aspect uniform in its logarithm.
+  """A random crop window: area uniform, aspect uniform in its logarithm.
 
-  A shape that does not fit into the image is drawn again; should none of the
-  tries fit (images much longer than wide), the last is shrunk until it does.
+  Of the shapes drawn, the first that fits into the image is taken; if none does
+  (an image much longer than wide), the last, shrunk until it fits. Torchvision
+  draws like this too; it is our setting.
 
   Args:
-    key: a typed key.
-    shape: height and width of the image.
+    shapes: [2 tries] uniform numbers in [0, 1).
+    corner: [2] uniform numbers in [0, 1).
+    size: height and width of the image.
     area: lowest and highest share of the image that the window covers.
     aspect: lowest and highest width / height.
 
   Returns:
     [4] float32 top, left, height, width, in pixels, not rounded.
   """
-  key_area, key_aspect, key_place = jax.random.split(key, 3)
-  image = jnp.asarray(shape, jnp.float32)  # [2] height, width
-  share = jax.random.uniform(
-      key_area, (_TRIES,), minval=area[0], maxval=area[1]
-  )
-  log_aspect = jax.random.uniform(
-      key_aspect,
-      (_TRIES,),
-      minval=np.log(aspect[0]),
-      maxval=np.log(aspect[1]),
-  )
-  side = jnp.sqrt(share * image[0] * image[1])
-  half = jnp.exp(log_aspect / 2)
-  sides = jnp.stack([side / half, side * half], axis=1)  # [tries, 2]
-  fits = jnp.all(sides <= image, axis=1).at[-1].set(True)
-  chosen = sides[jnp.argmax(fits)]  # the first True
-  chosen *= jnp.minimum(1, jnp.min(image / chosen))
-  corner = jax.random.uniform(key_place, (2,)) * (image - chosen)
-  return jnp.concatenate([corner, chosen])
+  size = jnp.asarray(size, jnp.float32)  # [2]
+  shares, places = jnp.split(shapes, 2)
+  pixels = (area[0] + (area[1] - area[0]) * shares) * size[0] * size[1]
+  ratios = aspect[0] * (aspect[1] / aspect[0]) ** places
+  sides = jnp.sqrt(jnp.stack([pixels / ratios, pixels * ratios], axis=1))
+  fits = jnp.all(sides <= size, axis=1).at[-1].set(True)
+  sides = sides[jnp.argmax(fits)]  # [tries, 2] -> [2], the first that fits
+  sides *= jnp.minimum(1, jnp.min(size / sides))
+  return jnp.concatenate([corner * (size - sides), sides])
 
 
 def crop(
-    image: jax.Array, window: jax.Array, *, size: int, antialias: bool = False
+  image: jax.Array, window: jax.Array, *, size: int, antialias: bool = False
 ) -> jax.Array:
   """Bicubic resampling (Keys, a = -0.5) of a window, as two matrix products.
 
-  Beyond the window's edge the kernel sees the image's own pixels, not a repeat
-  of the edge.
+  Beyond the window's edge the kernel sees the image itself.
 
   Args:
     image: [H, W, 3] float.
-    window: [4] top, left, height, width, in pixels; need not be whole.
+    window: [4] top, left, height, width, in pixels, need not be whole.
     size: the side of the result.
     antialias: whether the kernel widens where the window shrinks.
 
   Returns:
-    [size, size, 3], clipped to [0, 1]: the kernel overshoots.
+    [size, size, 3], clipped to [0, 1], for the kernel overshoots.
   """
-  scale = size / window[2:]
-  resampled = jax.image.scale_and_translate(
-      image,
-      (size, size, 3),
-      (0, 1),
-      scale,
-      -window[:2] * scale,
-      'cubic',
-      antialias=antialias,
+  shape, scale = (size, size, 3), size / window[2:]
+  image = jax.image.scale_and_translate(
+    image, shape, (0, 1), scale, -window[:2] * scale, 'cubic', antialias
   )
-  return jnp.clip(resampled, 0, 1)
+  return jnp.clip(image, 0, 1)
 
 
 def jitter(
-    key: jax.Array,
-    image: jax.Array,
-    *,
-    probability: float,
-    brightness: float,
-    contrast: float,
-    saturation: float,
-    hue: float,
+  image: jax.Array,
+  order: jax.Array,
+  amounts: jax.Array,
+  strengths: tuple[float, float, float, float],
 ) -> jax.Array:
-  """Changes the colours in four ways, in random order, or not at all.
+  """Changes brightness, contrast, saturation and hue, in random order.
 
   Args:
-    key: a typed key.
     image: [H, W, 3] in [0, 1].
-    probability: of all changes together.
-    brightness: each channel moves by up to this much, either way.
-    contrast: the factor about each channel's mean is 1 +- this.
-    saturation: the factor of the HSV saturation is 1 +- this.
-    hue: the HSV hue turns by up to this share of the circle, either way.
+    order: [4] uniform numbers in [0, 1): the changes follow each other by size.
+    amounts: [4] uniform numbers in [0, 1): from -strength to strength.
+    strengths: the largest shift of all channels; the largest difference from 1
+      of the factor about each channel's mean, and of that of HSV saturation;
+      the largest turn of HSV hue (circle: 1). With strength 0: left out.
 
   Returns:
-    [H, W, 3], clipped to [0, 1] after every change. Strength 0: left out.
+    [H, W, 3], clipped to [0, 1] after every change.
   """
-  key_apply, key_order, *keys = jax.random.split(key, 6)
-  changes = [
-      (pix.adjust_brightness, 0, brightness),
-      (pix.adjust_contrast, 1, contrast),
-      (pix.adjust_saturation, 1, saturation),
-      (pix.adjust_hue, 0, hue),
-  ]
-  branches = []
-  for key_change, (adjust, neutral, strength) in zip(keys, changes):
-    if strength:
-      amount = neutral + strength * jax.random.uniform(
-          key_change, minval=-1, maxval=1
-      )
-      branches.append(lambda x, a=amount, f=adjust: jnp.clip(f(x, a), 0, 1))
-  changed = image
-  order = jax.random.permutation(key_order, len(branches))
-  for place in range(len(branches)):
-    changed = jax.lax.switch(order[place], branches, changed)
-  return _maybe(key_apply, probability, changed, image)
+  present = [change for change in range(4) if strengths[change]]
+  delta, contrast, saturation, hue = (2 * amounts - 1) * jnp.array(strengths)
+
+  # Mapped over images, a switch computes all changes at every place. So join
+  # the two that go through HSV; that halves the work.
+  def place(image, change):
+    candidates = []
+    if {0, 1} & set(present):
+      brighter = pix.adjust_brightness(image, delta)
+      steeper = pix.adjust_contrast(image, 1 + contrast)
+      candidates.append(jnp.where(change == 0, brighter, steeper))
+    if {2, 3} & set(present):
+      factor = jnp.where(change == 2, 1 + saturation, 1)
+      turn = jnp.where(change == 3, hue, 0)
+      candidates.append(adjust_hsv(image, factor, turn))
+    image = jnp.where(change < 2, candidates[0], candidates[-1])
+    return jnp.clip(image, 0, 1), None
+
+  # Sorting random numbers compiles much faster than random.permutation.
+  changes = jnp.array(present)[jnp.argsort(order[: len(present)])]
+  return jax.lax.scan(place, image, changes)[0]
+
+
+def adjust_hsv(
+  image: jax.Array, factor: jax.Array, turn: jax.Array
+) -> jax.Array:
+  """dm-pix's adjust_saturation by factor [] and adjust_hue by turn [], joined.
+
+  They commute: hue, saturation and value are three numbers, and each changes
+  one. image and result: [H, W, 3].
+  """
+  hue, saturation, value = jnp.moveaxis(pix.rgb_to_hsv(image), -1, 0)
+  saturation = jnp.clip(saturation * factor, 0, 1)
+  return pix.hsv_to_rgb(jnp.stack([hue + turn, saturation, value], axis=-1))
 
 
 def grayscale(image: jax.Array) -> jax.Array:
-  """Three equal channels of luma (weights of rec601: white gives 0.9999)."""
-  # Without this, accelerators would round the product's inputs.
+  """Three equal channels of luma (rec601 weights: white becomes 0.9999)."""
+  # Accelerators would otherwise round what goes into the product.
   with jax.default_matmul_precision('highest'):
     return pix.rgb_to_grayscale(image, keep_dims=True)
 
 
 def blur(image: jax.Array, sigma: jax.Array, *, radius: int) -> jax.Array:
-  """Gaussian blur with zero padding, so that edges darken as in the release.
+  """Gaussian blur, zeros beyond the edge, so that edges darken as in BYOL.
+
+  Equals dm-pix's gaussian_blur. That one is a convolution, and mapped over
+  images with a sigma each a grouped one: ten times slower on a CPU than these
+  two products with banded matrices.
 
   Args:
     image: [H, W, 3].
     sigma: [] standard deviation, in pixels.
-    radius: the kernel has 2 radius + 1 taps, normalised.
-
-  Returns:
-    [H, W, 3].
+    radius: the kernel has 2 radius + 1 taps and sum 1.
   """
-  return pix.gaussian_blur(image, sigma, 2 * radius)
+  gauss = lambda distance: jnp.exp(-(distance**2) / (2 * sigma**2))
+  total = jnp.sum(gauss(jnp.arange(-radius, radius + 1)))
 
+  def band(side):
+    distance = jnp.arange(side)[:, None] - jnp.arange(side)  # [side, side]
+    return jnp.where(jnp.abs(distance) <= radius, gauss(distance) / total, 0)
 
-def _maybe(key, probability, changed, image):
-  return jnp.where(jax.random.bernoulli(key, probability), changed, image)
+  down, across = band(image.shape[0]), band(image.shape[1])
+  precision = jax.lax.Precision.HIGHEST
+  return jnp.einsum('yi,ijc,xj->yxc', down, image, across, precision=precision)
 
 
 def _check_images(images: jax.Array) -> None:
   if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.uint8:
     raise UserError(
-        f'images are {images.dtype} {tuple(images.shape)}; they must be uint8 '
-        '[n, height, width, 3].'
+      f'images are {images.dtype} {images.shape}; they must be uint8 '
+      '[n, height, width, 3].'
     )

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import reference
 
-from semppl_jax import errors
-from semppl_jax import losses
+from semppl_jax import errors, losses
 
 TAU = 0.3
 FORMS = losses.STOP_GRADIENTS
@@ -51,11 +50,11 @@ def make_case(seed, large=3, small=2, images=5, size=4, num=3, draws=2):
 
 def scores_of(case, positives, online=None, mask='own'):
   return losses.scores(
-    jnp.asarray(case.online if online is None else online),
-    jnp.asarray(positives),
-    jnp.asarray(case.targets[:, case.index]),
+    case.online if online is None else online,
+    positives,
+    case.targets[:, case.index],
     temperature=TAU,
-    mask=jnp.asarray(case.mask) if mask == 'own' else mask,
+    mask=case.mask if mask == 'own' else mask,
   )
 
 
@@ -63,17 +62,25 @@ def scores_of(case, positives, online=None, mask='own'):
 
 
 def test_scores_by_hand():
-  online = jnp.array([[[1.0, 0.0]]])
-  positives = jnp.array([[[0.6, 0.8]]])
-  negatives = jnp.array([[[[0.0, 1.0], [-1.0, 0.0]]]])
+  online = np.array([[[1.0, 0.0]]], np.float32)
+  positives = np.array([[[0.6, 0.8]]], np.float32)
+  negatives = np.array([[[[0.0, 1.0], [-1.0, 0.0]]]], np.float32)
   logits = losses.scores(online, positives, negatives, temperature=0.5)
   np.testing.assert_allclose(logits[0, 0, 0], [1.2, 0.0, -2.0], atol=1e-6)
   by_hand = np.log(np.exp(1.2) + 1 + np.exp(-2.0)) - 1.2
   np.testing.assert_allclose(losses.contrastive(logits), [by_hand], rtol=1e-6)
 
 
+def test_masked_scores():
+  case = make_case(0)
+  logits = scores_of(case, case.targets)
+  absent = np.isneginf(logits)  # [V, W, B, 1 + n]
+  expected = np.pad(~case.mask, ((0, 0), (1, 0)))  # never the positive
+  np.testing.assert_array_equal(absent, np.broadcast_to(expected, absent.shape))
+
+
 def test_equal_candidates_give_log_of_their_number():
-  logits = jnp.full([5, 3, 2, 11], 4.0)
+  logits = np.full([5, 3, 2, 11], 4.0, np.float32)
   np.testing.assert_allclose(losses.contrastive(logits), np.log(11), rtol=1e-6)
 
 
@@ -84,131 +91,132 @@ def test_invariance_by_hand(form):
   logits[0, 0] = [5, -7]  # pairs v = w do not count
   there = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
   back = 0.5 * np.log(2 / 3) + 0.5 * np.log(2)
-  value = losses.invariance(jnp.asarray(logits), stop_gradient=form)
+  value = losses.invariance(logits, stop_gradient=form)
   np.testing.assert_allclose(value, [(there + back) / 2], rtol=1e-5)
 
 
 def test_classification_by_hand():
-  logits = jnp.array([[0.0, np.log(3)], [1000.0, 0.0], [1.0, 2.0]])
-  labels = jnp.array([1, 1, -1])
-  views = jnp.stack([logits, -logits])  # [2, 3, 2]
-  value = losses.classification(views, labels)
+  logits = np.array([[0.0, np.log(3)], [1000, 0], [1, 2]], np.float32)
+  labels = np.array([1, 1, -1])
+
+  def total(x):
+    views = losses.classification(jnp.stack([x, -x]), labels)  # [2, b]
+    return views[0].sum(), views
+
+  grads, value = jax.jit(jax.grad(total, has_aux=True))(logits)
   expected = [[np.log(4 / 3), 1000, 0], [np.log(4), 0, 0]]
   np.testing.assert_allclose(value, expected, rtol=1e-6)
-  total = lambda x: losses.classification(x, labels).sum()
-  grads = jax.grad(total)(logits)
   expected = [[0.25, -0.25], [1, -1], [0, 0]]  # softmax - one-hot, or nothing
   np.testing.assert_allclose(grads, expected, atol=1e-6)
+
+
+@jax.jit
+def all_terms(case):
+  """Per image: augmentation terms [B], semantic terms [S, B]."""
+  large = len(case.targets)
+  kl = lambda x: losses.invariance(x[:large], stop_gradient='entropy')
+  augm = scores_of(case, case.targets)
+  sempos = jax.vmap(lambda z: scores_of(case, z))(case.positives)
+  return (
+    losses.contrastive(augm),
+    kl(augm),
+    jax.vmap(losses.contrastive)(sempos),
+    jax.vmap(kl)(sempos),
+  )
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_terms_equal_plain_loops(seed):
   case = make_case(seed)
-  large = len(case.targets)
-  has_negative = case.mask.any(axis=1)
-  mean = lambda values, counts: np.asarray(values)[..., counts].mean()
-  kl = functools.partial(losses.invariance, stop_gradient='entropy')
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-5)
+  augm, inv_augm, sempos, inv_sempos = map(np.asarray, all_terms(case))
+  counted = case.mask.any(axis=1)
 
-  logits = scores_of(case, case.targets)
   batch = (case.online, case.targets)
   draw = (case.index, case.mask, TAU)
-  close = functools.partial(np.testing.assert_allclose, rtol=2e-5)
-  close(
-    mean(losses.contrastive(logits), has_negative),
-    reference.loss_augm(*batch, *draw),
-  )
-  close(
-    mean(kl(logits[:large]), has_negative), reference.inv_augm(*batch, *draw)
-  )
-  for m in np.flatnonzero(has_negative):
+  close(augm[counted].mean(), reference.loss_augm(*batch, *draw))
+  close(inv_augm[counted].mean(), reference.inv_augm(*batch, *draw))
+  for m in np.flatnonzero(counted):
     args = (m, case.online, case.targets, case.targets, *draw)
-    close(losses.contrastive(logits)[m], reference.image_nll(*args))
-    close(kl(logits[:large])[m], reference.image_kl(*args))
+    close(augm[m], reference.image_nll(*args))
+    close(inv_augm[m], reference.image_kl(*args))
 
-  logits = jax.vmap(lambda z: scores_of(case, z))(case.positives)
-  counted = has_negative & case.has
+  both = counted & case.has
+  semantic = (case.positives, case.has)
+  close(sempos[:, both].mean(), reference.loss_sempos(*batch, *semantic, *draw))
   close(
-    mean(jax.vmap(losses.contrastive)(logits), counted),
-    reference.loss_sempos(*batch, case.positives, case.has, *draw),
-  )
-  close(
-    mean(jax.vmap(kl)(logits[:, :large]), counted),
-    reference.inv_sempos(*batch, case.positives, case.has, *draw),
+    inv_sempos[:, both].mean(), reference.inv_sempos(*batch, *semantic, *draw)
   )
 
 
 @pytest.mark.parametrize('form', FORMS)
 def test_one_large_view_has_no_invariance(form):
   case = make_case(0, large=1)
-  value = lambda online: losses.invariance(
+  total = lambda online: losses.invariance(
     scores_of(case, case.targets, online)[:1], stop_gradient=form
   ).sum()
-  assert value(case.online) == 0
-  np.testing.assert_array_equal(jax.grad(value)(case.online), 0)
+  value, grads = jax.jit(jax.value_and_grad(total))(case.online)
+  assert value == 0
+  np.testing.assert_array_equal(grads, 0)
 
 
 def test_images_do_not_mix():
   case = make_case(0)
-  total = lambda online: losses.contrastive(
+  third = lambda online: losses.contrastive(
     scores_of(case, case.targets, online, mask=None)
   )[3]
-  grads = np.abs(jax.grad(total)(case.online)).sum(axis=(0, 2))  # [B]
+  grads = np.abs(jax.jit(jax.grad(third))(case.online)).sum(axis=(0, 2))  # [B]
   np.testing.assert_array_equal(grads > 0, np.arange(5) == 3)
 
 
 # Masked candidates.
 
 
-def per_image(form):
-  """Sum of all terms for every image, as a function of the logits."""
-
-  def value(logits):
-    kl = losses.invariance(logits[: logits.shape[1]], stop_gradient=form)
-    return losses.contrastive(logits) + kl
-
-  return value
+def per_image(logits):
+  """Contrastive and both invariance terms, summed, for every image."""
+  large = logits[: logits.shape[1]]
+  forms = [losses.invariance(large, stop_gradient=form) for form in FORMS]
+  return losses.contrastive(logits) + sum(forms)
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_masked_is_absent(form):
+@jax.jit
+def value_and_grads(case):
+  """Of the sum over images, with respect to online and target vectors."""
+
+  def total(online, targets):
+    case_ = case._replace(targets=targets)
+    return per_image(scores_of(case_, targets, online)).sum()
+
+  return jax.value_and_grad(total, argnums=(0, 1))(case.online, case.targets)
+
+
+def test_masked_is_absent():
   case = make_case(0)
   mask = np.tile([True, False, True], (len(case.has), 1))
-  fewer = case._replace(index=case.index[:, [0, 2]])
-
-  def value_and_grad(case, mask):
-    total = lambda online: per_image(form)(
-      scores_of(case, case.targets, online, mask)
-    ).sum()
-    return jax.value_and_grad(total)(case.online)
-
-  value, grads = value_and_grad(case, jnp.asarray(mask))
-  expected, expected_grads = value_and_grad(fewer, None)
-  np.testing.assert_allclose(value, expected, rtol=1e-6)
-  np.testing.assert_allclose(grads, expected_grads, atol=1e-5)
-
-
-@pytest.mark.parametrize('form', FORMS)
-def test_no_negative_left(form):
-  case = make_case(0)
-  none = jnp.zeros(case.mask.shape, bool)
-  value = lambda online, targets: per_image(form)(
-    scores_of(case._replace(targets=targets), targets, online, none)
+  fewer = case._replace(index=case.index[:, [0, 2]], mask=mask[:, [0, 2]])
+  masked = value_and_grads(case._replace(mask=mask))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+    masked,
+    value_and_grads(fewer),
   )
-  with jax.debug_nans(True):
-    values = value(case.online, case.targets)
-    np.testing.assert_array_equal(values, 0)  # -log 1
-    total = lambda *args: value(*args).sum()
-    grads = jax.grad(total)(case.online, case.targets)
-  np.testing.assert_array_equal(grads, 0)
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_masked_logits_have_no_nan(form):
+def test_no_negative_left():
+  case = make_case(0)
+  none = case._replace(mask=np.zeros_like(case.mask))
+  value, grads = value_and_grads(none)
+  # -log 1; fused products leave a rounding error.
+  close = functools.partial(np.testing.assert_allclose, desired=0, atol=2e-6)
+  jax.tree.map(close, (value, *grads))
+
+
+def test_masked_logits_have_no_nan():
   logits = np.random.RandomState(0).standard_normal([4, 3, 6, 5]) * 50
   mask = np.random.RandomState(1).rand(6, 4) < 0.5
   logits[..., 1:] = np.where(mask, logits[..., 1:], -np.inf)
-  total = lambda x: per_image(form)(x).sum()
-  value, grads = jax.value_and_grad(total)(jnp.asarray(logits, jnp.float32))
+  total = lambda x: per_image(x).sum()
+  value, grads = jax.jit(jax.value_and_grad(total))(logits.astype(np.float32))
   assert np.isfinite(value)
   assert np.isfinite(grads).all()
   masked = np.broadcast_to(~mask, logits[..., 1:].shape)
@@ -313,24 +321,33 @@ def test_contrastive_gradient():
 )
 def test_computes_in_float32_at_least(given, computed):
   case = make_case(0)
-  with jax.enable_x64(True):
-    low = jax.tree.map(lambda x: jnp.asarray(x).astype(given), case[:2])
-    low = case._replace(online=low[0], targets=low[1])
-    high = jax.tree.map(lambda x: x.astype(jnp.float64), low[:2])
-    high = case._replace(online=high[0], targets=high[1])
-    logits, exact = (scores_of(x, x.targets)[:3] for x in (low, high))
-    outputs = (
+
+  @jax.jit
+  def outputs(case):
+    logits = scores_of(case, case.targets)[:3]
+    kl = functools.partial(losses.invariance, stop_gradient='entropy')
+    classes = case.online[0]  # [B, 4]
+    return (
       logits,
       losses.contrastive(logits),
-      losses.invariance(logits, stop_gradient='entropy'),
+      kl(logits),
+      kl(logits[:1, :1]),
+      losses.classification(classes, np.array([1, 3, 0, -1, 2])),
     )
-    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5)
-    assert {x.dtype for x in outputs} == {jnp.dtype(computed)}
-    one_view = logits[:1, :1]
-    value = losses.invariance(one_view, stop_gradient='entropy')
-    assert value.dtype == computed
-    value = losses.classification(jnp.ones([2, 3], given), jnp.array([1, -1]))
-    assert value.dtype == computed
+
+  with jax.enable_x64(True):
+    given_vectors = case._replace(
+      online=case.online.astype(given), targets=case.targets.astype(given)
+    )
+    exact_vectors = case._replace(
+      online=given_vectors.online.astype(np.float64),
+      targets=given_vectors.targets.astype(np.float64),
+    )
+    values = outputs(given_vectors)
+    exact = outputs(exact_vectors)
+  assert {x.dtype for x in values} == {jnp.dtype(computed)}
+  for value, expected in zip(values, exact, strict=True):
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_products_ask_for_full_precision():

@@ -1,5 +1,6 @@
 """Negatives are admissible, uniform, and blind to the number of devices."""
 
+import functools
 import itertools
 
 import jax
@@ -8,21 +9,35 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from semppl_jax import errors
-from semppl_jax import negatives
+from semppl_jax import errors, negatives
 
-LABELS = np.array([3, -1, 0, 3, 3, -1, 0, 3, 3, 7], np.int32)
+DRAWS = 20_000
+LABELS = np.array([3, -1, 0, 3, 3, -1, 0, 3, 3, 7], np.int32)  # [B]
+SAME = np.zeros(10, np.int32)
+
+# Compiled once per batch size, number and rule: tests share their shapes.
+sample = functools.partial(
+  jax.jit, static_argnames=('num_negatives', 'exclude_same_label')
+)(negatives.sample)
 
 
-def draw(keys, places, labels, num, exclude):
-  index, mask = negatives.sample(
-    keys,
-    jnp.asarray(places, jnp.int32),
-    jnp.asarray(labels, jnp.int32),
+@functools.cache
+def make_keys(seed):
+  return jax.random.split(jax.random.key(seed), DRAWS)
+
+
+def draw(places, labels, num, exclude, seed=0):
+  """One draw per place, from the seed's first keys, as NumPy arrays."""
+  padded = np.zeros(DRAWS, np.int32)
+  padded[: len(places)] = places
+  index, mask = sample(
+    make_keys(seed),
+    padded,
+    labels,
     num_negatives=num,
     exclude_same_label=exclude,
   )
-  return np.asarray(index), np.asarray(mask)
+  return np.asarray(index)[: len(places)], np.asarray(mask)[: len(places)]
 
 
 def admissible(m, labels, exclude):
@@ -31,20 +46,26 @@ def admissible(m, labels, exclude):
   return {n for n in range(len(labels)) if n != m and not same(n)}
 
 
-@pytest.mark.parametrize('exclude', [False, True])
-@pytest.mark.parametrize('num', [1, 4, 6, 9])
-def test_admissible_distinct_and_as_many_as_there_are(num, exclude):
-  repeats = 20
-  places = np.tile(np.arange(len(LABELS)), repeats)
-  keys = jax.random.split(jax.random.key(num), len(places))
-  index, mask = draw(keys, places, LABELS, num, exclude)
+@pytest.mark.parametrize(
+  'labels, num, exclude',
+  [
+    (LABELS, 3, False),
+    (LABELS[:4], 3, False),  # the smallest batch: everyone else
+    (LABELS, 3, True),
+    (LABELS, 6, True),  # five are not of label 3
+  ],
+)
+def test_admissible_distinct_and_as_many_as_there_are(labels, num, exclude):
+  places = np.tile(np.arange(len(labels)), 50)
+  index, mask = draw(places, labels, num, exclude)
   assert index.shape == mask.shape == (len(places), num)
   assert index.dtype == np.int32
   assert mask.dtype == bool
-  assert index.min() >= 0
-  assert index.max() < len(LABELS)
+  assert set(index[~mask]) <= {0}
+  fewest = min(len(admissible(m, labels, exclude)) for m in places)
+  assert mask.all() == (fewest >= num)
   for m, row, counts in zip(places, index, mask, strict=True):
-    allowed = admissible(m, LABELS, exclude)
+    allowed = admissible(m, labels, exclude)
     chosen = row[counts].tolist()
     assert len(chosen) == min(num, len(allowed))
     assert len(set(chosen)) == len(chosen)
@@ -52,109 +73,80 @@ def test_admissible_distinct_and_as_many_as_there_are(num, exclude):
 
 
 def test_all_others_are_alike():
-  labels = np.zeros(6)
-  keys = jax.random.split(jax.random.key(0), 6)
-  assert not draw(keys, np.arange(6), labels, 4, True)[1].any()
-  # Without a label nobody is left out.
-  index, mask = draw(keys, np.arange(6), labels - 1, 4, True)
+  assert not draw(np.arange(10), SAME, 3, True)[1].any()
+  # Without a label nobody is left out, and the rule changes no draw.
+  index, mask = draw(np.arange(10), SAME - 1, 3, True)
   assert mask.all()
-  np.testing.assert_array_equal(
-    index, draw(keys, np.arange(6), labels, 4, False)[0]
-  )
+  plain, _ = draw(np.arange(10), SAME, 3, False)
+  np.testing.assert_array_equal(index, plain)
 
 
-# (global batch, image, negatives, exclude): sets of 1, pairs, larger sets, and
-# images at either end of the batch.
+# The image at either end of the batch and inside; others of the same label on
+# both sides; a label of few; no label.
 @pytest.mark.parametrize(
-  'labels, m, num, exclude',
+  'labels, m, exclude',
   [
-    (np.zeros(7), 0, 1, False),
-    (np.zeros(16), 15, 2, False),
-    (np.zeros(7), 2, 3, False),
-    (np.zeros(6), 3, 4, False),
-    (LABELS, 4, 2, True),  # others of label 3 on both sides
-    (LABELS, 4, 3, True),
-    (LABELS, 5, 2, True),  # no label: 9 admissible
+    (SAME, 0, False),
+    (SAME, 4, False),
+    (SAME, 9, False),
+    (LABELS, 4, True),
+    (LABELS, 2, True),
+    (LABELS, 5, True),
   ],
 )
-def test_all_sets_are_equally_likely(labels, m, num, exclude):
-  draws = 20_000
-  keys = jax.random.split(jax.random.key(1), draws)
-  index, mask = draw(keys, np.full(draws, m), labels, num, exclude)
+def test_all_sets_are_equally_likely(labels, m, exclude):
+  index, mask = draw(np.full(DRAWS, m), labels, 3, exclude, seed=1)
   assert mask.all()
   allowed = sorted(admissible(m, labels, exclude))
-  cells = {c: 0 for c in itertools.combinations(allowed, num)}
+  sets = itertools.combinations(allowed, 3)
+  seen = dict.fromkeys(sets, 0)
   for row in np.sort(index, axis=1):
-    cells[tuple(row.tolist())] += 1
-  assert scipy.stats.chisquare(list(cells.values())).pvalue > 1e-4
+    seen[tuple(row.tolist())] += 1
+  assert scipy.stats.chisquare(list(seen.values())).pvalue > 1e-4
+  pairs = {pair: 0 for pair in itertools.combinations(allowed, 2)}
+  for row, count in seen.items():
+    for pair in itertools.combinations(row, 2):
+      pairs[pair] += count
+  # Pairs of one set hang together, which only lowers their statistic.
+  assert scipy.stats.chisquare(list(pairs.values())).pvalue > 1e-4
 
 
 def test_large_batch_is_uniform():
-  draws, batch, num, m = 20_000, 200, 10, 77
-  keys = jax.random.split(jax.random.key(2), draws)
-  index, _ = draw(keys, np.full(draws, m), np.zeros(batch), num, False)
-  counts = np.delete(np.bincount(index.ravel(), minlength=batch), m)
+  m, batch = 77, 200
+  labels = np.zeros(batch, np.int32)
+  index, _ = draw(np.full(DRAWS, m), labels, 10, False, seed=1)
+  counts = np.bincount(index.ravel(), minlength=batch)
+  assert counts[m] == 0
   # Draws without replacement vary less, by (N - n) / (N - 1).
-  statistic = scipy.stats.chisquare(counts).statistic * (198 / 189)
+  statistic = scipy.stats.chisquare(np.delete(counts, m)).statistic * 198 / 189
   assert scipy.stats.chi2.sf(statistic, 198) > 1e-4
+  # Every image has a key, hence a draw, of its own.
+  assert len(np.unique(index[:100], axis=0)) == 100
 
 
-@pytest.mark.parametrize('exclude', [False, True])
-def test_number_of_devices_changes_nothing(exclude):
-  batch = 16
-  labels = np.random.RandomState(0).randint(-1, 3, batch)
-  keys = jax.random.split(jax.random.key(3), batch)
-  sample = jax.jit(negatives.sample, static_argnames=STATIC)
-  split = lambda x, devices: x.reshape((devices, -1) + x.shape[1:])
-  whole = draw(keys, np.arange(batch), labels, 5, exclude)
-  for devices in (1, 2, 8):
-    parts = [
-      sample(k, i, labels, num_negatives=5, exclude_same_label=exclude)
-      for k, i in zip(split(keys, devices), split(np.arange(batch), devices))
-    ]
-    joined = [np.concatenate(x) for x in zip(*parts, strict=True)]
-    np.testing.assert_array_equal(joined[0], whole[0])
-    np.testing.assert_array_equal(joined[1], whole[1])
+@pytest.mark.parametrize('devices, exclude', [(2, False), (5, True)])
+def test_number_of_devices_changes_nothing(devices, exclude):
+  whole = draw(np.arange(10), LABELS, 3, exclude)
   mapped = jax.pmap(
-    lambda k, i: draw_traced(k, i, labels, exclude), devices=jax.devices()[:4]
+    lambda keys, places: negatives.sample(
+      keys,
+      places,
+      jnp.asarray(LABELS),
+      num_negatives=3,
+      exclude_same_label=exclude,
+    ),
+    devices=jax.devices()[:devices],
   )
-  index, mask = mapped(split(keys, 4), split(np.arange(batch), 4))
-  np.testing.assert_array_equal(index.reshape(batch, 5), whole[0])
-  np.testing.assert_array_equal(mask.reshape(batch, 5), whole[1])
-
-
-STATIC = ('num_negatives', 'exclude_same_label')
-
-
-def draw_traced(keys, places, labels, exclude):
-  return negatives.sample(
-    keys,
-    places,
-    jnp.asarray(labels),
-    num_negatives=5,
-    exclude_same_label=exclude,
+  parts = mapped(
+    make_keys(0)[:10].reshape(devices, -1),
+    np.arange(10, dtype=np.int32).reshape(devices, -1),
   )
-
-
-def test_images_draw_from_their_own_keys():
-  keys = jax.random.split(jax.random.key(4), 64)
-  index, _ = draw(keys, np.full(64, 0), np.zeros(100), 10, False)
-  assert len({tuple(row) for row in index.tolist()}) == 64
-  again, _ = draw(keys, np.full(64, 0), np.zeros(100), 10, False)
-  np.testing.assert_array_equal(index, again)
+  for part, expected in zip(parts, whole, strict=True):
+    np.testing.assert_array_equal(part.reshape(10, 3), expected)
 
 
 @pytest.mark.parametrize('exclude', [False, True])
-@pytest.mark.parametrize('batch', [9, 10])
-def test_too_small_a_batch(batch, exclude):
-  keys = jax.random.split(jax.random.key(0), batch)
-  with pytest.raises(errors.UserError, match=rf'\b{batch}\b.*\b10\b'):
-    draw(keys, np.arange(batch), np.arange(batch), 10, exclude)
-
-
-def test_the_smallest_batch_takes_everyone():
-  keys = jax.random.split(jax.random.key(0), 11)
-  index, mask = draw(keys, np.arange(11), np.zeros(11), 10, False)
-  assert mask.all()
-  for m, row in enumerate(np.sort(index, axis=1)):
-    np.testing.assert_array_equal(row, np.delete(np.arange(11), m))
+@pytest.mark.parametrize('num', [10, 11])
+def test_too_small_a_batch(num, exclude):
+  with pytest.raises(errors.UserError, match=rf'batch_size 10 .*\b{num}\b'):
+    draw(np.arange(10), LABELS, num, exclude)

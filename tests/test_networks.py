@@ -61,11 +61,17 @@ def jitted(apply):
 
 @functools.cache
 def small_trees():
-  """Params, and the state after one pass in training mode."""
-  nets = networks.build(**SMALL, cross_replica=False)
-  params, state = jax.jit(nets.init)(jax.random.key(0), digits(8))
-  _, state = jitted(nets.online)(params, state, digits(8), True)
-  return params, state
+  """Params and state by the fill rule: compiling `init` takes far longer."""
+  nets = networks.build(**SMALL)
+  trees = jax.eval_shape(nets.init, jax.random.key(0), digits(2))
+  params, state = (shapes(tree) for tree in trees)
+  return golden.params(params), golden.state(state)
+
+
+@functools.cache
+def small_online(cross_replica):
+  """Compiled once for all tests that use it."""
+  return jitted(networks.build(**SMALL, cross_replica=cross_replica).online)
 
 
 def assert_trees_close(actual, expected, **tolerance):
@@ -100,16 +106,14 @@ def test_heads_equal_the_releases():
   )
   images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
   params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
-  norm = {'scale': [64], 'offset': [64]}
-  average = {'average': [64], 'hidden': [64], 'counter': []}
+  # BatchNorm keeps the rank of what it normalises.
+  norm = {'scale': [1, 64], 'offset': [1, 64]}
+  average = {'average': [1, 64], 'hidden': [1, 64], 'counter': []}
   heads = lambda tree: {
     module: leaves
     for module, leaves in shapes(tree).items()
     if not module.startswith('tiny_res_net/')
   }
-  # BatchNorm keeps the rank of what it normalises: [1, 64].
-  norm = {name: [1] + size for name, size in norm.items()}
-  average |= {'average': [1, 64], 'hidden': [1, 64]}
   assert heads(params) == {
     'projector/linear': {'w': [8, 64], 'b': [64]},
     'projector/batch_norm': norm,
@@ -163,19 +167,32 @@ def test_training_pass_equals_the_release():
 
 def test_init_needs_no_axis_and_bears_one():
   nets = networks.build(**SMALL)  # cross_replica
-  params, state = jax.jit(nets.init)(jax.random.key(0), digits(2))
+  key = jax.random.key(0)
+  plain = jax.eval_shape(nets.init, key, digits(2))
   mapped = jax.vmap(nets.init, in_axes=(None, 0), axis_name=parallel.AXIS)
-  inside = parallel.first(jax.jit(mapped)(jax.random.key(0), digits(2)[None]))
-  assert_trees_close(inside, (params, state), rtol=1e-6)
-  assert not any(x.any() for x in jax.tree.leaves(state))  # empty averages
-  assert_trees_close(params, small_trees()[0], rtol=1e-6)
+  inside = jax.eval_shape(mapped, key, digits(2)[None])
+  assert jax.tree.structure(inside) == jax.tree.structure(plain)
+  for x, y in zip(jax.tree.leaves(inside), jax.tree.leaves(plain)):
+    assert x.shape == (1,) + y.shape
+
+
+@pytest.mark.long  # compiles one random draw per array
+def test_init_is_forgotten_by_the_first_training_pass():
+  nets = networks.build(**SMALL, cross_replica=False)
+  init, online = jax.jit(nets.init), jitted(nets.online)
+  params, state = init(jax.random.key(0), digits(8))
+  same, other = init(jax.random.key(0), 1 - digits(8))
+  assert_trees_close(params, same, rtol=0)  # weights depend on the key only
+  passes = [online(params, s, digits(8), True) for s in (state, other)]
+  assert_trees_close(*passes, atol=1e-6)
+  counters = [x['counter'] for x in passes[0][1].values()]
+  np.testing.assert_array_equal(counters, 1)
 
 
 def test_synchronised_batch_norm_equals_one_device():
   devices = jax.devices()[:4]
   params, state = small_trees()
-  whole = jitted(networks.build(**SMALL, cross_replica=False).online)
-  expected, new_state = whole(params, state, digits(8), True)
+  expected, new_state = small_online(False)(params, state, digits(8), True)
   mapped = jax.pmap(
     functools.partial(networks.build(**SMALL).online, is_training=True),
     axis_name=parallel.AXIS,
@@ -192,18 +209,20 @@ def test_synchronised_batch_norm_equals_one_device():
 
 def test_training_without_the_axis_fails():
   params, state = small_trees()
-  nets = networks.build(**SMALL)
   with pytest.raises(NameError, match=parallel.AXIS):
-    jax.eval_shape(jitted(nets.online), params, state, digits(2), True)
+    jax.eval_shape(
+      lambda *args: small_online(True)(*args, True), params, state, digits(2)
+    )
 
 
 def test_evaluation_sees_one_image_at_a_time():
   params, state = small_trees()
-  online = jitted(networks.build(**SMALL).online)
+  online = small_online(True)
   outputs, new_state = online(params, state, digits(8), False)
-  alone, _ = online(params, state, digits(8)[:1], False)
-  first = jax.tree.map(lambda x: x[:1], outputs)
-  assert_trees_close(alone, first, atol=1e-5)
+  among_others = digits(8).at[1:].set(0.5)
+  again, _ = online(params, state, among_others, False)
+  first = lambda tree: jax.tree.map(lambda x: x[:1], tree)
+  assert_trees_close(first(again), first(outputs), atol=1e-5)
   assert_trees_close(new_state, state, rtol=0)
 
 
@@ -215,7 +234,7 @@ def test_target_is_the_online_network_without_its_last_parts():
     parts = {module.split('/')[0] for module in tree}
     assert parts == {'digits_res_net', 'projector'}
   outputs, new_state = jitted(nets.target)(*trees, digits(8), True)
-  online, online_state = jitted(nets.online)(params, state, digits(8), True)
+  online, online_state = small_online(False)(params, state, digits(8), True)
   assert outputs.prediction is None
   assert outputs.logits is None
   np.testing.assert_allclose(outputs.embedding, online.embedding, atol=1e-5)
@@ -259,17 +278,17 @@ def test_no_classes_no_classifier():
 @pytest.mark.parametrize(
   'stem, kernel, sides',
   (
-    # Stem, then shortcut and two convolutions in each of three groups.
-    ('small', 3, [16] * 4 + [8] * 3 + [4] * 3),
-    ('imagenet', 7, [8] + [4] * 3 + [2] * 3 + [1] * 3),
+    # Stem, then shortcut and two convolutions in each of four groups.
+    ('small', 3, [16] * 4 + [8] * 3 + [4] * 3 + [2] * 3),
+    ('imagenet', 7, [8] + [4] * 3 + [2] * 3 + [1] * 6),
   ),
 )
 def test_stem_and_strides_set_the_resolution(stem, kernel, sides):
-  nets = networks.build(**SMALL | {'stem': stem})
+  nets = networks.build(encoder='tiny', stem=stem)
   images = jnp.zeros((2, 16, 16, 3))
   trees = jax.eval_shape(nets.init, jax.random.key(0), images)
-  assert trees[0]['digits_res_net/~/initial_conv']['w'].shape == (
-    kernel, kernel, 3, 16,
+  assert trees[0]['tiny_res_net/~/initial_conv']['w'].shape == (
+    kernel, kernel, 3, 64,
   )  # fmt: skip
   encode = functools.partial(nets.encode, is_training=False)
   jaxpr = jax.make_jaxpr(encode)(*trees, images)
@@ -279,7 +298,7 @@ def test_stem_and_strides_set_the_resolution(stem, kernel, sides):
     if equation.primitive.name == 'conv_general_dilated'
   ]
   assert [shape[1] for shape in convolutions] == sides
-  assert jaxpr.out_avals[0].shape == (2, 64)
+  assert jaxpr.out_avals[0].shape == (2, 8)
 
 
 @pytest.mark.parametrize(

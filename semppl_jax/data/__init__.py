@@ -1,0 +1,1 @@
+"""Data sets, labelled subsets, and the input of the training loop."""

@@ -1,0 +1,137 @@
+"""Which image stands where in a run: a pure function of seed and position.
+
+A stream is one random permutation of its images per epoch, epochs joined end to
+end. Global batch s of B images is positions sB .. (s+1)B - 1, so it may
+straddle two epochs. Nothing here knows of hosts, workers or time.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from grain import experimental
+
+from semppl_jax.errors import UserError
+
+# Streams have permutations of their own, and so has the order in a batch.
+_ALL, _LABELLED, _UNLABELLED, _MIX = range(4)
+
+
+def row(position: int, *, num_rows: int, seed: int, stream: int = 0) -> int:
+  """The row of 0 .. num_rows - 1 that stands at `position` of a stream."""
+  epoch, offset = divmod(position, num_rows)
+  return _shuffle(offset, num_rows, _seed(seed, stream, epoch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """Which image stands where, for every batch of a run.
+
+  Attributes:
+    seed: of the run.
+    batch_size: B, global.
+    labelled: [L] rows of the images with a label; empty without a share.
+    others: [M] rows of the rest; without a share, of all images.
+    num_labelled: images of each batch that come from `labelled`.
+  """
+
+  seed: int
+  batch_size: int
+  labelled: np.ndarray
+  others: np.ndarray
+  num_labelled: int
+
+  def row(self, step: int, offset: int) -> int:
+    """The row in the source of image `offset` (0 .. B-1) of batch `step`."""
+    if not self.num_labelled:
+      position = step * self.batch_size + offset
+      return self._draw(self.others, position, _ALL)
+    # Mixed, so that every host and device has its part of the labelled images.
+    place = _shuffle(offset, self.batch_size, _seed(self.seed, _MIX, step))
+    if place < self.num_labelled:
+      position = step * self.num_labelled + place
+      return self._draw(self.labelled, position, _LABELLED)
+    rest = self.batch_size - self.num_labelled
+    position = step * rest + place - self.num_labelled
+    return self._draw(self.others, position, _UNLABELLED)
+
+  def _draw(self, rows: np.ndarray, position: int, stream: int) -> int:
+    return int(
+      rows[row(position, num_rows=len(rows), seed=self.seed, stream=stream)]
+    )
+
+
+def lay_out(
+  labels: np.ndarray, *, seed: int, batch_size: int, labelled_share: float
+) -> Order:
+  """Lays out a run's batches.
+
+  Args:
+    labels: [N] labels that training sees, -1: none.
+    seed: of the run.
+    batch_size: B, global.
+    labelled_share: 0: images as they come, labelled or not. Above 0: every
+      batch holds round(labelled_share x B) labelled images, and the others
+      come from the images without a label. 1: labelled images only.
+
+  Returns:
+    The order of all batches.
+
+  Raises:
+    UserError: a share out of range, or one that the labels cannot fill.
+  """
+  if not 0 <= labelled_share <= 1:
+    raise UserError(
+      f'labels.share is {labelled_share}; it must be from 0 to 1.'
+    )
+  count = round(labelled_share * batch_size)
+  if not labelled_share:
+    labelled, others = np.arange(0), np.arange(len(labels))
+  else:
+    labelled, others = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
+    _check_share(labelled_share, batch_size, count, len(labelled), len(others))
+  return Order(seed, batch_size, labelled, others, count)
+
+
+def _check_share(
+  share: float, batch_size: int, count: int, labelled: int, others: int
+) -> None:
+  if not count:
+    raise UserError(
+      f'labels.share {share} of batch_size {batch_size} is less than one '
+      f'image; it must be 0 or at least {1 / batch_size:.2g}.'
+    )
+  if not labelled:
+    raise UserError(
+      f'labels.share is {share}, but no image has a label: set '
+      'labels.per_class or labels.fraction.'
+    )
+  if count < batch_size and not others:
+    raise UserError(
+      f'labels.share is {share}, but all {labelled} images have a label: '
+      'set it to 0 or 1.'
+    )
+
+
+def _shuffle(index: int, size: int, seed: int) -> int:
+  """Image of `index` under a random permutation of 0 .. size - 1."""
+  # Grain's cipher needs no memory, but works on at least 2^16 numbers: for
+  # fewer it searches, 6 ms a number at size 20.
+  if size < 2**16:
+    return int(_permutation(size, seed)[index])
+  return experimental.index_shuffle(
+    index, max_index=size - 1, seed=seed, rounds=4
+  )
+
+
+@functools.lru_cache(maxsize=128)
+def _permutation(size: int, seed: int) -> np.ndarray:
+  # RandomState's numbers are frozen for ever: so is a run's order.
+  return np.random.RandomState(seed).permutation(size).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=256)
+def _seed(seed: int, stream: int, number: int) -> int:
+  """32 bits for a stream's epoch. Mixed: seed 1 is not seed 0 an epoch on."""
+  entropy = (seed & (2**64 - 1), stream, number)
+  return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -1,0 +1,63 @@
+"""Pseudo-labels from the votes of nearest labelled images. No collectives.
+
+A vote is a label >= 0 with a similarity; label -1 is a place without a vote.
+Source: SemPPL (Bosnjak et al., ICLR 2023); how ties are broken is our setting.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def vote(
+  labels: jax.Array, similarity: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The most frequent label.
+
+  A tie goes to the label with the largest summed similarity, then to the
+  smallest id. The order of the votes changes nothing, to the last bit.
+
+  Args:
+    labels: [..., N] int32, -1: no vote.
+    similarity: [..., N] float32; ignored where there is no vote.
+
+  Returns:
+    Label [...] int32, -1: no votes; and the winner's share of the votes cast,
+    [...] float32, 0: no votes.
+  """
+  # Sums are taken in order of similarity, one vote at a time: label by label
+  # they depend on the set of votes alone, as a reduction's would not.
+  similarity, labels = jax.lax.sort((similarity, labels), num_keys=1)
+  cast = labels >= 0  # [..., N]
+
+  def add(i, sums):
+    number, total = sums
+    same = cast & (labels == labels[..., i, None])
+    return number + same, total + jnp.where(same, similarity[..., i, None], 0.0)
+
+  zeros = jnp.zeros_like(labels), jnp.zeros_like(similarity)
+  number, total = jax.lax.fori_loop(0, labels.shape[-1], add, zeros)
+  ranked = jax.lax.sort((-number, -total, labels), num_keys=3)
+  most, _, winner = (x[..., 0] for x in ranked)
+  share = -most / jnp.maximum(cast.sum(axis=-1), 1)
+  return winner, share.astype(jnp.float32)
+
+
+def assign(
+  votes: jax.Array,
+  share: jax.Array,
+  labels: jax.Array,
+  min_share: float | jax.Array,
+) -> jax.Array:
+  """(Pseudo-)labels: the true label if there is one, else the vote's.
+
+  Args:
+    votes: [b] int32, -1: none.
+    share: [b] float32, the winner's share of the votes.
+    labels: [b] int32 true labels, -1: unlabelled.
+    min_share: a vote with a smaller share gives no label.
+
+  Returns:
+    [b] int32, -1: none.
+  """
+  voted = jnp.where(share >= min_share, votes, -1)
+  return jnp.where(labels >= 0, labels, voted)

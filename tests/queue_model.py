@@ -1,0 +1,73 @@
+"""One unsharded queue in plain Python, which the sharded one must equal."""
+
+import collections
+
+import numpy as np
+
+
+class Queue:
+  """Entries from oldest to newest; an entry's number gives slot and age."""
+
+  def __init__(self, capacity):
+    self.capacity = capacity
+    self.count = 0
+    self.entries = collections.deque(maxlen=capacity)
+
+  def push(self, embeddings, labels, ids):
+    """embeddings [V_L, B, d], labels [B], ids [B]."""
+    for i in np.flatnonzero(labels >= 0):
+      slot = self.count % self.capacity
+      entry = (slot, int(labels[i]), int(ids[i]), embeddings[:, i])
+      self.entries.append(entry)
+      self.count += 1
+
+  def table(self):
+    """labels [C], ids [C], {slot: embeddings [V_L, d]}."""
+    labels, ids = np.full((2, self.capacity), -1)
+    rows = {}
+    for slot, label, image, row in self.entries:
+      labels[slot], ids[slot], rows[slot] = label, image, row
+    return labels, ids, rows
+
+  def nearest(self, query, view, k, exclude_id=-2):
+    """k (similarity, label, slot), padded; query [d], looked up in one view."""
+    seen = [
+      (float(np.dot(query, row[view])), label, slot)
+      for slot, label, image, row in reversed(self.entries)
+      if image != exclude_id
+    ]
+    seen.sort(key=lambda x: -x[0])  # stable: the newer of equals stays first
+    return (seen + [(-np.inf, -1, -1)] * k)[:k]
+
+  def neighbours(self, queries, exclude_ids, k, num_views):
+    """Arrays [M, B, V_q * V_L * k]: similarity, labels, slots."""
+    found = [
+      [
+        [
+          candidate
+          for query in queries[:, i]
+          for view in range(num_views)
+          for candidate in self.nearest(query, view, k, row[i])
+        ]
+        for i in range(queries.shape[1])
+      ]
+      for row in exclude_ids
+    ]
+    return tuple(np.moveaxis(np.array(found, np.float64), -1, 0))
+
+  def slots_of(self, label):
+    """Slots with the label, in order; none for -1."""
+    return sorted(s for s, known, *_ in self.entries if known == label >= 0)
+
+
+def vote(labels, similarity):
+  """(label, share) of one image's votes."""
+  votes = collections.defaultdict(list)
+  for label, value in zip(labels, similarity):
+    if label >= 0:
+      votes[int(label)].append(float(value))
+  if not votes:
+    return -1, 0.0
+  rank = lambda label: (-len(votes[label]), -sum(votes[label]), label)
+  winner = min(votes, key=rank)
+  return winner, len(votes[winner]) / sum(map(len, votes.values()))

@@ -1,0 +1,91 @@
+"""The floors of the house: an import may only lead downstairs."""
+
+import ast
+import pathlib
+
+import pytest
+
+import semppl_jax
+
+_PACKAGE = pathlib.Path(semppl_jax.__file__).parent
+
+# Rooms on one floor do not import each other; data/ is one room.
+FLOORS = {
+  0: ('errors', 'structs', 'schedules', 'parallel', 'config'),
+  1: (
+    'views', 'networks', 'losses', 'negatives', 'label_queue', 'pseudo_labels',
+    'optimizers', 'passes', 'data', 'checkpoint', 'metrics',
+  ),
+  2: ('train_state', 'objective'),
+  3: ('pretrain_step',),
+  4: ('evaluate', 'report'),
+  5: ('pretrain',),
+  6: ('main',),
+}  # fmt: skip
+_FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+# Everyone may raise errors and name arrays; config's marks are read above.
+_EVERYONES = ('errors', 'structs')
+
+
+def _room(path):
+  return path.relative_to(_PACKAGE).parts[0].removesuffix('.py')
+
+
+def _imported_rooms(source):
+  """Rooms of semppl_jax that a module's text imports, wherever it does."""
+  rooms = set()
+  for node in ast.walk(ast.parse(source)):
+    names = []
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+    parts = [name.split('.') for name in names]
+    rooms |= {p[1] for p in parts if p[0] == 'semppl_jax' and len(p) > 1}
+  return rooms
+
+
+def violations(room, source):
+  """Imports of `source`, a module of `room`, that do not lead downstairs."""
+  here = _FLOOR_OF[room]
+  return {
+    other
+    for other in _imported_rooms(source) - {room} - set(_EVERYONES)
+    if _FLOOR_OF[other] >= here
+  }
+
+
+_MODULES = [p for p in _PACKAGE.rglob('*.py') if p.name != '__init__.py']
+
+
+@pytest.mark.parametrize('path', _MODULES, ids=lambda p: p.stem)
+def test_imports_lead_downstairs(path):
+  assert _room(path) in _FLOOR_OF, f'{path.name} has no floor: give it one'
+  assert not violations(_room(path), path.read_text())
+
+
+def test_every_room_exists():
+  assert {_room(p) for p in _MODULES} == set(_FLOOR_OF)
+
+
+def test_upward_and_sideways_imports_are_found():
+  assert violations('losses', 'from semppl_jax import train_state') == {
+    'train_state'
+  }
+  assert violations('losses', 'def f():\n  from semppl_jax import views') == {
+    'views'
+  }
+  assert violations('views', 'import semppl_jax.losses') == {'losses'}
+  assert not violations('views', 'from semppl_jax.errors import UserError')
+
+
+def test_only_parallel_maps_over_devices():
+  for path in _MODULES:
+    if _room(path) != 'parallel':
+      assert 'pmap(' not in path.read_text(), path.name
+
+
+def test_only_main_reads_flags():
+  for path in _MODULES:
+    if _room(path) != 'main':
+      assert 'flags' not in path.read_text(), path.name

@@ -1,0 +1,351 @@
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semppl_jax import checkpoint
+from semppl_jax.errors import UserError
+
+
+class Inner(NamedTuple):
+  labels: np.ndarray
+  count: np.ndarray
+
+
+class Outer(NamedTuple):
+  step: np.ndarray
+  params: dict
+  queue: Inner
+  nothing: None = None
+
+
+def tree(seed: int = 0) -> Outer:
+  """All kinds of leaves that a state has; NaN and -0 too."""
+  random = np.random.default_rng(seed)
+  weights = random.standard_normal((2, 3)).astype(np.float32)
+  weights[0, :2] = np.nan, -0.0
+  return Outer(
+    step=np.array(seed, np.int32),
+    params={
+      'net/~/conv': {'w': weights, 'b': jnp.asarray(weights, jnp.bfloat16)},
+      'empty': np.zeros((0, 4), np.float32),
+    },
+    queue=Inner(np.arange(3, dtype=np.int32) - seed, np.float32(seed)),
+  )
+
+
+def assert_same(found, wanted):
+  assert jax.tree.structure(found) == jax.tree.structure(wanted)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+    assert isinstance(a, np.ndarray)
+    assert (a.dtype, a.shape) == (b.dtype, np.shape(b))
+    assert a.tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture
+def saver(tmp_path):
+  saver = checkpoint.Checkpointer(str(tmp_path), keep=2)
+  yield saver
+  saver.close()
+
+
+def folder(tmp_path, step: int) -> pathlib.Path:
+  return tmp_path / 'checkpoints' / str(step)
+
+
+def test_round_trip_is_bitwise_in_another_process_object(tmp_path, saver):
+  info = {'position': 7, 'elapsed_seconds': 1.5, 'note': 'x'}
+  saver.save(7, tree(3), info)
+  saver.close()
+  other = checkpoint.Checkpointer(str(tmp_path), keep=2)
+  found, found_info, step = other.restore(tree(0))
+  assert_same(found, tree(3))
+  assert isinstance(found.queue, Inner)
+  assert (found_info, step) == (info, 7)
+  other.close()
+
+
+def test_like_may_be_shapes_only(saver):
+  saver.save(1, tree(2), {})
+  assert_same(saver.restore(jax.eval_shape(lambda: tree(0)))[0], tree(2))
+
+
+def test_keeps_the_newest(tmp_path, saver):
+  assert saver.latest_step() is None
+  for step in (1, 2, 10):
+    saver.save(step, tree(step), {'position': step})
+  assert saver.latest_step() == 10
+  assert_same(saver.restore(tree())[0], tree(10))
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == [
+    '10',
+    '2',
+  ]
+
+
+def test_saving_a_step_again_changes_nothing(saver):
+  saver.save(5, tree(1), {})
+  saver.save(5, tree(2), {})
+  assert_same(saver.restore(tree())[0], tree(1))
+
+
+def test_caller_may_overwrite_at_once(saver):
+  array = np.arange(100_000, dtype=np.float32)
+  info = {'list': [1]}
+  saver.save(1, {'a': array}, info)
+  array[:] = -1
+  info['list'].append(2)
+  found, found_info, _ = saver.restore({'a': array})
+  np.testing.assert_array_equal(found['a'], np.arange(100_000))
+  assert found_info == {'list': [1]}
+
+
+@pytest.mark.parametrize('array', [np.arange(9.0), jnp.arange(9.0)])
+def test_what_is_written_is_a_copy(saver, monkeypatch, array):
+  parts = []
+  monkeypatch.setattr(
+    saver._manager, 'save', lambda *_, args, **__: parts.append(args)
+  )
+  saver.save(1, {'a': array}, {})
+  (stored_array,) = parts[0]['arrays'].item.values()
+  assert isinstance(stored_array, np.ndarray)
+  assert not np.shares_memory(stored_array, np.asarray(array))
+
+
+def test_caller_may_donate_at_once(saver):
+  bump = jax.jit(lambda x: x + 1, donate_argnums=0)
+  x = jnp.arange(100_000, dtype=jnp.float32)
+  saver.save(1, {'a': x}, {})
+  for _ in range(5):
+    x = bump(x)
+  x.block_until_ready()
+  found = saver.restore({'a': x})[0]
+  np.testing.assert_array_equal(found['a'], np.arange(100_000))
+
+
+def test_a_save_being_written_is_ignored(tmp_path, saver):
+  """Orbax writes into STEP.orbax-checkpoint-tmp and renames at the end."""
+  saver.save(1, tree(1), {})
+  assert saver.latest_step() == 1
+  part = folder(tmp_path, 2).with_name('2.orbax-checkpoint-tmp')
+  shutil.copytree(folder(tmp_path, 1), part)
+  (part / 'commit_success.txt').unlink()
+  shutil.rmtree(part / 'info')
+  other = checkpoint.Checkpointer(str(tmp_path), keep=2)
+  assert_same(other.restore(tree())[0], tree(1))
+  assert part.exists()  # another process may be at work there
+  other.save(2, tree(2), {})
+  assert_same(other.restore(tree())[0], tree(2))
+  other.close()
+
+
+@pytest.mark.parametrize('lost', ['.', 'arrays', 'info'])
+def test_a_folder_without_its_marker_is_ignored_then_replaced(
+  tmp_path, saver, lost
+):
+  saver.save(1, tree(1), {})
+  saver.save(2, tree(2), {})
+  saver.close()
+  (folder(tmp_path, 2) / lost / 'commit_success.txt').unlink()
+  other = checkpoint.Checkpointer(str(tmp_path), keep=2)
+  assert other.latest_step() == 1
+  assert_same(other.restore(tree())[0], tree(1))
+  assert folder(tmp_path, 2).exists()  # reading alone removes nothing
+  other.save(2, tree(5), {})
+  assert_same(other.restore(tree())[0], tree(5))
+  other.close()
+
+
+_KILLED = """
+import os, sys
+import numpy as np
+from semppl_jax import checkpoint
+saver = checkpoint.Checkpointer(sys.argv[1], keep=2)
+saver.save(1, {'a': np.ones(3, np.float32)}, {})
+assert saver.latest_step() == 1
+saver.save(2, {'a': np.random.default_rng(0).random(20_000_000)}, {})
+os._exit(9)
+"""
+
+
+@pytest.mark.long
+def test_killed_while_saving(tmp_path):
+  code = subprocess.run(
+    [sys.executable, '-c', _KILLED, str(tmp_path)],
+    cwd=pathlib.Path(checkpoint.__file__).parents[1],
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    check=False,
+  ).returncode
+  assert code == 9
+  left = {p.name for p in (tmp_path / 'checkpoints').iterdir()}
+  assert left == {'1', '2.orbax-checkpoint-tmp'}
+  saver = checkpoint.Checkpointer(str(tmp_path), keep=2)
+  like = {'a': np.zeros(3, np.float32)}
+  assert_same(saver.restore(like)[0], {'a': np.ones(3, np.float32)})
+  saver.save(2, like, {})
+  assert saver.latest_step() == 2
+  saver.close()
+
+
+def test_save_does_not_wait_for_the_disk(saver, monkeypatch):
+  returned = threading.Event()
+  waited = []
+  finish = checkpoint.ocp.PyTreeCheckpointHandler.finalize
+
+  def slow(*args, **kwargs):
+    waited.append(returned.wait(timeout=5))
+    return finish(*args, **kwargs)
+
+  monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, 'finalize', slow)
+  saver.save(1, tree(), {})
+  returned.set()
+  assert saver.latest_step() == 1
+  assert waited == [True]
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    (lambda t: t._replace(step=np.zeros(3, np.int32)), 'state.step is'),
+    (lambda t: t._replace(step=np.zeros((), np.int64)), '["int64", []] here'),
+    (lambda t: t._replace(params={}), "state.params['empty'] is"),
+    (lambda t: t._replace(nothing=np.zeros(2)), 'state.nothing is absent'),
+    (
+      lambda t: t._replace(params=t.params | {'empty': np.zeros((0, 5))}),
+      "state.params['empty'] is",
+    ),
+  ],
+)
+def test_another_structure_is_refused_in_one_line(
+  tmp_path, saver, change, words
+):
+  saver.save(1, tree(), {})
+  with pytest.raises(UserError) as error:
+    saver.restore(change(tree()))
+  text = str(error.value)
+  assert words in text and str(tmp_path) in text and '\n' not in text
+
+
+def test_no_checkpoint_is_refused(saver):
+  with pytest.raises(UserError, match='No checkpoint in'):
+    saver.restore(tree())
+
+
+@pytest.mark.parametrize('lost', ['arrays/manifest.ocdbt', 'info/metadata'])
+def test_a_damaged_checkpoint_is_refused(tmp_path, saver, lost):
+  saver.save(1, tree(), {})
+  saver.close()
+  (folder(tmp_path, 1) / lost).unlink()
+  other = checkpoint.Checkpointer(str(tmp_path), keep=2)
+  with pytest.raises(UserError, match='Checkpoint 1 in .* is damaged'):
+    other.restore(tree())
+  other.close()
+
+
+def test_another_format_is_refused(tmp_path, saver, monkeypatch):
+  monkeypatch.setattr(checkpoint, '_FORMAT', 0)
+  saver.save(1, tree(), {})
+  assert saver.latest_step() == 1
+  monkeypatch.undo()
+  with pytest.raises(UserError, match='has format 0, this version reads 1'):
+    saver.restore(tree())
+
+
+CONFIG = {'a': 1, 'progress': True, 'loss': {'t': 0.2, 'types': ('A', 'B')}}
+
+
+def stored(workdir) -> dict:
+  return json.loads((workdir / 'config.json').read_text())
+
+
+def test_claim_twice(tmp_path):
+  workdir = tmp_path / 'deep' / 'run'
+  checkpoint.claim(str(workdir), CONFIG)
+  checkpoint.claim(str(workdir), CONFIG)
+  assert stored(workdir) == json.loads(json.dumps(CONFIG))
+  assert [p.name for p in workdir.iterdir()] == ['config.json']
+
+
+@pytest.mark.parametrize(
+  'config, words',
+  [
+    (CONFIG | {'a': 2}, 'a is 1 there and 2 here.'),
+    (CONFIG | {'loss': CONFIG['loss'] | {'t': 1}}, 'loss.t is 0.2 there and 1'),
+    (CONFIG | {'new': None}, 'new is absent there and null here'),
+    ({k: v for k, v in CONFIG.items() if k != 'a'}, 'a is 1 there and absent'),
+    (CONFIG | {'loss': {}}, 'loss.t is 0.2 there and absent here'),
+    (
+      CONFIG | {'a': 2} | {f'x{i}': i for i in range(4)},
+      'x1 is absent there and 1 here (and 2 more)',
+    ),
+  ],
+)
+def test_other_settings_are_refused_in_one_line(tmp_path, config, words):
+  checkpoint.claim(str(tmp_path), CONFIG)
+  with pytest.raises(UserError) as error:
+    checkpoint.claim(str(tmp_path), config, ignore=('progress',))
+  text = str(error.value)
+  assert words in text and str(tmp_path) in text and '\n' not in text
+  assert 'another --workdir' in text
+  assert stored(tmp_path)['a'] == 1 and 'new' not in stored(tmp_path)
+
+
+def test_ignored_settings_may_differ(tmp_path):
+  checkpoint.claim(str(tmp_path), CONFIG)
+  with pytest.raises(UserError, match='progress is true there and false'):
+    checkpoint.claim(str(tmp_path), CONFIG | {'progress': False})
+  checkpoint.claim(
+    str(tmp_path), CONFIG | {'progress': False}, ignore=('progress',)
+  )
+  assert stored(tmp_path)['progress'] is False
+
+
+def test_checkpoints_without_config_are_refused(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  checkpoint.claim(str(tmp_path), CONFIG)  # none there yet
+  (tmp_path / 'config.json').unlink()
+  folder(tmp_path, 12).mkdir()
+  with pytest.raises(UserError, match='has checkpoints but no config.json'):
+    checkpoint.claim(str(tmp_path), CONFIG)
+  assert not (tmp_path / 'config.json').exists()
+
+
+@pytest.mark.parametrize('text', ['{"a": 1', '', '[1]', '3', '\udcff'])
+def test_unreadable_config_is_refused(tmp_path, text):
+  path = tmp_path / 'config.json'
+  path.write_bytes(text.encode('utf-8', 'surrogateescape'))
+  before = path.read_bytes()
+  with pytest.raises(UserError, match='config.json cannot be read as JSON'):
+    checkpoint.claim(str(tmp_path), CONFIG)
+  assert path.read_bytes() == before
+
+
+def test_workdir_that_is_a_file_is_refused(tmp_path):
+  path = tmp_path / 'file'
+  path.write_text('mine')
+  with pytest.raises(UserError, match='cannot be made: '):
+    checkpoint.claim(str(path), CONFIG)
+  with pytest.raises(UserError, match='cannot be made: '):
+    checkpoint.claim(str(path / 'below'), CONFIG)
+
+
+def test_config_is_replaced_whole(tmp_path, monkeypatch):
+  checkpoint.claim(str(tmp_path), CONFIG)
+
+  def fail(*unused):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(checkpoint.os, 'replace', fail)
+  with pytest.raises(KeyboardInterrupt):
+    checkpoint.claim(
+      str(tmp_path), CONFIG | {'progress': False}, ignore=('progress',)
+    )
+  assert stored(tmp_path)['progress'] is True

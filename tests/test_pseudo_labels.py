@@ -1,0 +1,88 @@
+"""Votes: most frequent, then summed similarity, then the smallest id."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import queue_model
+from semppl_jax import pseudo_labels
+
+NO_VOTE = -np.inf
+
+
+def vote(labels, similarity):
+  label, share = jax.jit(pseudo_labels.vote)(
+    jnp.asarray(labels, jnp.int32), jnp.asarray(similarity, jnp.float32)
+  )
+  return np.asarray(label), np.asarray(share)
+
+
+@pytest.mark.parametrize(
+  'labels, similarity, winner, share',
+  [
+    # The most frequent wins, however far away.
+    ([7, 7, 3, -1], [-0.9, -0.8, 1.0, NO_VOTE], 7, 2 / 3),
+    # Two each: 3 has 0.5 + 0.25, 7 has 0.25 + 0.25.
+    ([7, 3, 7, 3], [0.25, 0.5, 0.25, 0.25], 3, 1 / 2),
+    ([3, 7, 3, 7], [0.25, 0.5, 0.25, 0.25], 7, 1 / 2),
+    # Sums of negative similarities: -0.5 beats -0.75.
+    ([1, 2, 1, 2], [-0.5, -0.25, -0.25, -0.25], 2, 1 / 2),
+    # Equal sums: the smallest id, wherever it stands.
+    ([9, 4, 9, 4], [0.5, 0.25, 0.25, 0.5], 4, 1 / 2),
+    ([4, 9, 0, 5], [0.5, 0.5, 0.5, 0.5], 0, 1 / 4),
+    # A sum of 0 and of -0 are equal; so is one vote of 0.
+    ([6, 2, 5, -1], [0.0, -0.0, 0.0, NO_VOTE], 2, 1 / 3),
+    # Empty slots have no vote, though there are more of them.
+    ([-1, -1, -1, 8], [NO_VOTE] * 3 + [-1.0], 8, 1.0),
+    # What stands beside an empty slot is never summed.
+    ([-1, 5, -1, 6], [9.0, 0.5, np.nan, 0.25], 5, 1 / 2),
+    ([-1, -1, -1, -1], [NO_VOTE] * 4, -1, 0.0),
+    # A diverged network's votes still give one of the labels.
+    ([3, 8, 8, -1], [np.nan] * 3 + [NO_VOTE], 8, 2 / 3),
+  ],
+)
+def test_by_hand(labels, similarity, winner, share):
+  got = vote(labels, similarity)
+  assert got[0] == winner
+  assert got[0].dtype == np.int32
+  assert got[1] == np.float32(share)
+
+
+def test_plain_model():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(-1, 4, (2, 50, 4))
+  similarity = rng.integers(-2, 3, (2, 50, 4)) / 4  # many ties
+  winner, share = vote(labels, similarity)
+  for at in np.ndindex(2, 50):
+    assert (winner[at], share[at]) == pytest.approx(
+      queue_model.vote(labels[at], similarity[at])
+    )
+
+
+def test_order_of_votes_changes_no_bit():
+  # Two labels with the same similarities in other orders: sums taken as they
+  # come differ in the last bit, and rounding would choose the winner.
+  rng = np.random.default_rng(1)
+  similarity = np.tile(rng.uniform(-1, 1, (40, 8)).astype(np.float32), 2)
+  labels = np.repeat([[5, 2]], 8, axis=1).repeat(40, axis=0)
+  order = rng.permuted(np.tile(np.arange(16), (40, 1)), axis=1)
+  shuffle = lambda x: np.take_along_axis(x, order, axis=1)
+  winner, _ = vote(shuffle(labels), shuffle(similarity))
+  np.testing.assert_array_equal(winner, 2)
+
+
+def test_assign():
+  got = pseudo_labels.assign(
+    votes=jnp.array([4, 4, 4, 4, -1, -1]),
+    share=jnp.array([1.0, 0.3, 0.25, 0.0, 0.0, 0.0]),
+    labels=jnp.array([-1, -1, -1, 2, 3, -1]),
+    min_share=0.3,
+  )
+  np.testing.assert_array_equal(got, [4, 4, -1, 2, 3, -1])
+
+
+def test_assign_without_a_threshold():
+  votes, labels = jnp.array([4, -1, 1]), jnp.array([-1, -1, 2])
+  got = pseudo_labels.assign(votes, jnp.array([0.1, 0.0, 1.0]), labels, 0.0)
+  np.testing.assert_array_equal(got, [4, -1, 2])

@@ -1,0 +1,224 @@
+import json
+import time
+
+import numpy as np
+import pytest
+from matplotlib import colors, image
+from sklearn import datasets
+
+from semppl_jax import report
+
+
+def log(workdir, rows) -> None:
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  (workdir / 'metrics.jsonl').write_text(text)
+
+
+def rows(count: int, **constant) -> list[dict]:
+  keys = [k for group in report._LOSSES.values() for k in group]
+  keys += [k for group in report._SHARES.values() for k in group]
+  values = {key: 0.1 * i for i, key in enumerate(keys)} | constant
+  return [{'step': 10 * (i + 1)} | values for i in range(count)]
+
+
+def plots(workdir, embeddings=None, labels=None, class_names=None) -> set[str]:
+  """The names of the pictures; each must be a picture with something in it."""
+  report.plots(
+    str(workdir),
+    embeddings=embeddings,
+    labels=labels,
+    class_names=class_names,
+  )
+  paths = list((workdir / 'plots').iterdir())
+  for path in paths:
+    assert np.ptp(image.imread(path)[..., :3]) > 0.5
+  return {path.name for path in paths}
+
+
+def curves(found: list[dict], panels, shares=False) -> dict[str, list]:
+  """{panel: its legend} of the figure."""
+  figure = report._curves(found, 'x', panels, shares=shares)
+  if figure is None:
+    return {}
+  return {
+    ax.get_title(): [t.get_text() for t in ax.get_legend().get_texts()]
+    if ax.get_legend()
+    else []
+    for ax in figure.axes
+  }
+
+
+def test_all_pictures(tmp_path):
+  log(tmp_path, rows(12))
+  digits = datasets.load_digits()
+  names = [f'digit {i}' for i in range(10)]
+  begun = time.process_time()
+  assert plots(tmp_path, digits.data[:300], digits.target[:300], names) == {
+    'losses.png',
+    'pseudo_labels.png',
+    'tsne.png',
+  }
+  assert time.process_time() - begun < 6
+
+
+def test_all_panels_and_legends():
+  assert curves(rows(3), report._LOSSES) == {
+    'Total loss': [],
+    'Contrastive terms': ['augmentation positives', 'semantic positives'],
+    'Invariance terms': ['augmentation positives', 'semantic positives'],
+    'Monitoring classifier': [],
+  }
+  found = curves(rows(3), report._SHARES, shares=True)
+  assert [len(legend) for legend in found.values()] == [3, 3]
+
+
+def test_missing_and_null_series_are_left_out():
+  found = rows(3, loss_sempos=None, pseudo_label_accuracy=None)
+  for row in found:
+    del row['inv_augm'], row['inv_sempos']
+  assert curves(found, report._LOSSES) == {
+    'Total loss': [],
+    'Contrastive terms': ['augmentation positives'],
+    'Monitoring classifier': [],
+  }
+  found = curves(found, report._SHARES, shares=True)
+  assert found['Accuracy'] == [
+    'votes, labelled images',
+    'classifier, labelled images',
+  ]
+
+
+def test_a_gap_stays_a_gap():
+  found = rows(4)
+  found[1]['loss'] = None
+  steps, values = report._series(found, 'loss')
+  assert steps.tolist() == [10, 20, 30, 40]
+  assert np.isnan(values).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize('found', [None, [], [{'step': 1}], rows(1)])
+def test_little_or_nothing_logged(tmp_path, found):
+  if found is not None:
+    log(tmp_path, found)
+  drawn = {'losses.png', 'pseudo_labels.png'} if found == rows(1) else set()
+  assert plots(tmp_path) == drawn
+
+
+def test_smooth_by_hand():
+  values = np.array([1.0, 2.0, np.nan, 4.0, np.nan, np.nan, np.nan, 8.0])
+  wanted = [1.5, 1.5, np.nan, 4.0, np.nan, np.nan, np.nan, 8.0]
+  np.testing.assert_allclose(report._smooth(values, 3), wanted)
+  np.testing.assert_array_equal(report._smooth(values, 1), values)
+
+
+def test_a_long_run_is_smoothed_and_says_so():
+  figure = report._curves(rows(300), 'x', report._LOSSES, shares=False)
+  assert 'mean over 7 logged steps' in figure.get_suptitle()
+  assert len(figure.axes[0].lines) == 2  # every step, and the mean
+
+
+def blobs(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
+  labels = np.arange(count) % 2
+  noise = np.random.default_rng(0).standard_normal((count, 5))
+  return 20.0 * labels[:, None] + noise, labels
+
+
+@pytest.mark.parametrize('embeddings', [blobs()[0], blobs()[0][:, :1]])
+def test_tsne_is_seeded(embeddings):
+  """Starts from PCA, or from random numbers where there is no plane."""
+  points = report._project(embeddings)
+  np.testing.assert_array_equal(points, report._project(embeddings))
+
+
+def test_tsne_separates_classes():
+  embeddings, labels = blobs()
+  points = report._project(embeddings)
+  distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
+  np.fill_diagonal(distance, np.inf)
+  np.testing.assert_array_equal(labels[distance.argmin(axis=1)], labels)
+
+
+def scatter(embeddings, labels, names=None):
+  """{name: [points, colour]} of the t-SNE, and the axes."""
+  ax = report._scatter(embeddings, labels, names).axes[0]
+  found = {
+    c.get_label(): (len(c.get_offsets()), colors.to_hex(c.get_facecolor()[0]))
+    for c in ax.collections
+  }
+  return found, ax
+
+
+def test_tsne_legend_counts_and_colours():
+  embeddings, labels = blobs()
+  labels = np.where(np.arange(40) < 10, -1, labels)
+  found, ax = scatter(embeddings, labels, ['cat', 'dog'])
+  assert {name: n for name, (n, _) in found.items()} == {
+    'unknown': 10,
+    'cat': 15,
+    'dog': 15,
+  }
+  assert len({colour for _, colour in found.values()}) == 3
+  assert [t.get_text() for t in ax.get_legend().get_texts()] == list(found)
+
+
+def test_tsne_of_many_classes_has_no_legend():
+  embeddings, _ = blobs(60)
+  found, ax = scatter(embeddings, np.arange(60) % 30)
+  assert ax.get_legend() is None
+  assert len({colour for _, colour in found.values()}) == 30
+  assert '30 classes' in ax.get_xlabel()
+
+
+def test_tsne_leaves_out_what_is_not_finite():
+  embeddings, labels = blobs()
+  embeddings[3, 4], embeddings[7, 0] = np.nan, np.inf
+  found, ax = scatter(embeddings, labels)
+  assert (found['0'][0], found['1'][0]) == (20, 18)
+  assert '38 of 40 test images' in ax.get_title()
+
+
+def test_tsne_takes_a_part_of_many_images(monkeypatch):
+  monkeypatch.setattr(report, '_MAX_POINTS', 30)
+  found, ax = scatter(*blobs(50))
+  assert sum(n for n, _ in found.values()) == 30
+  assert '30 of 50 test images' in ax.get_title()
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize(
+  'embeddings, drawn',
+  [
+    (np.ones((30, 5)), True),  # the network has collapsed
+    (np.random.default_rng(0).standard_normal((30, 1)), True),
+    (np.eye(5), True),
+    (np.eye(4), False),
+    (np.full((30, 5), np.nan), False),
+    (np.zeros((0, 5)), False),
+  ],
+)
+def test_tsne_of_odd_embeddings(tmp_path, embeddings, drawn):
+  assert plots(tmp_path, embeddings) == ({'tsne.png'} if drawn else set())
+
+
+def test_table():
+  results = {
+    'step': 12345,
+    'knn_top1': 0.92345,
+    'linear_all_top1': np.float32(1.0),
+    'pseudo_label_accuracy': None,
+    'seconds': 1234.56,
+    'rate': 0.000123,
+    'devices': '8 x cpu',
+    'ok': True,
+  }
+  assert report.table(results).split('\n') == [
+    'step                     12,345',
+    'knn_top1                  92.3%',
+    'linear_all_top1          100.0%',
+    'pseudo_label_accuracy         -',
+    'seconds                 1,234.6',
+    'rate                   0.000123',
+    'devices                 8 x cpu',
+    'ok                         True',
+  ]
+  assert report.table({}) == ''
