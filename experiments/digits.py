@@ -6,8 +6,8 @@ from semppl_jax import config
 def get_config():
   """The demo: minutes on two CPU cores."""
   cfg = config.default()
-  cfg.batch_size = 256
-  cfg.num_epochs = 40.0
+  cfg.batch_size = 128
+  cfg.num_epochs = 30.0
   cfg.checkpoint_every_steps = 50
   cfg.dataset.name = 'digits'
   cfg.labels.per_class = 2
@@ -37,11 +37,11 @@ def get_config():
     semantic_invariance_weight=0.0,
     stop_gradient='teacher',
   )
-  cfg.queue.capacity = 512
+  cfg.queue.capacity = 32
   cfg.optimizer.update(
     name='adamw',
-    learning_rate=2e-3,
-    warmup_epochs=4.0,
+    learning_rate=8e-3,
+    warmup_epochs=3.0,
     weight_decay=1e-4,
   )
   cfg.ema.base = 0.97

@@ -14,7 +14,7 @@ def get_config():
   """digits.py with cross-entropy on the labelled images alone."""
   cfg = digits.get_config()
   cfg.batch_size = 64
-  cfg.num_epochs = 20.0
+  cfg.num_epochs = 15.0
   cfg.labels.share = 1.0
   cfg.classifier.detached = False
   cfg.loss.update(

@@ -88,11 +88,10 @@ def push(
   stays = labelled & (rank >= total - capacity)
   slots = (queue.count + rank) % capacity
   local = slots - parallel.index() * here
-  mine = stays & (local >= 0) & (local < here)
 
-  # Rows to drop get the first index out of range (negative ones would wrap).
+  # Out of range is dropped: past the end, that is; negative ones would wrap.
   slots = jnp.where(stays, slots, capacity)
-  local = jnp.where(mine, local, here)
+  local = jnp.where(stays & (local >= 0), local, here)
   return LabelQueue(
     embeddings=queue.embeddings.at[:, local].set(embeddings, mode='drop'),
     labels=queue.labels.at[slots].set(labels, mode='drop'),
@@ -261,7 +260,7 @@ def fetch(queue: LabelQueue, slots: jax.Array) -> jax.Array:
   """
   here = queue.embeddings.shape[1]
   local = slots.T - parallel.index() * here  # [S, B]
-  mine = (slots.T >= 0) & (local >= 0) & (local < here)
+  mine = (local >= 0) & (local < here)  # never where the slot is -1
   rows = queue.embeddings[:, jnp.where(mine, local, 0)]  # [V_L, S, B, d]
   rows = jnp.where(mine[..., None], rows, 0.0)
   # One device has the row, the others zeros: the sum is exact.

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import queue_model
+
 from semppl_jax import pseudo_labels
 
 NO_VOTE = -np.inf

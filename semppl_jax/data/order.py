@@ -7,9 +7,9 @@ straddle two epochs. Nothing here knows of hosts, workers or time.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
-from grain import experimental
 
 from semppl_jax.errors import UserError
 
@@ -115,16 +115,19 @@ def _check_share(
 
 def _shuffle(index: int, size: int, seed: int) -> int:
   """Image of `index` under a random permutation of 0 .. size - 1."""
-  # Grain's cipher needs no memory, but works on at least 2^16 numbers: for
-  # fewer it searches, 6 ms a number at size 20.
-  if size < 2**16:
-    return int(_permutation(size, seed)[index])
-  return experimental.index_shuffle(
-    index, max_index=size - 1, seed=seed, rounds=4
-  )
+  # Not grain's index_shuffle: it repeats an index where size - 1 is a power of
+  # four (grain 0.2.18), and takes milliseconds a call for sizes below 100.
+  return int(_permutations(size)(seed)[index])
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=8)
+def _permutations(size: int) -> Callable[[int], np.ndarray]:
+  # A cache for each size, else the many short epochs of a few labelled images
+  # would drive out the long one. At most 16 MiB, or two epochs.
+  keep = min(256, max(2, 2**22 // size))
+  return functools.lru_cache(keep)(functools.partial(_permutation, size))
+
+
 def _permutation(size: int, seed: int) -> np.ndarray:
   # RandomState's numbers are frozen for ever: so is a run's order.
   return np.random.RandomState(seed).permutation(size).astype(np.int32)

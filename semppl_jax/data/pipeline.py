@@ -6,7 +6,7 @@ the saved position of a run is its step.
 """
 
 import dataclasses
-import itertools
+import gc
 from collections.abc import Iterator
 
 import grain
@@ -106,15 +106,17 @@ class _HostRecords:
   lanes: int  # W
 
   def __len__(self) -> int:
-    # The last round has a batch for every worker; those too many are not used.
+    # A whole last round, with a batch for every worker; see below.
     rounds = -(-self.num_steps // self.lanes)
     return rounds * self.lanes * self.per_host
 
-  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, i: int) -> dict[str, np.ndarray] | None:
     turn, lane = divmod(i, self.lanes)
     batch, offset = divmod(turn, self.per_host)
-    step = self.start_step + batch * self.lanes + lane
-    index = self.order.row(step, self.first + offset)
+    step = batch * self.lanes + lane
+    if step >= self.num_steps:
+      return None  # grain skips it
+    index = self.order.row(self.start_step + step, self.first + offset)
     record = self.source[index]
     return {
       'image': record['image'],
@@ -143,7 +145,10 @@ def _iterate(
     data = experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2)
   iterator = iter(data)
   try:
-    for x in itertools.islice(iterator, records.num_steps):
+    for x in iterator:
       yield structs.Batch(x['image'], x['label'], x['id']), x['truth']
   finally:
     iterator.close()
+    if workers:  # else Python warns at exit of shared memory that grain keeps
+      del iterator, data
+      gc.collect()

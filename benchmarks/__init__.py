@@ -1,0 +1,1 @@
+"""Measurements: tables of results, and timings as ratios."""

@@ -1,0 +1,108 @@
+"""What semantic positives add, on the digits: the README's table.
+
+  python -m benchmarks.digits --workdir=runs/digits_table
+
+Trains SemPPL, its special case ReLICv2 and supervised only, with 2 labels per
+class (5 seeds) and 10% of the labels (3 seeds); a seed decides weights, batches
+and which images have labels. Settings were chosen on a validation part of the
+training images (--config.dataset.validation=300), never on the test split.
+Resumable: finished runs are kept, a broken-off one goes on. Several processes
+may share the work: --part=0/2 and --part=1/2, then once more without --part.
+Writes table.md and table.json.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+
+from experiments import digits, digits_relicv2, digits_supervised
+from semppl_jax import metrics, pretrain
+
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/digits_table', 'Folder.')
+_PART = flags.DEFINE_string('part', '0/1', 'Take every n-th run, e.g. 1/2.')
+
+METHODS = {
+  'SemPPL': digits,
+  'ReLICv2 (no semantic terms)': digits_relicv2,
+  'supervised only': digits_supervised,
+}
+# Labels, seeds; the queue holds about 20 batches' labelled images in both.
+SETTINGS = {
+  '2 per class': (dict(per_class=2, fraction=0.0), 32, 5),
+  '10%': (dict(per_class=0, fraction=0.1), 256, 3),
+}
+COLUMNS = {
+  'pseudo_label_accuracy': 'pseudo-labels',
+  'knn_top1': 'kNN',
+  'linear_labelled_top1': 'linear, labelled',
+  'linear_all_top1': 'linear, all labels',
+}
+
+
+def runs() -> Iterator[tuple[str, str, int]]:
+  """All cells of the table: labels, method, seed; comparable ones together."""
+  for labels, (_, _, seeds) in SETTINGS.items():
+    for seed in range(seeds):
+      for method in METHODS:
+        yield labels, method, seed
+
+
+def one_run(workdir: str, labels: str, method: str, seed: int) -> Any:
+  """Trains one cell (or finds it finished) and returns its results."""
+  cfg = METHODS[method].get_config()
+  chosen, capacity, _ = SETTINGS[labels]
+  cfg.labels.update(chosen, seed=seed)
+  cfg.queue.capacity = capacity
+  cfg.seed = seed
+  cfg.num_devices = 1
+  return pretrain.pretrain(cfg, folder(workdir, labels, method, seed))
+
+
+def folder(workdir: str, labels: str, method: str, seed: int) -> str:
+  """Where a cell's run lies."""
+  name = f'{labels}-{method.split()[0]}-{seed}'
+  return os.path.join(workdir, name.replace(' ', '_').replace('%', 'pct'))
+
+
+def summarise(results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+  """Mean and standard error over seeds as a Markdown table, in percent."""
+  heads = ['labels', 'method', 'seeds', *COLUMNS.values()]
+  lines = ['| ' + ' | '.join(heads) + ' |', '| --- ' * len(heads) + '|']
+  for (labels, method), rows in results.items():
+    cells = [labels, method, str(len(rows))]
+    for key in COLUMNS:
+      values = 100 * np.array([row[key] for row in rows])
+      error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
+      cells.append(f'{values.mean():.1f} ± {error:.1f}')
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+def main(unused_argv: list[str]) -> None:
+  """Trains this part's cells, then writes the table of all finished ones."""
+  logging.set_verbosity(logging.WARNING)
+  workdir = _WORKDIR.value
+  part, parts = map(int, _PART.value.split('/'))
+  for i, cell in enumerate(runs()):
+    if i % parts == part:
+      print(*cell, one_run(workdir, *cell), flush=True)
+  results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+  for labels, method, seed in runs():
+    path = os.path.join(folder(workdir, labels, method, seed), pretrain.RESULTS)
+    if done := metrics.read_json(path):
+      results.setdefault((labels, method), []).append(done)
+  table = summarise(results)
+  with open(os.path.join(workdir, 'table.md'), 'w') as file:
+    file.write(table)
+  metrics.write_json(
+    os.path.join(workdir, 'table.json'),
+    {' / '.join(key): rows for key, rows in results.items()},
+  )
+  print(table)
+
+
+if __name__ == '__main__':
+  app.run(main)

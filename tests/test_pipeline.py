@@ -1,0 +1,262 @@
+import functools
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from semppl_jax.data import order, pipeline, sources
+from semppl_jax.errors import UserError
+
+HIDDEN = 5  # a label that the source knows and the subset hides
+
+
+def read(index):
+  return np.full((2, 3, 3), index, np.uint8)
+
+
+def broken(index):
+  if index == 4:
+    raise UserError('image 4 is broken')
+  return read(index)
+
+
+def make(size, read=read):
+  """A source of `size` images, and labels that show every fifth image's."""
+  source = sources.Records(np.full(size, HIDDEN), read)
+  labels = np.where(np.arange(size) % 5 == 0, np.arange(size) % 3, -1)
+  return source, labels
+
+
+def one_host(size, **kwargs):
+  source, labels = make(size)
+  settings = dict(seed=0, batch_size=24, start_step=0, num_steps=4, threads=0)
+  return list(pipeline.batches(source, labels, **(settings | kwargs)))
+
+
+def all_hosts(size, hosts, **kwargs):
+  """Global batches: [steps] of (images, labels, ids, truth), joined."""
+  parts = [
+    one_host(size, host_index=h, host_count=hosts, **kwargs)
+    for h in range(hosts)
+  ]
+  flat = [[(*batch, truth) for batch, truth in part] for part in parts]
+  return [
+    tuple(np.concatenate(arrays) for arrays in zip(*step))
+    for step in zip(*flat)
+  ]
+
+
+def assert_same(actual, expected):
+  assert len(actual) == len(expected)
+  for a, e in zip(actual, expected):
+    for x, y in zip(a, e):
+      np.testing.assert_array_equal(x, y)
+
+
+@functools.cache
+def reference(size, **kwargs):
+  return all_hosts(size, 1, **kwargs)
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 3, 8])
+@pytest.mark.parametrize('size', [1, 7, 24, 61])
+def test_every_epoch_has_every_image_once(size, hosts):
+  steps = all_hosts(size, hosts, num_steps=-(-3 * size // 24))
+  ids = np.concatenate([step[2] for step in steps])
+  epochs = ids[: 3 * size].reshape(3, size)
+  np.testing.assert_array_equal(np.sort(epochs), [np.arange(size)] * 3)
+  if size > 7:
+    assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
+
+
+@pytest.mark.parametrize('share', [0.0, 0.25, 1.0])
+@pytest.mark.parametrize('hosts', [2, 3, 8])
+def test_number_of_hosts_changes_nothing(hosts, share):
+  actual = all_hosts(61, hosts, labelled_share=share)
+  assert_same(actual, reference(61, labelled_share=share))
+
+
+def test_threads_change_nothing():
+  assert_same(all_hosts(61, 2, threads=3), reference(61))
+
+
+def test_workers_change_nothing():
+  # 5 batches for 2 processes: one of them has one batch less.
+  run = dict(num_steps=5, start_step=3, labelled_share=0.25)
+  source, labels = make(61)
+  settings = dict(seed=0, batch_size=24, host_index=1, host_count=2, **run)
+  seen = [
+    (*(np.array(x) for x in batch), np.array(truth))
+    for batch, truth in pipeline.batches(source, labels, workers=2, **settings)
+  ]
+  expected = [tuple(x[12:] for x in step) for step in all_hosts(61, 1, **run)]
+  assert_same(seen, expected)
+
+
+@pytest.mark.long
+def test_worker_that_fails_and_iterator_that_is_dropped():
+  source, labels = make(61, broken)
+  settings = dict(seed=0, batch_size=24, start_step=0, num_steps=9, workers=2)
+  with pytest.raises(UserError, match='image 4 is broken'):
+    list(pipeline.batches(source, labels, **settings))
+  source, labels = make(61)
+  iterator = pipeline.batches(source, labels, **settings)
+  batch, _ = next(iterator)
+  iterator.close()
+  np.testing.assert_array_equal(batch.ids, reference(61)[0][2])
+
+
+@pytest.mark.parametrize('share', [0.0, 0.25])
+@pytest.mark.parametrize('start', [1, 3])
+def test_starting_at_a_step_continues_the_run(start, share):
+  run = functools.partial(all_hosts, 61, 2, labelled_share=share)
+  rest = run(start_step=start, num_steps=4 - start)
+  assert_same(rest, reference(61, labelled_share=share)[start:])
+
+
+def test_no_steps_left():
+  assert one_host(61, start_step=9, num_steps=0) == []
+
+
+def test_contract_of_a_batch():
+  batch, truth = one_host(61, host_index=1, host_count=2, num_steps=1)[0]
+  assert batch.images.shape == (12, 2, 3, 3) and batch.images.dtype == np.uint8
+  for x in (batch.labels, batch.ids, truth):
+    assert x.shape == (12,) and x.dtype == np.int32
+  # The arrays of a batch belong together.
+  np.testing.assert_array_equal(batch.images[:, 1, 2, 0], batch.ids)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.25, 1.0])
+def test_labels_outside_the_subset_stay_on_the_host(share):
+  _, labels = make(61)
+  for _, given, ids, truth in reference(61, labelled_share=share):
+    np.testing.assert_array_equal(given, labels[ids])
+    assert HIDDEN not in given
+    np.testing.assert_array_equal(truth, np.full(24, HIDDEN))
+
+
+@pytest.mark.parametrize('share, count', [(0.25, 6), (0.1, 2), (1.0, 24)])
+def test_share_gives_exact_counts(share, count):
+  for _, labels, ids, _ in all_hosts(61, 1, labelled_share=share, num_steps=9):
+    assert np.sum(labels >= 0) == count
+    assert np.all((ids % 5 == 0) == (labels >= 0))
+
+
+def test_share_streams_go_through_all_their_images():
+  steps = all_hosts(61, 1, labelled_share=0.25, num_steps=26)
+  ids = np.concatenate([step[2] for step in steps])
+  counts = Counter(ids.tolist())
+  # 26 x 6 = 12 x 13 labelled and 26 x 18 = 9 x 48 + 36 other positions.
+  assert {counts[i] for i in range(0, 61, 5)} == {12}
+  assert {counts[i] for i in range(61) if i % 5} == {9, 10}
+
+
+def test_share_is_mixed_into_the_batch():
+  steps = all_hosts(61, 1, labelled_share=0.5, num_steps=40)
+  places = np.mean([step[1] >= 0 for step in steps], axis=0)  # [B]
+  # 40 draws of a half: 6 standard deviations are 0.47.
+  assert places.min() > 0.03 and places.max() < 0.97
+  assert len({tuple(step[1] >= 0) for step in steps}) == 40
+
+
+def test_natural_share_is_that_of_the_data():
+  steps = all_hosts(60, 1, num_steps=5)
+  assert sum(int(np.sum(step[1] >= 0)) for step in steps) == 2 * 60 // 5
+
+
+@pytest.mark.parametrize('threads', [0, 3])
+def test_broken_image_stops_the_run(threads):
+  source, labels = make(61, broken)
+  settings = dict(seed=0, batch_size=24, start_step=0, num_steps=9)
+  with pytest.raises(UserError, match='image 4 is broken'):
+    list(pipeline.batches(source, labels, threads=threads, **settings))
+
+
+def test_dropped_iterator_stops_its_threads():
+  before = threading.active_count()
+  source, labels = make(61)
+  iterator = pipeline.batches(
+    source, labels, seed=0, batch_size=24, start_step=0, num_steps=99, threads=3
+  )
+  next(iterator)
+  assert threading.active_count() > before
+  iterator.close()
+  for thread in threading.enumerate():
+    if 'grain' in thread.name:
+      thread.join(timeout=10)
+  assert not [t for t in threading.enumerate() if 'grain-prefetch' in t.name]
+
+
+@pytest.mark.parametrize(
+  'size, kwargs, message',
+  [
+    (61, dict(host_count=7), 'batch_size 24 .* 7 hosts'),
+    (0, dict(), 'no training image'),
+    (61, dict(labelled_share=1.5), 'labels.share is 1.5.* from 0 to 1'),
+    (61, dict(labelled_share=-0.1), 'labels.share is -0.1'),
+    (61, dict(labelled_share=float('nan')), 'labels.share is nan'),
+    (61, dict(labelled_share=0.01), '0.01 of batch_size 24 .* at least 0.042'),
+    (1, dict(labelled_share=0.5), 'all 1 images have a label'),
+  ],
+)
+def test_mistakes(size, kwargs, message):
+  with pytest.raises(UserError, match=message) as e:
+    one_host(size, **kwargs)
+  assert '\n' not in str(e.value)
+
+
+def test_share_without_labels():
+  with pytest.raises(UserError, match='no image has a label'):
+    order.lay_out(np.full(9, -1), seed=0, batch_size=4, labelled_share=0.5)
+
+
+def test_wrong_number_of_labels():
+  source, labels = make(61)
+  with pytest.raises(ValueError, match='60 labels for 61 images'):
+    pipeline.batches(
+      source, labels[1:], seed=0, batch_size=4, start_step=0, num_steps=1
+    )
+
+
+@pytest.mark.parametrize('size', [1, 2, 17, 257, 2**16 + 1])
+def test_an_epoch_is_a_permutation(size):
+  rows = [order.row(i, num_rows=size, seed=3) for i in range(size)]
+  np.testing.assert_array_equal(np.sort(rows), np.arange(size))
+
+
+@pytest.mark.parametrize('size', [10, 70_000])
+def test_permutations_are_uniform(size):
+  rows = np.array([
+    [order.row(i, num_rows=size, seed=seed) for i in range(2)]
+    for seed in range(500)
+  ])  # fmt: skip
+  # Means of 500 uniform draws: standard deviation 0.29 / sqrt(500) = 0.013.
+  np.testing.assert_allclose(np.mean(rows / (size - 1), axis=0), 0.5, atol=0.07)
+  tenths = np.bincount(rows[:, 0] * 10 // size, minlength=10)
+  assert tenths.min() > 20 and tenths.max() < 85  # 50 expected, s.d. 6.7
+  assert abs(np.corrcoef(rows.T)[0, 1]) < 0.27  # -1/9 expected at size 10
+
+
+def test_epochs_streams_and_seeds_differ():
+  def epoch(number, **kwargs):
+    first = 50 * number
+    settings = dict(num_rows=50, seed=0) | kwargs
+    return tuple(order.row(first + i, **settings) for i in range(50))
+
+  orders = [
+    epoch(number, seed=seed, stream=stream)
+    for number in range(3)
+    for seed in (-1, 0, 1, 2, 2**40)
+    for stream in range(3)
+  ]
+  assert len(set(orders)) == len(orders)
+
+
+def test_order_is_frozen():
+  """A change here breaks every run that is taken up again."""
+  rows = [order.row(i, num_rows=10, seed=0) for i in range(20)]
+  assert rows == [4, 9, 7, 3, 5, 6, 0, 8, 1, 2, 4, 9, 2, 6, 0, 3, 1, 5, 7, 8]
+  rows = [order.row(i, num_rows=1_281_167, seed=0) for i in range(4)]
+  assert rows == [259357, 1047460, 474112, 804728]

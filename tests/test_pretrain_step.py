@@ -1,0 +1,362 @@
+"""The step against slow references, and for every number of devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from semppl_jax import (
+  label_queue,
+  negatives,
+  networks,
+  optimizers,
+  parallel,
+  pretrain_step,
+  structs,
+  views,
+)
+from semppl_jax.train_state import TrainState
+from tests import reference, tiny
+
+_LABELS = [-1, 0, -1, 2, 1, -1, -1, 0, -1, -1, 2, -1, -1, -1, 1, -1]
+
+
+def _linear_networks(num_features=48, size=8):
+  """Networks that are one matrix, and count their passes as their state."""
+
+  def features(images):
+    small = jax.image.resize(images, (len(images), 4, 4, 3), 'linear')
+    return small.reshape(len(images), num_features)
+
+  def apply(params, state, images, is_training, predictor):
+    assert is_training
+    embedding = features(images)
+    out = embedding @ params['projector']['w']
+    state = {
+      'projector/~/bn': {'passes': state['projector/~/bn']['passes'] + 1}
+    }
+    prediction = out @ params['predictor']['w'] if predictor else None
+    return structs.Outputs(embedding, out, prediction, None), state
+
+  random = np.random.RandomState(1)
+  params = {
+    'projector': {'w': random.randn(num_features, size).astype(np.float32)},
+    'predictor': {'w': random.randn(size, size).astype(np.float32)},
+  }
+  nets = networks.Networks(
+    init=None,
+    online=functools.partial(apply, predictor=True),
+    target=functools.partial(apply, predictor=False),
+    encode=None,
+  )
+  return nets, params, features
+
+
+def _unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _linear_setup(cfg, optimizer):
+  nets, params, features = _linear_networks()
+  setup = pretrain_step.Setup(
+    cfg=tiny.frozen(cfg),
+    nets=nets,
+    optimizer=optimizer,
+    total_steps=10,
+    warmup_steps=2,
+  )
+  passes = {'projector/~/bn': {'passes': np.zeros((), np.int32)}}
+  other = {'projector': {'w': params['projector']['w'][:, ::-1].copy()}}
+  state = TrainState(
+    step=np.asarray(3, np.int32),
+    online_params=params,
+    online_state=passes,
+    target_params=other,
+    target_state=passes,
+    opt_state=optimizer.init(params),
+    queue=label_queue.init(2, 16, 8, 1),
+  )
+  return setup, parallel.replicate(state, 1), features
+
+
+class _Expected:
+  """What one step over `batch` must compute, in NumPy, from an empty queue."""
+
+  def __init__(self, cfg, state, batch, features):
+    step_key = jax.random.fold_in(jax.random.key(0), 3)
+    every = [jax.random.fold_in(step_key, i) for i in range(tiny.BATCH)]
+    draw = lambda purpose: jnp.stack(
+      [jax.random.fold_in(key, purpose) for key in every]
+    )
+    seen = views.make_views(draw(0), jnp.asarray(batch.images), cfg.views)
+    matrix = parallel.first(state.online_params)
+    project = lambda x: features(x) @ matrix['projector']['w']
+    predict = lambda x: project(x) @ matrix['predictor']['w']
+    aim = parallel.first(state.target_params)['projector']['w']
+    self.online = _unit(np.stack([predict(x) for group in seen for x in group]))
+    self.targets = _unit(np.stack([features(x) @ aim for x in seen.large]))
+    self.labels = self._vote(batch.labels)
+    self.index, self.mask = map(
+      np.asarray,
+      negatives.sample(
+        draw(1), jnp.arange(tiny.BATCH), jnp.asarray(self.labels),
+        num_negatives=4, exclude_same_label=cfg.loss.exclude_same_label,
+      ),
+    )  # fmt: skip
+    self.positives, self.has = self._draw(cfg, batch, draw(2))
+
+  def _vote(self, labels):
+    """Nearest labelled image of the batch, for every view in every queue."""
+    entered = np.flatnonzero(labels >= 0)
+    result = labels.copy()
+    for m in np.flatnonzero(labels < 0):
+      votes = {}
+      for v in range(2):
+        for w in range(2):
+          similarity = self.targets[w][entered] @ self.online[v][m]
+          best = int(np.argmax(similarity))
+          label = labels[entered[best]]
+          number, total = votes.get(label, (0, 0.0))
+          votes[label] = number + 1, total + similarity[best]
+      result[m] = max(votes, key=lambda y: (votes[y], -y))
+    return result
+
+  def _draw(self, cfg, batch, keys):
+    """Semantic positives [S, V_L, B, d], through the queue's own sampler."""
+    entered = np.flatnonzero(batch.labels >= 0)
+    queue = label_queue.init(2, 16, 8, 1)
+    queue = queue._replace(
+      labels=queue.labels.at[: len(entered)].set(batch.labels[entered])
+    )
+    slots, has = label_queue.sample_positives(
+      queue, keys, jnp.asarray(self.labels),
+      num_draws=cfg.loss.num_semantic_positives,
+    )  # fmt: skip
+    image = entered[np.maximum(np.asarray(slots), 0)]  # [B, S]
+    return np.moveaxis(self.targets[:, image], (0, 2), (1, 0)), np.asarray(has)
+
+  def terms(self, tau):
+    own = self.online, self.targets
+    rest = self.index, self.mask, tau
+    semantic = self.positives, self.has
+    return {
+      'loss_augm': reference.loss_augm(*own, *rest),
+      'loss_sempos': reference.loss_sempos(*own, *semantic, *rest),
+      'inv_augm': reference.inv_augm(*own, *rest),
+      'inv_sempos': reference.inv_sempos(*own, *semantic, *rest),
+    }
+
+
+@pytest.mark.parametrize('exclude', [False, True])
+def test_step_equals_a_slow_reference(exclude):
+  cfg = tiny.make_config(
+    loss__exclude_same_label=exclude,
+    loss__semantic_invariance_weight=3.0,
+    queue__capacity=16,
+  )
+  batch = tiny.make_batch(_LABELS)
+  optimizer = optax.trace(0.0)  # its state is the gradient
+  setup, state, features = _linear_setup(cfg, optimizer)
+  step = functools.partial(pretrain_step.train_step, setup=setup)
+  new, [(scalars, labels)] = tiny.run_steps(step, state, [batch], 1)
+  expected = _Expected(cfg, state, batch, features)
+
+  np.testing.assert_array_equal(labels, expected.labels)
+  assert len(set(labels)) == tiny.NUM_CLASSES  # the vote is not constant
+  terms = expected.terms(cfg.loss.temperature)
+  for name, value in terms.items():
+    np.testing.assert_allclose(scalars[name][0], value, rtol=2e-5)
+  total = (
+    0.3 * (terms['loss_augm'] + 0.2 * terms['loss_sempos'])
+    + 5.0 * terms['inv_augm']
+    + 3.0 * terms['inv_sempos']
+  )
+  np.testing.assert_allclose(scalars['loss'][0], total, rtol=2e-5)
+
+  # The online network sees 3 views, the target network the 2 large ones.
+  assert new.online_state['projector/~/bn']['passes'][0] == 3
+  assert new.target_state['projector/~/bn']['passes'][0] == 2
+  # Labelled images, and only they, entered the queue in the batch's order.
+  entered = np.flatnonzero(batch.labels >= 0)
+  queue = parallel.first(new.queue)
+  assert queue.count == len(entered)
+  np.testing.assert_array_equal(queue.ids[: len(entered)], 100 + entered)
+  np.testing.assert_allclose(
+    queue.embeddings[:, : len(entered)], expected.targets[:, entered], atol=1e-6
+  )
+  # Update and moving average, at step 3 of 10 with 2 of warm-up.
+  grads = parallel.first(new.opt_state.trace)
+  rate = 0.02 * 16 / 256 * 0.5 * (1 + np.cos(np.pi * 1 / 8))
+  keep = 1 - (1 - 0.996) * 0.5 * (1 + np.cos(np.pi * 3 / 10))
+  before, after = map(parallel.first, (state.online_params, new.online_params))
+  for module in before:
+    np.testing.assert_allclose(
+      after[module]['w'],
+      before[module]['w'] - rate * grads[module]['w'],
+      atol=1e-6,
+    )
+  assert np.abs(grads['predictor']['w']).max() > 1e-3
+  np.testing.assert_allclose(
+    parallel.first(new.target_params)['projector']['w'],
+    keep * parallel.first(state.target_params)['projector']['w']
+    + (1 - keep) * after['projector']['w'],
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  assert new.step[0] == 4
+
+
+def test_optimiser_sees_the_gradient_of_the_config_loss():
+  """Central differences in the directions of the parameters themselves."""
+  cfg = tiny.make_config(loss__invariance_weight=0.0)
+  setup, state, _ = _linear_setup(cfg, optax.trace(0.0))
+  step = functools.partial(pretrain_step.train_step, setup=setup)
+  batch = tiny.make_batch(_LABELS)
+  new, _ = tiny.run_steps(step, state, [batch], 1)
+  grads = parallel.first(new.opt_state.trace)
+  size = 1e-2
+  moved = []
+  for sign in (1, -1):
+    params = jax.tree.map(
+      lambda p, g, s=sign: p + s * size * g[None] / optax.global_norm(grads),
+      state.online_params,
+      grads,
+    )
+    shifted = state._replace(online_params=params)
+    _, [(scalars, _)] = tiny.run_steps(step, shifted, [batch], 1)
+    moved.append(scalars['loss'][0])
+  slope = (moved[0] - moved[1]) / (2 * size)
+  np.testing.assert_allclose(slope, optax.global_norm(grads), rtol=1e-2)
+
+
+def _trained(num_devices, labels, **changes):
+  """Two steps of the real networks; their gradients stand in opt_state."""
+  run = tiny.prepare(**changes)
+  run = run._replace(setup=run.setup._replace(optimizer=optax.trace(0.0)))
+  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  batches = [tiny.make_batch(labels, seed) for seed in range(2)]
+  return tiny.run_steps(
+    step, tiny.first_state(run, num_devices), batches, num_devices
+  )
+
+
+_ONE_DEVICE_ONLY = [0, 1, 2, 0] + [-1] * 12  # all on the first of 4 devices
+
+
+@functools.cache
+def _on_one_device(labels):
+  return _trained(1, labels)
+
+
+@pytest.mark.parametrize(
+  'num_devices, labels',
+  [
+    (2, _LABELS),
+    (4, _LABELS),
+    (4, _ONE_DEVICE_ONLY),
+    pytest.param(8, _LABELS, marks=pytest.mark.long),
+  ],
+)
+def test_the_number_of_devices_changes_nothing(num_devices, labels):
+  one, seen_one = _on_one_device(tuple(labels))
+  many, seen_many = _trained(num_devices, labels)
+  for (scalars_1, labels_1), (scalars_d, labels_d) in zip(seen_one, seen_many):
+    np.testing.assert_array_equal(labels_1, labels_d)
+    assert scalars_1.keys() == scalars_d.keys()
+    for name, value in scalars_1.items():
+      assert np.ptp(scalars_d[name]) == 0, f'{name} differs between devices'
+      np.testing.assert_allclose(
+        scalars_d[name][0], value[0], rtol=1e-4, atol=1e-6, err_msg=name
+      )
+  for name in ('online_params', 'online_state', 'target_state', 'opt_state'):
+    _assert_close(getattr(one, name), getattr(many, name))
+  whole = np.concatenate(list(np.asarray(many.queue.embeddings)), axis=1)
+  _assert_close(parallel.first(one.queue.embeddings), whole)
+  for name in ('labels', 'ids', 'count'):
+    for device in range(num_devices):
+      np.testing.assert_array_equal(
+        getattr(many.queue, name)[device], getattr(one.queue, name)[0]
+      )
+
+
+def _assert_close(one, many):
+  one, many = (
+    jax.tree.map(lambda x: np.asarray(x[0] if np.ndim(x) else x), tree)
+    if not isinstance(tree, np.ndarray | jax.Array)
+    else np.asarray(tree)
+    for tree in (one, many)
+  )
+
+  def check(a, b):
+    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+  jax.tree.map(check, one, many)
+
+
+def test_the_step_is_traced_once():
+  run = tiny.prepare()
+  traces = []
+
+  def step(*args):
+    traces.append(1)
+    return pretrain_step.train_step(*args, setup=run.setup)
+
+  batches = [tiny.make_batch(_LABELS, seed) for seed in range(3)]
+  tiny.run_steps(step, tiny.first_state(run, 1), batches, 1)
+  assert len(traces) == 1
+
+
+def test_without_labels_the_vote_is_empty_and_the_loss_is_finite():
+  run = tiny.prepare(
+    labels__per_class=0, loss__alpha=0.0, loss__semantic_invariance_weight=0.0
+  )
+  assert run.setup.nets.online is not None
+  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  batch = tiny.make_batch([-1] * tiny.BATCH)
+  state, [(scalars, labels)] = tiny.run_steps(
+    step, tiny.first_state(run, 1), [batch], 1
+  )
+  assert set(labels) == {-1}
+  assert scalars['positive_share'][0] == 0
+  assert scalars['loss_sempos'][0] == 0 and scalars['inv_sempos'][0] == 0
+  assert scalars['loss_augm'][0] > 0
+  assert np.isfinite(scalars['grad_norm'][0])
+  assert state.queue.count[0] == 0
+  assert 'classifier' not in state.online_params
+
+
+@pytest.mark.parametrize('detached', [True, False])
+def test_the_monitoring_classifier_does_not_train_the_encoder(detached):
+  run = tiny.prepare(
+    classifier__detached=detached,
+    loss__contrastive_weight=0.0,
+    loss__invariance_weight=0.0,
+  )
+  run = run._replace(setup=run.setup._replace(optimizer=optax.trace(0.0)))
+  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  batch = tiny.make_batch(_LABELS)
+  state, _ = tiny.run_steps(step, tiny.first_state(run, 1), [batch], 1)
+  grads = state.opt_state.trace
+  stem = grads['digits_res_net/~/initial_conv']['w']
+  assert (np.abs(stem).max() == 0) == detached
+  assert np.abs(grads['classifier']['w']).max() > 0
+
+
+def test_lars_trains_too():
+  run = tiny.prepare(optimizer__name='lars', optimizer__learning_rate=1.0)
+  assert run.setup.optimizer is not None
+  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  state = tiny.first_state(run, 1)
+  batches = [tiny.make_batch(_LABELS, seed) for seed in range(3)]
+  after, seen = tiny.run_steps(step, state, batches, 1)
+  assert all(np.isfinite(s['loss'][0]) for s, _ in seen)
+  weights = lambda s: s.online_params['digits_res_net/~/initial_conv']['w']
+  length = np.linalg.norm(weights(state))
+  moved = np.linalg.norm(weights(after) - weights(state))
+  # The trust ratio bounds a step: coefficient x rate x the weight's length.
+  rate = 1.0 * tiny.BATCH / 256
+  assert 0 < moved < 3 * 3 * 1e-3 * rate * length
+  assert optimizers.OPTIMIZERS.keys() == {'lars', 'adamw', 'sgd'}

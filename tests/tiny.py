@@ -1,0 +1,77 @@
+"""The smallest whole setting: what the tests of the step and the loop train."""
+
+import jax
+import ml_collections
+import numpy as np
+
+from semppl_jax import config, parallel, pretrain, structs, train_state
+
+NUM_CLASSES = 3
+BATCH = 16
+
+
+def make_config(**changes):
+  """A config that compiles and runs in seconds; changes by `loss__alpha=0.`."""
+  cfg = config.default()
+  cfg.batch_size = BATCH
+  cfg.num_epochs = 2.0
+  cfg.progress = False
+  cfg.log_every_steps = 1
+  cfg.checkpoint_every_steps = 3
+  cfg.dataset.update(name='synthetic', num_examples=40, image_size=8)
+  cfg.dataset.num_classes = NUM_CLASSES
+  cfg.labels.per_class = 4
+  cfg.encoder.update(
+    name='digits', stem='small', projector_hidden=16, embedding_size=8
+  )
+  cfg.views.update(
+    num_large=2, num_small=1, large_size=8, small_size=6, jitter=0.0,
+    grayscale=0.0, solarize=(0.0, 0.0),
+  )  # fmt: skip
+  cfg.loss.update(num_negatives=4, num_semantic_positives=2)
+  cfg.queue.update(capacity=16, block_size=3)
+  cfg.optimizer.update(name='adamw', learning_rate=0.02, warmup_epochs=0.5)
+  cfg.evaluation.batch_size = 16
+  cfg.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  return cfg
+
+
+def make_batch(labels, seed=0):
+  """Random images with the given labels, [B] each; ids are 100, 101, ..."""
+  random = np.random.RandomState(seed)
+  count = len(labels)
+  return structs.Batch(
+    images=random.randint(0, 256, (count, 8, 8, 3)).astype(np.uint8),
+    labels=np.asarray(labels, np.int32),
+    ids=np.arange(100, 100 + count, dtype=np.int32),
+  )
+
+
+def frozen(cfg):
+  return ml_collections.FrozenConfigDict(cfg)
+
+
+def first_state(run, num_devices):
+  return train_state.init(
+    run.cfg, run.setup.nets, run.setup.optimizer, num_devices
+  )
+
+
+def run_steps(step_fn, state, batches, num_devices, seed=0):
+  """Takes steps; returns the last state, and metrics and labels of each."""
+  devices = jax.devices()[:num_devices]
+  mapped = parallel.map_step(step_fn, devices, donate=False)
+  seen = []
+  for batch in batches:
+    state, scalars, labels = mapped(
+      state, parallel.shard(batch, num_devices), jax.random.key(seed)
+    )
+    scalars = {k: np.asarray(v) for k, v in scalars.items()}
+    seen.append((scalars, np.asarray(labels).reshape(-1)))
+  return state, seen
+
+
+def prepare(**changes):
+  return pretrain.prepare(make_config(num_devices=1, **changes))
