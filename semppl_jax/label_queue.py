@@ -57,7 +57,9 @@ def init(
       f'{num_devices} devices that share it.'
     )
   return LabelQueue(
-    embeddings=jnp.zeros((num_views, capacity // num_devices, size)),
+    embeddings=jnp.zeros(
+      (num_views, capacity // num_devices, size), jnp.float32
+    ),
     labels=jnp.full((capacity,), -1, jnp.int32),
     ids=jnp.full((capacity,), -1, jnp.int32),
     count=jnp.zeros((), jnp.int32),
@@ -173,9 +175,8 @@ def _search_shard(
       # A top k may rank 0.0 above -0.0; equal similarities must be equal.
       similarity = jnp.where(similarity == 0, 0.0, similarity)
       seen = present & (queue.ids[slots] != exclude_ids[..., None])
-      similarity = jnp.where(
-        seen[:, None], similarity, -jnp.inf
-      )  # [M, V_q, B, block]
+      # [M, V_q, B, block]
+      similarity = jnp.where(seen[:, None], similarity, -jnp.inf)
       top, at = _largest(similarity, min(k, block))
       # The best so far are newer, so they come first.
       similarity, slots = (
@@ -212,7 +213,7 @@ def _to_owners(found: jax.Array) -> jax.Array:
   found = found.reshape((views, lookups, query_views, parallel.size(), -1, k))
   found = jax.lax.all_to_all(found, parallel.AXIS, split_axis=3, concat_axis=4)
   # [V_L, M, V_q, b, D, k]
-  found = jnp.moveaxis(found, (1, 3, 2, 0), (0, 1, 2, 3))
+  found = found.transpose(1, 3, 2, 0, 4, 5)
   return found.reshape(found.shape[:4] + (-1,))
 
 

@@ -163,6 +163,7 @@ def train(
   """
   cfg, num_devices = run.cfg, len(run.devices)
   state, elapsed = restore_or_init(run, saver)
+  state = parallel.place(state, run.devices)
   start = int(state.step[0])
   step_fn = parallel.map_step(
     functools.partial(pretrain_step.train_step, setup=run.setup), run.devices

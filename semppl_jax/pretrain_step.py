@@ -120,7 +120,7 @@ def train_step(
     networks_lib.target_tree(online_params), state.target_params, 1 - keep
   )
   metrics |= {
-    'grad_norm': optax.global_norm(grads),
+    'grad_norm': optax.tree.norm(grads),
     'learning_rate': rate,
     'ema_rate': keep,
     'queue_fill': label_queue.fill(queue),

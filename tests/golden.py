@@ -41,8 +41,8 @@ def _param(module: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
 def params(shapes):
   """Weights by the fill rule; `shapes` is {module: {name: shape}}."""
   return {
-      module: {name: _param(module, name, tuple(s)) for name, s in leaves.items()}
-      for module, leaves in shapes.items()
+    module: {name: _param(module, name, tuple(s)) for name, s in leaves.items()}
+    for module, leaves in shapes.items()
   }
 
 
@@ -56,12 +56,12 @@ def _average(module: str, shape: tuple[int, ...]) -> np.ndarray:
 def state(shapes):
   """BatchNorm running statistics by the fill rule, after one update."""
   return {
-      module: {
-          'average': _average(module, tuple(leaves['average'])),
-          'hidden': _average(module, tuple(leaves['average'])),
-          'counter': np.int32(1),
-      }
-      for module, leaves in shapes.items()
+    module: {
+      'average': _average(module, tuple(leaves['average'])),
+      'hidden': _average(module, tuple(leaves['average'])),
+      'counter': np.int32(1),
+    }
+    for module, leaves in shapes.items()
   }
 
 

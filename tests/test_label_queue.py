@@ -58,13 +58,11 @@ sample = jax.jit(
 
 def empty(num_devices, capacity=CAPACITY):
   """An empty queue, placed as the mapped functions return it."""
-  queue = label_queue.init(VIEWS, capacity, SIZE, num_devices)
+  one = label_queue.init(VIEWS, capacity, SIZE, num_devices)
+  every = jax.tree.map(lambda x: np.stack([x] * num_devices), one)
   mesh = jax.sharding.Mesh(jax.devices()[:num_devices], (parallel.AXIS,))
   spec = jax.sharding.PartitionSpec(parallel.AXIS)
-  return jax.device_put(
-    parallel.replicate(queue, num_devices),
-    jax.sharding.NamedSharding(mesh, spec),
-  )
+  return jax.device_put(every, jax.sharding.NamedSharding(mesh, spec))
 
 
 def exact(rng, *shape):
@@ -227,7 +225,8 @@ def test_step_by_step_equals_one_program_under_vmap():
   )
   got = jax.jit(by_vmap)(empty(2), *batch, keys)
   queue, found = look_up(2, SEARCHES[0])(empty(2), *batch)
-  votes, _ = vote(found.labels[:, 0], found.similarity[:, 0])
+  both = found.labels, found.similarity
+  votes, _ = vote(*(np.asarray(x)[:, 0] for x in both))  # [D, b]
   assigned = np.where(batch[1] < 0, np.ravel(votes), batch[1])
   slots, _ = sample(on_host(queue), keys, assigned)
   positives = mapped(label_queue.fetch, 2, 2)(queue, slots)
@@ -254,9 +253,12 @@ def test_more_labelled_images_than_slots(num_devices, labelled):
 def test_empty_queue(num_devices):
   batch = batch_of(np.random.default_rng(0), [-1] * BATCH, 0)
   queue, found = look_up(num_devices, SEARCHES[0])(empty(num_devices), *batch)
+  found = jax.tree.map(np.asarray, found)
   assert (found.similarity == -np.inf).all()
   assert (found.labels == -1).all() and (found.slots == -1).all()
-  votes, share = vote(joined(found.labels, 1), joined(found.similarity, 1))
+  votes, share = map(
+    np.asarray, vote(joined(found.labels, 1), joined(found.similarity, 1))
+  )
   assert (votes == -1).all() and (share == 0).all()
   check_positives(queue, queue_model.Queue(CAPACITY), np.arange(BATCH), 0)
   assert label_queue.fill(on_host(queue)) == 0
@@ -325,8 +327,8 @@ def test_positives_are_uniform_over_their_class():
   empty_queue = label_queue.init(VIEWS, CAPACITY, SIZE, 1)
   queue = on_host(parallel.replicate(empty_queue._replace(labels=labels), 1))
   wanted = np.array([2, 0, 1, -1, 7, 2, 2, 0], np.int32)
-  keys = jax.random.split(jax.random.key(0), (500, BATCH))
-  drawn = [sample(queue, row, wanted) for row in keys]
+  keys = lambda seed: jax.random.split(jax.random.key(seed), BATCH)
+  drawn = [sample(queue, keys(seed), wanted) for seed in range(500)]
   slots, exists = map(np.array, zip(*drawn))  # [500, B, S], [500, B]
   np.testing.assert_array_equal(exists, np.tile(wanted % 2 == 0, (500, 1)))
   assert (slots[~exists] == -1).all()

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from absl import flags
 
 from semppl_jax.data import order, pipeline, sources
 from semppl_jax.errors import UserError
@@ -81,7 +82,12 @@ def test_threads_change_nothing():
   assert_same(all_hosts(61, 2, threads=3), reference(61))
 
 
-def test_workers_change_nothing():
+@pytest.fixture
+def parsed_flags():
+  flags.FLAGS.mark_as_parsed()  # as `main` does; grain's workers ask for it
+
+
+def test_workers_change_nothing(parsed_flags):
   # 5 batches for 2 processes: one of them has one batch less.
   run = dict(num_steps=5, start_step=3, labelled_share=0.25)
   source, labels = make(61)
@@ -95,12 +101,14 @@ def test_workers_change_nothing():
 
 
 @pytest.mark.long
-def test_worker_that_fails_and_iterator_that_is_dropped():
+def test_worker_that_fails_and_iterator_that_is_dropped(parsed_flags):
   source, labels = make(61, broken)
   settings = dict(seed=0, batch_size=24, start_step=0, num_steps=9, workers=2)
   with pytest.raises(UserError, match='image 4 is broken'):
     list(pipeline.batches(source, labels, **settings))
   source, labels = make(61)
+  one = list(pipeline.batches(source, labels, **settings | {'num_steps': 1}))
+  assert_same([one[0][0][:3]], [reference(61)[0][:3]])
   iterator = pipeline.batches(source, labels, **settings)
   batch, _ = next(iterator)
   iterator.close()

@@ -59,10 +59,13 @@ def first_state(run, num_devices):
   )
 
 
-def run_steps(step_fn, state, batches, num_devices, seed=0):
+def map_step(step_fn, num_devices):
+  return parallel.map_step(step_fn, jax.devices()[:num_devices], donate=False)
+
+
+def run_steps(mapped, state, batches, num_devices, seed=0):
   """Takes steps; returns the last state, and metrics and labels of each."""
-  devices = jax.devices()[:num_devices]
-  mapped = parallel.map_step(step_fn, devices, donate=False)
+  state = parallel.place(state, jax.devices()[:num_devices])
   seen = []
   for batch in batches:
     state, scalars, labels = mapped(
@@ -70,7 +73,7 @@ def run_steps(step_fn, state, batches, num_devices, seed=0):
     )
     scalars = {k: np.asarray(v) for k, v in scalars.items()}
     seen.append((scalars, np.asarray(labels).reshape(-1)))
-  return state, seen
+  return jax.tree.map(np.asarray, state), seen
 
 
 def prepare(**changes):

@@ -7,11 +7,11 @@ the saved position of a run is its step.
 
 import dataclasses
 import gc
+import signal
 from collections.abc import Iterator
 
 import grain
 import numpy as np
-from absl import flags
 from grain import experimental
 
 from semppl_jax import structs
@@ -46,7 +46,8 @@ def batches(
     host_index: h, this host.
     host_count: H.
     labelled_share: see `order.lay_out`.
-    workers: processes that read and decode; 0: this one.
+    workers: processes that read and decode; 0: this one. Grain starts them
+      only where absl's command line is parsed, as `main` does.
     threads: readers in each process; 0: none; None: as suits the source.
 
   Returns:
@@ -73,6 +74,7 @@ def batches(
   )
   if threads is None:  # in memory, threads cost more than they bring
     threads = 8 if source.reads_files else 0
+  workers = min(workers, num_steps)
   per_host = batch_size // host_count
   records = _HostRecords(
     source=source,
@@ -137,9 +139,8 @@ def _iterate(
   data = grain.MapDataset.source(records).to_iter_dataset(options)
   data = data.batch(records.per_host, drop_remainder=True)
   if workers:
-    if not flags.FLAGS.is_parsed():  # in a notebook or a test; grain asks them
-      flags.FLAGS.mark_as_parsed()
-    data = data.mp_prefetch(grain.MultiprocessingOptions(workers, 2))
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+    data = data.mp_prefetch(options, _ignore_interrupt)
   elif threads:
     # The next batch is put together while the device works on this one.
     data = experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2)
@@ -152,3 +153,8 @@ def _iterate(
     if workers:  # else Python warns at exit of shared memory that grain keeps
       del iterator, data
       gc.collect()
+
+
+def _ignore_interrupt(*unused_args: int) -> None:
+  """Ctrl-C reaches workers too; the main process still needs their batches."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)

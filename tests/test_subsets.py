@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from absl import logging
+
+from semppl_jax.data import subsets
+from semppl_jax.errors import UserError
+
+# 40 images of class 0, 20 of class 1, 3 of class 2, 7 unknown, shuffled.
+LABELS = np.random.RandomState(0).permutation(
+  np.repeat([0, 1, 2, -1], [40, 20, 3, 7])
+)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  lines = []
+  monkeypatch.setattr(
+    logging, 'warning', lambda text, *args: lines.append(text % args)
+  )
+  return lines
+
+
+def select(**kwargs):
+  return subsets.select_labels(LABELS, **(dict(seed=0) | kwargs))
+
+
+def counts(selected):
+  return np.bincount(selected[selected >= 0], minlength=3).tolist()
+
+
+@pytest.mark.parametrize(
+  'kwargs, expected',
+  [
+    (dict(per_class=1), [1, 1, 1]),
+    (dict(per_class=3), [3, 3, 3]),
+    (dict(fraction=0.25), [10, 5, 1]),
+    (dict(fraction=0.01), [1, 1, 1]),  # at least one of each class
+    (dict(fraction=0.5), [20, 10, 2]),
+    (dict(fraction=1.0), [40, 20, 3]),
+    (dict(), [0, 0, 0]),
+  ],
+)
+def test_counts_of_each_class(kwargs, expected, warnings):
+  selected = select(**kwargs)
+  assert selected.dtype == np.int32 and selected.shape == LABELS.shape
+  assert counts(selected) == expected
+  seen = selected >= 0
+  np.testing.assert_array_equal(selected[seen], LABELS[seen])
+  assert np.all(selected[~seen] == -1)
+  assert not warnings
+
+
+def test_subsets_are_nested():
+  settings = [
+    dict(per_class=1), dict(per_class=2), dict(fraction=0.2),
+    dict(fraction=0.4), dict(per_class=19), dict(fraction=1.0),
+  ]  # fmt: skip
+  chosen = [set(np.flatnonzero(select(**s) >= 0)) for s in settings]
+  for small, large in zip(chosen, chosen[1:]):
+    assert small < large
+
+
+def test_seed_chooses_the_images():
+  subset = select(per_class=2)
+  np.testing.assert_array_equal(subset, select(per_class=2))
+  others = [select(per_class=2, seed=seed) for seed in (-1, 1, 2)]
+  assert all((subset != other).any() for other in others)
+
+
+def test_choice_is_uniform():
+  chosen = [select(per_class=4, seed=seed) == 1 for seed in range(500)]
+  share = np.mean(chosen, axis=0)[LABELS == 1]
+  # 4 of 20; standard deviation sqrt(.2 x .8 / 500) = 0.018.
+  np.testing.assert_allclose(share, 0.2, atol=0.08)
+
+
+def test_a_class_does_not_change_another_one():
+  without = np.where(LABELS == 0, -1, LABELS)
+  alone = subsets.select_labels(without, per_class=2, seed=0)
+  np.testing.assert_array_equal(alone == 1, select(per_class=2) == 1)
+
+
+def test_subset_is_frozen():
+  """A change here changes which labels a published number was made with."""
+  selected = subsets.select_labels(
+    np.arange(20) % 2, per_class=3, seed=0, class_names=('cat', 'dog')
+  )
+  assert np.flatnonzero(selected >= 0).tolist() == []
+
+
+def test_small_class_gives_what_it_has_and_is_named(warnings):
+  names = ('cat', 'dog', 'eel')
+  selected = select(per_class=15, class_names=names)
+  assert counts(selected) == [15, 15, 3]
+  assert len(warnings) == 1
+  assert 'eel (3)' in warnings[0] and 'dog' not in warnings[0]
+
+
+def test_classes_without_labels_are_named(warnings):
+  names = ('cat', 'dog', 'eel', 'fox', 'gnu')
+  select(fraction=0.1, class_names=names)
+  assert warnings == ['Classes without labels: fox, gnu']
+  warnings.clear()
+  # Without names, the labels' numbers.
+  subsets.select_labels(np.array([0, 2]), per_class=1, seed=0)
+  assert warnings == ['Classes without labels: 1']
+
+
+def test_no_known_label():
+  labels = subsets.select_labels(np.full(5, -1), per_class=2, seed=0)
+  np.testing.assert_array_equal(labels, np.full(5, -1))
+
+
+@pytest.mark.parametrize(
+  'kwargs, message',
+  [
+    (dict(per_class=-1), 'labels.per_class is -1; .* at least 0'),
+    (dict(fraction=1.5), 'labels.fraction is 1.5; .* from 0 to 1'),
+    (dict(fraction=float('nan')), 'labels.fraction is nan'),
+    (dict(per_class=2, fraction=0.1), 'per_class is 2 .* fraction is 0.1'),
+  ],
+)
+def test_mistakes(kwargs, message):
+  with pytest.raises(UserError, match=message) as e:
+    select(**kwargs)
+  assert '\n' not in str(e.value)
