@@ -7,6 +7,7 @@ run is finished, 2 for a mistake in settings or input (one line says which),
 128 + N after signal N (the state is saved; the same command goes on).
 """
 
+import pathlib
 import re
 import sys
 from collections.abc import Sequence
@@ -44,16 +45,23 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """absl's parser, with a line that helps for a misspelt --config key."""
+  """absl's parser, with one line for what is wrong with the flags."""
+  app.define_help_flags()
+  for argument in argv[1:]:
+    if argument.startswith('--config='):
+      name = argument.removeprefix('--config=').partition(':')[0]
+      file = pathlib.Path(name).absolute()
+      if not file.is_file():
+        raise UserError(f'--config: there is no file {name!r}.')
+      # Experiments build on their neighbours, wherever this is called from.
+      sys.path.append(str(file.parent.parent))
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+  except Exception as e:  # whatever a config file raises is its user's to mend
     raise UserError(_explain(argv, e)) from e
-  except OSError as e:
-    raise UserError(f'--config: {e.strerror}: {e.filename}') from e
 
 
-def _explain(argv: list[str], error: Exception) -> str:
+def _explain(argv: list[str], error: BaseException) -> str:
   """One line for what went wrong with the flags."""
   known = _flatten(config.default())
   for argument in argv[1:]:
@@ -61,7 +69,11 @@ def _explain(argv: list[str], error: Exception) -> str:
     if found and found.group(1) not in known:
       key = found.group(1)
       return f'Unknown config key {key!r}{config.nearest_name(key, known)}'
-  return str(error).splitlines()[0]
+  top = str(error).splitlines()[0]
+  while inner := error.__cause__ or error.__context__:
+    error = inner
+  reason = (str(error).splitlines() or [''])[0]
+  return top if reason in top else f'{top} {type(error).__name__}: {reason}'
 
 
 def _flatten(cfg: Any, prefix: str = '') -> list[str]:
@@ -86,7 +98,7 @@ def _exit(error: UserError) -> None:
 
 def main() -> None:
   """Entry point of `python -m semppl_jax.main`."""
-  logging.set_verbosity(logging.INFO)
+  logging.set_verbosity(logging.WARNING)  # orbax and JAX say much below it
   try:
     argv = _parse(sys.argv)
   except UserError as e:

@@ -8,6 +8,7 @@ as if nothing had happened.
 import functools
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,7 +18,6 @@ import ml_collections
 import numpy as np
 import optax
 import tqdm
-from absl import logging
 
 from semppl_jax import (
   checkpoint,
@@ -36,6 +36,11 @@ from semppl_jax.data import pipeline, sources, subsets
 from semppl_jax.errors import UserError
 
 RESULTS = 'results.json'
+
+
+def _say(line: str) -> None:
+  """Tells the user, around a progress bar."""
+  tqdm.tqdm.write(line, file=sys.stderr)
 
 
 class NotFiniteError(UserError):
@@ -77,7 +82,7 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   checkpoint.claim(workdir, cfg.to_dict(), ignore=config.COSMETIC)
   done = metrics_lib.read_json(os.path.join(workdir, RESULTS))
   if done is not None:
-    logging.info('%s: finished at step %d.', workdir, done['step'])
+    _say(f'{workdir}: this run is finished, at step {done["step"]}.')
     return done
   saver = checkpoint.Checkpointer(workdir, keep=cfg.keep_checkpoints)
   try:
@@ -188,6 +193,8 @@ def train(
       step = log.add(scalars, labels, batch.labels, truth)
       if stop.received:
         save()
+        saver.close()
+        _say(f'Stopped at step {step}, which is saved. Same command: goes on.')
         raise Interrupted(128 + stop.received)
       if (
         step % cfg.checkpoint_every_steps == 0 or step == run.setup.total_steps
@@ -209,7 +216,7 @@ def restore_or_init(
     return state, 0.0
   like = train_state.to_portable(state)
   portable, info, step = saver.restore(like)
-  logging.info('Going on from the checkpoint of step %d.', step)
+  _say(f'Going on from the checkpoint of step {step}.')
   state = train_state.from_portable(portable, num_devices)
   return state, info['elapsed_seconds']
 
@@ -273,6 +280,8 @@ class Log:
       unit='step',
       disable=not cfg.progress,
       dynamic_ncols=True,
+      # In a log file every refresh is a line.
+      mininterval=0.5 if sys.stderr.isatty() else 30.0,
     )
 
   def add(self, scalars, labels, given, truth) -> int:
@@ -311,7 +320,7 @@ class Log:
     }
     if accuracy is not None:
       shown['pseudo-labels'] = f'{accuracy:.1%}'
-    self._bar.set_postfix(shown)
+    self._bar.set_postfix(shown, refresh=False)
 
   def close(self) -> None:
     """Looks at the last step and closes the files."""
