@@ -1,13 +1,20 @@
 """Eight CPU devices, asked for before JAX starts; tests take the first D."""
 
 import os
+import tempfile
 
-# The tests compile much and compute little.
+# The tests compile much and compute little. One cache serves them all, and the
+# processes that they start.
+# (Workers of pytest-xdist are such processes.)
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory(prefix='semppl_jax_tests_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 )
 
-import jax  # noqa: E402
+import jax  # noqa: E402, it reads the environment
 
-jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)

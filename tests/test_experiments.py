@@ -1,0 +1,127 @@
+"""Every config file: valid, and special cases differ in what they say."""
+
+import functools
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import (
+  digits,
+  digits_contrastive,
+  digits_relicv2,
+  digits_supervised,
+  imagenet_resnet50,
+)
+from semppl_jax import config, parallel, pretrain, pretrain_step
+from tests import tiny
+
+_FOLDER = pathlib.Path(digits.__file__).parent
+
+
+@pytest.mark.parametrize(
+  'name', sorted(p.stem for p in _FOLDER.glob('*.py') if p.stem[0] != '_')
+)
+def test_every_experiment_is_valid_on_1_and_8_devices(name):
+  cfg = importlib.import_module(f'experiments.{name}').get_config()
+  for num_devices in (1, 8):
+    config.validate(cfg, num_devices)
+
+
+def _differences(one, other):
+  one, other = (
+    dict(_flat(module.get_config().to_dict())) for module in (one, other)
+  )
+  return {key for key in one if one[key] != other[key]}
+
+
+def _flat(tree, prefix=''):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def test_special_cases_differ_in_the_loss_alone():
+  assert _differences(digits, digits_relicv2) <= {
+    'loss.alpha', 'loss.semantic_invariance_weight',
+  }  # fmt: skip
+  cfg = digits_relicv2.get_config()
+  assert not config.uses_semantic_positives(cfg)
+  assert _differences(digits_relicv2, digits_contrastive) == {
+    'loss.invariance_weight'
+  }
+  assert config.uses_semantic_positives(digits.get_config())
+
+
+def test_supervised_has_the_same_labels_and_no_other_term():
+  cfg = digits_supervised.get_config()
+  assert cfg.labels.per_class == digits.get_config().labels.per_class
+  assert cfg.labels.share == 1 and not cfg.classifier.detached
+  loss = cfg.loss
+  assert loss.contrastive_weight == loss.invariance_weight == 0
+  assert config.semantic_invariance_weight(cfg) == 0
+
+
+def test_imagenet_has_the_papers_setting():
+  for variant, fraction in (('1pct', 0.01), ('10pct', 0.1)):
+    cfg = imagenet_resnet50.get_config(variant)
+    assert cfg.labels.fraction == fraction
+    assert cfg.optimizer.name == 'lars'
+    assert cfg.batch_size == 4096 and cfg.queue.capacity == 81_920
+    steps = 300 * 1_281_167 // 4096
+    assert abs(steps - 93_800) < 100
+
+
+@pytest.mark.long
+def test_imagenets_step_runs_on_synthetic_batches():
+  """ResNet-50, LARS, its schedule and all views, at tiny sizes."""
+  cfg = imagenet_resnet50.get_config('10pct')
+  cfg.update(batch_size=12, num_epochs=2.0, num_devices=2)
+  cfg.dataset.update(name='synthetic', num_examples=24, image_size=40)
+  cfg.labels.fraction = 0.5
+  cfg.views.update(large_size=32, small_size=32, num_large=2, num_small=1)
+  cfg.queue.capacity = 20 * 12
+  cfg.optimizer.warmup_epochs = 0.5
+  cfg.encoder.projector_hidden = 32
+  run = pretrain.prepare(cfg)
+  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  batches = [batch for batch, _ in pretrain.input_batches(run, 0)]
+  assert len(batches) == run.setup.total_steps == 4
+  state = tiny.first_state(run, 2)
+  params = parallel.first(state.online_params)
+  state, seen = tiny.run_steps(tiny.map_step(step, 2), state, batches, 2)
+  assert all(np.isfinite(s['loss'][0]) for s, _ in seen)
+  assert state.queue.count[0] == sum((b.labels >= 0).sum() for b in batches)
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b[0]).max(), params, state.online_params
+  )
+  assert all(np.isfinite(x) for x in jax.tree.leaves(moved))
+  assert moved['res_net50/~/initial_conv']['w'] > 0
+
+
+@pytest.mark.long
+def test_digits_for_every_number_of_devices():
+  """20 steps: losses at rtol 1e-3, pseudo-labels all but equal."""
+  cfg = digits.get_config()
+  run = pretrain.prepare(cfg)
+  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  batches = [
+    batch for batch, _ in zip(pretrain.input_batches(run, 0), range(20))
+  ]
+  batches = [batch for batch, _ in batches]
+  seen = {}
+  for num_devices in (1, 2, 4, 8):
+    state = tiny.first_state(run, num_devices)
+    mapped = tiny.map_step(step, num_devices)
+    _, seen[num_devices] = tiny.run_steps(mapped, state, batches, num_devices)
+  labels_1 = np.concatenate([labels for _, labels in seen[1]])
+  for num_devices in (2, 4, 8):
+    for (one, _), (many, _) in zip(seen[1], seen[num_devices]):
+      for name in ('loss', 'loss_augm', 'loss_sempos'):
+        np.testing.assert_allclose(many[name][0], one[name][0], rtol=1e-3)
+    labels = np.concatenate([labels for _, labels in seen[num_devices]])
+    assert np.mean(labels != labels_1) <= 1e-3

@@ -1,0 +1,104 @@
+"""The command line, as a user's shell sees it."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_DIGITS = str(_ROOT / 'experiments' / 'digits.py')
+
+
+def _command(*arguments):
+  return [sys.executable, '-m', 'semppl_jax.main', *map(str, arguments)]
+
+
+def _call(tmp_path, *arguments, config=_DIGITS):
+  workdir = tmp_path / 'run'
+  return subprocess.run(
+    _command(f'--config={config}', f'--workdir={workdir}', *arguments),
+    capture_output=True,
+    text=True,
+    cwd=_ROOT,
+    timeout=300,
+  )
+
+
+@pytest.mark.parametrize(
+  'argument, words',
+  [
+    ('--config.loss.alhpa=1', ("'loss.alhpa'", "mean 'loss.alpha'")),
+    ('--config.loss.alpha=much', ('loss.alpha', "'much'")),
+    ('--wrokdir=x', ("'wrokdir'", 'workdir')),
+    ('--config.encoder.name=resnet51', ("'resnet51'", "'resnet50'")),
+    ('--config.dataset.name=digit', ("'digit'", "'digits'")),
+    ('--config.optimizer.name=adamv', ("'adamv'", "'adamw'")),
+    ('--config.queue.capacity=0', ('queue.capacity is 0', 'at least 1')),
+    ('--config.labels.per_class=0', ('labels.per_class', 'semantic term')),
+  ],
+)
+def test_a_mistake_is_one_line_and_status_2(argument, words, tmp_path):
+  done = _call(tmp_path, argument)
+  assert done.returncode == 2, done.stderr
+  lines = [x for x in done.stderr.splitlines() if x.startswith('error: ')]
+  assert len(lines) == 1, done.stderr
+  for word in words:
+    assert word in lines[0]
+  assert 'Traceback' not in done.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_unknown_config_file_and_an_unknown_variant(tmp_path):
+  done = _call(tmp_path, config='experiments/nope.py')
+  assert done.returncode == 2
+  assert done.stderr.strip() == (
+    "error: --config: there is no file 'experiments/nope.py'."
+  )
+  variant = str(_ROOT / 'experiments' / 'imagenet_resnet50.py:5pct')
+  done = _call(tmp_path, config=variant)
+  assert done.returncode == 2
+  assert "'5pct'; known: 1pct, 10pct" in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_experiments_load_from_another_folder(tmp_path):
+  """They build on their neighbours, wherever the command is called."""
+  config = _ROOT / 'experiments' / 'digits_contrastive.py'
+  done = subprocess.run(
+    _command(f'--config={config}', '--config.loss.alpha=2', '--workdir'),
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(_ROOT)},
+    timeout=120,
+  )
+  assert 'experiments' not in done.stderr, done.stderr
+  assert done.returncode == 2  # --workdir has no value
+
+
+@pytest.mark.long
+def test_killed_and_resumed_on_the_command_line(tmp_path):
+  """SIGKILL at no particular moment; the same command goes on to the end."""
+  settings = [
+    '--config.num_epochs=3', '--config.checkpoint_every_steps=5',
+    '--config.evaluation.probes=False',
+  ]  # fmt: skip
+  workdir = tmp_path / 'run'
+  command = _command(f'--config={_DIGITS}', f'--workdir={workdir}', *settings)
+  running = subprocess.Popen(command, cwd=_ROOT, stderr=subprocess.DEVNULL)
+  deadline = time.monotonic() + 240
+  while not list(workdir.glob('checkpoints/[0-9]*')):
+    assert running.poll() is None and time.monotonic() < deadline
+    time.sleep(0.1)
+  running.send_signal(signal.SIGKILL)
+  running.wait()
+  done = _call(tmp_path, *settings)
+  assert done.returncode == 0, done.stderr
+  assert 'Going on from the checkpoint of step' in done.stderr
+  assert 'knn_top1' in done.stdout
+  again = _call(tmp_path, *settings)
+  assert again.returncode == 0 and 'finished, at step 35' in again.stderr

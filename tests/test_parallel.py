@@ -1,0 +1,69 @@
+"""Global means and gathers, whatever the number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semppl_jax import parallel
+
+_VALUES = np.arange(8, dtype=np.float32) ** 2
+_MASKS = (
+  [True] * 8,
+  [False, True, False, False, True, True, False, True],
+  [True, True] + [False] * 6,  # all on one device of four
+  [False] * 8,
+)
+
+
+def _mapped(function, num_devices):
+  devices = jax.devices()[:num_devices]
+  return parallel.map_evaluation(function, devices)
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 4])
+@pytest.mark.parametrize('mask', _MASKS)
+def test_masked_mean_and_its_gradient_are_global(num_devices, mask):
+  mask = np.array(mask)
+
+  def loss(scale, values, mask):
+    return parallel.masked_mean(scale * values, mask)
+
+  def part(values, mask):
+    value, slope = jax.value_and_grad(loss)(2.0, values, mask)
+    return parallel.mean((value, slope))
+
+  value, slope = _mapped(part, num_devices)(
+    *parallel.shard((_VALUES, mask), num_devices)
+  )
+  mean = _VALUES[mask].mean() if mask.any() else 0.0
+  np.testing.assert_allclose(value, np.full(num_devices, 2 * mean), rtol=1e-6)
+  np.testing.assert_allclose(slope, np.full(num_devices, mean), rtol=1e-6)
+
+
+def test_masked_mean_ignores_what_is_masked_even_nan():
+  values = jnp.array([1.0, jnp.nan, 3.0, 5.0])
+  mask = jnp.array([True, False, True, True])
+  part = lambda v, m: parallel.masked_mean(v, m)
+  value = _mapped(part, 2)(values.reshape(2, 2), mask.reshape(2, 2))
+  np.testing.assert_allclose(np.mean(value), 3.0)
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_gather_restores_the_batch_in_order(num_devices):
+  whole = np.arange(24).reshape(3, 8)
+  shards = np.stack(np.split(whole, num_devices, axis=1))
+  part = lambda x, i: (parallel.gather(x, axis=1), parallel.index() + 0 * i)
+  gathered, index = _mapped(part, num_devices)(shards, np.arange(num_devices))
+  for device in range(num_devices):
+    np.testing.assert_array_equal(gathered[device], whole)
+  np.testing.assert_array_equal(index, np.arange(num_devices))
+
+
+def test_place_is_where_a_mapped_step_puts_its_outputs():
+  devices = jax.devices()[:4]
+  tree = parallel.place(parallel.replicate({'a': np.ones(3)}, 4), devices)
+  step = parallel.map_step(lambda s, b, k: s, devices, donate=False)
+  out = step(tree, np.zeros(4), jax.random.key(0))
+  assert out['a'].sharding.is_equivalent_to(tree['a'].sharding, 2)
+  np.testing.assert_array_equal(parallel.first(out)['a'], np.ones(3))

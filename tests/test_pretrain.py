@@ -1,0 +1,241 @@
+"""The loop: what a run leaves behind, stopping, resuming, refusing."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from semppl_jax import checkpoint, config, metrics, pretrain, train_state
+from semppl_jax.errors import UserError
+from tests import tiny
+
+_STEPS = 5  # 2 epochs of 40 images in batches of 16
+_CLOCKS = ('seconds', 'images_per_second', 'evaluation_seconds')
+
+
+def _run(workdir, **changes):
+  cfg = tiny.make_config(num_devices=1, **changes)
+  return pretrain.pretrain(cfg, str(workdir))
+
+
+def _final_arrays(workdir):
+  run = tiny.prepare()
+  like = train_state.to_portable(tiny.first_state(run, 1))
+  saver = checkpoint.Checkpointer(str(workdir), keep=3)
+  arrays, info, step = saver.restore(like)
+  saver.close()
+  assert info['position'] == step
+  return arrays, step
+
+
+def _without_clocks(rows):
+  return [{k: v for k, v in r.items() if k not in _CLOCKS} for r in rows]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """An uninterrupted run: its folder and results."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  return workdir, _run(workdir)
+
+
+def test_a_run_leaves_all_that_is_promised(whole):
+  workdir, results = whole
+  assert json.loads((workdir / 'results.json').read_text()) == results
+  assert results['step'] == _STEPS
+  assert results['num_labels'] == 4 * tiny.NUM_CLASSES
+  for key in (
+    'pseudo_label_accuracy', 'knn_top1', 'linear_labelled_top1',
+    'linear_all_top1', 'classifier_top1',
+  ):  # fmt: skip
+    assert 0 <= results[key] <= 1, key
+  for key in ('seconds', 'images_per_second'):
+    assert results[key] > 0
+  rows = metrics.read(str(workdir))
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
+  for row in rows:
+    for key in (
+      'loss', 'loss_augm', 'loss_sempos', 'inv_augm', 'inv_sempos',
+      'queue_fill', 'vote_share', 'positive_share', 'learning_rate',
+    ):  # fmt: skip
+      assert np.isfinite(row[key]), key
+    assert 0 <= row['pseudo_label_accuracy'] <= 1
+  assert rows[-1]['queue_fill'] > rows[0]['queue_fill'] > 0
+  for plot in ('losses.png', 'pseudo_labels.png', 'tsne.png'):
+    with Image.open(workdir / 'plots' / plot) as image:
+      assert min(image.size) > 100
+  assert any((workdir / 'tensorboard').iterdir())
+  resolved = json.loads((workdir / 'config.json').read_text())
+  assert resolved['loss']['num_negatives'] == 4
+
+
+def test_a_finished_run_says_so_and_is_left_alone(whole, capsys):
+  workdir, results = whole
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  assert _run(workdir) == results
+  assert f'finished, at step {_STEPS}' in capsys.readouterr().err
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+class _Killed(Exception):
+  """What a kill looks like to the process: the end, at once."""
+
+
+def _breaks_after(monkeypatch, steps, act):
+  """Calls `act` when the loop asks for the batch after so many of a run."""
+  original = pretrain.input_batches
+
+  def batches(run, start):
+    for number, batch in enumerate(original(run, start), start=1):
+      yield batch
+      if start == 0 and number == steps:
+        act()
+
+  monkeypatch.setattr(pretrain, 'input_batches', batches)
+
+
+def _assert_equals_whole(workdir, whole):
+  arrays, step = _final_arrays(workdir)
+  expected, expected_step = _final_arrays(whole[0])
+  assert step == expected_step == _STEPS
+  equal = lambda a, b: np.testing.assert_array_equal(a, b, strict=True)
+  jax.tree.map(equal, arrays, expected)
+  rows = [metrics.read(str(folder)) for folder in (workdir, whole[0])]
+  assert _without_clocks(rows[0]) == _without_clocks(rows[1])
+  results = [
+    json.loads((f / 'results.json').read_text()) for f in (workdir, whole[0])
+  ]
+  assert _without_clocks(results)[0] == _without_clocks(results)[1]
+
+
+# Checkpoints are written after steps 3 and 5. Any step could be the last.
+@pytest.mark.parametrize('which', ['random', 'last'])
+def test_a_killed_run_goes_on_exactly(which, whole, tmp_path, monkeypatch):
+  steps = 4 if which == 'last' else int(np.random.default_rng().integers(1, 4))
+  print(f'killed after step {steps}')  # shown if the test fails
+
+  def kill():
+    raise _Killed
+
+  _breaks_after(monkeypatch, steps, kill)
+  with pytest.raises(_Killed):
+    _run(tmp_path)
+  assert not (tmp_path / 'results.json').exists()
+  _run(tmp_path)
+  _assert_equals_whole(tmp_path, whole)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_and_stops(
+  number, whole, tmp_path, monkeypatch
+):
+  handler = signal.getsignal(number)
+  _breaks_after(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
+  with pytest.raises(pretrain.Interrupted) as stopped:
+    _run(tmp_path)
+  assert stopped.value.code == 128 + number
+  assert signal.getsignal(number) is handler
+  saver = checkpoint.Checkpointer(str(tmp_path), keep=3)
+  assert saver.latest_step() == 2
+  saver.close()
+  _run(tmp_path)
+  _assert_equals_whole(tmp_path, whole)
+
+
+def test_a_second_signal_stops_at_once():
+  with pretrain.StopSignal() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.received == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+      signal.sigtimedwait([], 0.01)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+  with pytest.raises(UserError, match=r'at step [2-5]: stopped') as error:
+    _run(
+      tmp_path,
+      optimizer__learning_rate=1e38,
+      optimizer__warmup_epochs=0.0,
+      checkpoint_every_steps=1,
+    )
+  assert '\n' not in str(error.value)
+  step = int(str(error.value).split('at step ')[1].split(':')[0])
+  saver = checkpoint.Checkpointer(str(tmp_path), keep=3)
+  assert saver.latest_step() is not None
+  assert saver.latest_step() < step
+  saver.close()
+  assert not (tmp_path / 'results.json').exists()
+
+
+def test_another_experiments_folder_is_refused(whole):
+  workdir, _ = whole
+  before = sorted(p.name for p in (workdir / 'checkpoints').iterdir())
+  with pytest.raises(UserError, match='loss.alpha') as error:
+    _run(workdir, loss__alpha=0.7)
+  assert '0.7' in str(error.value) and str(workdir) in str(error.value)
+  assert before == sorted(p.name for p in (workdir / 'checkpoints').iterdir())
+
+
+def test_cosmetic_settings_may_change(whole):
+  workdir, results = whole
+  assert _run(workdir, log_every_steps=2) == results
+  assert 'log_every_steps' in config.COSMETIC
+
+
+def test_relicv2_on_a_folder_without_labels(tmp_path):
+  random = np.random.RandomState(0)
+  images = tmp_path / 'images'
+  images.mkdir()
+  for i in range(20):
+    pixels = random.randint(0, 256, (9 + i % 3, 12, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(images / f'{i:02}.png')
+  results = _run(
+    tmp_path / 'run',
+    dataset__name='folder',
+    dataset__path=str(images),
+    labels__per_class=0,
+    loss__alpha=0.0,
+    loss__semantic_invariance_weight=0.0,
+    num_epochs=1.0,
+  )
+  assert results['step'] == 1
+  for key in (
+    'pseudo_label_accuracy', 'knn_top1', 'linear_labelled_top1',
+    'linear_all_top1',
+  ):  # fmt: skip
+    assert results[key] is None, key
+  [row] = metrics.read(str(tmp_path / 'run'))
+  assert row['pseudo_label_accuracy'] is None
+  assert row['queue_fill'] == 0 and row['loss'] > 0
+
+
+def test_a_data_set_without_any_label_is_refused(tmp_path):
+  path = tmp_path / 'data.npz'
+  np.savez(
+    path,
+    train_images=np.zeros((20, 8, 8), np.uint8),
+    train_labels=np.full(20, -1),
+  )
+  with pytest.raises(UserError, match='no labelled training image'):
+    _run(tmp_path / 'run', dataset__name='arrays', dataset__path=str(path))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_more_devices_than_there_are(tmp_path):
+  with pytest.raises(UserError, match='num_devices is 99, but there are 8'):
+    pretrain.prepare(tiny.make_config(num_devices=99))
+
+
+def test_pseudo_label_accuracy_judges_unlabelled_images_with_one():
+  labels = np.array([[0, 1, 2], [1, -1, 0]])
+  given = np.array([-1, -1, 2, -1, -1, -1])
+  truth = np.array([0, 2, 0, 1, 1, -1])
+  # Judged: 0 right, 1 wrong, 3 right; not: labelled, none, unknown truth.
+  accuracy = pretrain.pseudo_label_accuracy(labels, given, truth)
+  assert accuracy == pytest.approx(2 / 3)
+  assert pretrain.pseudo_label_accuracy(labels, labels.ravel(), truth) is None
