@@ -9,10 +9,10 @@ demo: $(READY)
 	$(BIN)/python -m semppl_jax.main --config=experiments/digits.py --workdir=runs/digits
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -n 2 -m "not long"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

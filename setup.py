@@ -24,7 +24,7 @@ setuptools.setup(
     'matplotlib>=3.8',
     'ml-collections>=1.0',
     'numpy>=2.0',
-    'optax>=0.2.5',
+    'optax>=0.2.6',
     'orbax-checkpoint>=0.11',
     'pillow>=10',
     'scikit-learn>=1.5',
@@ -33,7 +33,12 @@ setuptools.setup(
   ],
   extras_require={
     'cuda': ['jax[cuda12]>=0.10'],
-    'test': ['hypothesis>=6.100', 'pytest>=8', 'ruff>=0.6'],
+    'test': [
+      'hypothesis>=6.100',
+      'pytest>=8',
+      'pytest-xdist>=3.5',
+      'ruff>=0.6',
+    ],
     'tpu': ['jax[tpu]>=0.10'],
   },
 )

@@ -11,19 +11,19 @@ _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 
 # Rooms on one floor do not import each other; data/ is one room.
 FLOORS = {
-  0: ('errors', 'structs', 'schedules', 'parallel', 'config'),
+  0: ('errors', 'structs', 'schedules', 'parallel', 'config', 'signals'),
   1: (
     'views', 'networks', 'losses', 'negatives', 'label_queue', 'pseudo_labels',
-    'optimizers', 'passes', 'data', 'checkpoint', 'metrics',
+    'optimizers', 'passes', 'data', 'checkpoint', 'metrics', 'run_log',
   ),
   2: ('train_state', 'objective'),
   3: ('pretrain_step',),
-  4: ('evaluate', 'report'),
+  4: ('runs', 'evaluate', 'report'),
   5: ('pretrain',),
   6: ('main',),
 }  # fmt: skip
 _FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-# Everyone may raise errors and name arrays; config's marks are read above.
+# Everyone may raise errors and name arrays.
 _EVERYONES = ('errors', 'structs')
 
 

@@ -15,7 +15,7 @@ from experiments import (
   digits_supervised,
   imagenet_resnet50,
 )
-from semppl_jax import config, parallel, pretrain, pretrain_step
+from semppl_jax import config, parallel, pretrain_step, runs
 from tests import tiny
 
 _FOLDER = pathlib.Path(digits.__file__).parent
@@ -87,9 +87,9 @@ def test_imagenets_step_runs_on_synthetic_batches():
   cfg.queue.capacity = 20 * 12
   cfg.optimizer.warmup_epochs = 0.5
   cfg.encoder.projector_hidden = 32
-  run = pretrain.prepare(cfg)
+  run = runs.prepare(cfg)
   step = functools.partial(pretrain_step.train_step, setup=run.setup)
-  batches = [batch for batch, _ in pretrain.input_batches(run, 0)]
+  batches = [batch for batch, _ in runs.input_batches(run, 0)]
   assert len(batches) == run.setup.total_steps == 4
   state = tiny.first_state(run, 2)
   params = parallel.first(state.online_params)
@@ -107,11 +107,9 @@ def test_imagenets_step_runs_on_synthetic_batches():
 def test_digits_for_every_number_of_devices():
   """20 steps: losses at rtol 1e-3, pseudo-labels all but equal."""
   cfg = digits.get_config()
-  run = pretrain.prepare(cfg)
+  run = runs.prepare(cfg)
   step = functools.partial(pretrain_step.train_step, setup=run.setup)
-  batches = [
-    batch for batch, _ in zip(pretrain.input_batches(run, 0), range(20))
-  ]
+  batches = [batch for batch, _ in zip(runs.input_batches(run, 0), range(20))]
   batches = [batch for batch, _ in batches]
   seen = {}
   for num_devices in (1, 2, 4, 8):

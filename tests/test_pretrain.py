@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semppl_jax import checkpoint, config, metrics, pretrain, train_state
+from semppl_jax import (
+  checkpoint,
+  config,
+  metrics,
+  pretrain,
+  run_log,
+  runs,
+  signals,
+  train_state,
+)
 from semppl_jax.errors import UserError
 from tests import tiny
 
@@ -87,7 +96,7 @@ class _Killed(Exception):
 
 def _breaks_after(monkeypatch, steps, act):
   """Calls `act` when the loop asks for the batch after so many of a run."""
-  original = pretrain.input_batches
+  original = runs.input_batches
 
   def batches(run, start):
     for number, batch in enumerate(original(run, start), start=1):
@@ -95,7 +104,7 @@ def _breaks_after(monkeypatch, steps, act):
       if start == 0 and number == steps:
         act()
 
-  monkeypatch.setattr(pretrain, 'input_batches', batches)
+  monkeypatch.setattr(runs, 'input_batches', batches)
 
 
 def _assert_equals_whole(workdir, whole):
@@ -135,7 +144,7 @@ def test_a_signal_saves_the_step_and_stops(
 ):
   handler = signal.getsignal(number)
   _breaks_after(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
-  with pytest.raises(pretrain.Interrupted) as stopped:
+  with pytest.raises(signals.Interrupted) as stopped:
     _run(tmp_path)
   assert stopped.value.code == 128 + number
   assert signal.getsignal(number) is handler
@@ -147,7 +156,7 @@ def test_a_signal_saves_the_step_and_stops(
 
 
 def test_a_second_signal_stops_at_once():
-  with pretrain.StopSignal() as stop:
+  with signals.StopSignal() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.received == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
@@ -228,7 +237,7 @@ def test_a_data_set_without_any_label_is_refused(tmp_path):
 
 def test_more_devices_than_there_are(tmp_path):
   with pytest.raises(UserError, match='num_devices is 99, but there are 8'):
-    pretrain.prepare(tiny.make_config(num_devices=99))
+    runs.prepare(tiny.make_config(num_devices=99))
 
 
 def test_pseudo_label_accuracy_judges_unlabelled_images_with_one():
@@ -236,6 +245,6 @@ def test_pseudo_label_accuracy_judges_unlabelled_images_with_one():
   given = np.array([-1, -1, 2, -1, -1, -1])
   truth = np.array([0, 2, 0, 1, 1, -1])
   # Judged: 0 right, 1 wrong, 3 right; not: labelled, none, unknown truth.
-  accuracy = pretrain.pseudo_label_accuracy(labels, given, truth)
+  accuracy = run_log.pseudo_label_accuracy(labels, given, truth)
   assert accuracy == pytest.approx(2 / 3)
-  assert pretrain.pseudo_label_accuracy(labels, labels.ravel(), truth) is None
+  assert run_log.pseudo_label_accuracy(labels, labels.ravel(), truth) is None

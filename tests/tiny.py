@@ -4,7 +4,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from semppl_jax import config, parallel, pretrain, structs, train_state
+from semppl_jax import config, parallel, runs, structs, train_state
 
 NUM_CLASSES = 3
 BATCH = 16
@@ -77,4 +77,4 @@ def run_steps(mapped, state, batches, num_devices, seed=0):
 
 
 def prepare(**changes):
-  return pretrain.prepare(make_config(num_devices=1, **changes))
+  return runs.prepare(make_config(num_devices=1, **changes))

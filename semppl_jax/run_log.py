@@ -1,0 +1,114 @@
+"""What a run tells while it goes on: progress bar, metrics, and alarm."""
+
+import sys
+
+import numpy as np
+import tqdm
+
+from semppl_jax.errors import UserError
+
+
+def say(line: str) -> None:
+  """Tells the user, around a progress bar."""
+  tqdm.tqdm.write(line, file=sys.stderr)
+
+
+class NotFiniteError(UserError):
+  """The loss or its gradient became NaN or infinite."""
+
+
+class Log:
+  """Looks at every step's loss, writes every n-th step, shows the progress.
+
+  The check lags one step behind, so that the device need not wait for the
+  host.
+  """
+
+  def __init__(self, writer, cfg, total_steps, start, clock):
+    self._writer, self._cfg = writer, cfg
+    self._total, self._step, self._start = total_steps, start, start
+    self._clock, self._since = clock, clock()
+    self._pending = None
+    self._bar = tqdm.tqdm(
+      total=total_steps,
+      initial=start,
+      unit='step',
+      disable=not cfg.progress,
+      dynamic_ncols=True,
+      # In a log file every refresh is a line.
+      mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )
+
+  def add(self, scalars, labels, given, truth) -> int:
+    """Takes one step's outputs; returns the number of steps taken so far."""
+    self.flush()
+    self._step += 1
+    self._pending = (self._step, scalars, labels, given, truth)
+    return self._step
+
+  def flush(self) -> None:
+    """Looks at the newest step.
+
+    Raises:
+      NotFiniteError: names the step.
+    """
+    if self._pending is None:
+      return
+    step, scalars, labels, given, truth = self._pending
+    self._pending = None
+    host = {k: float(v[0]) for k, v in scalars.items()}
+    check_finite(step, host)
+    self._bar.update()
+    if step % self._cfg.log_every_steps and step != self._total:
+      return
+    accuracy = pseudo_label_accuracy(np.asarray(labels), given, truth)
+    rate = (step - self._start) / max(self._clock() - self._since, 1e-9)
+    extra = {
+      'pseudo_label_accuracy': accuracy,
+      'images_per_second': rate * self._cfg.batch_size,
+      'seconds': self._clock(),
+    }
+    self._writer.write(step, host | extra)
+    shown = {
+      'loss': f'{host["loss"]:.3f}',
+      'queue': f'{host["queue_fill"]:.0%}',
+    }
+    if accuracy is not None:
+      shown['pseudo-labels'] = f'{accuracy:.1%}'
+    self._bar.set_postfix(shown, refresh=False)
+
+  def close(self) -> None:
+    """Looks at the last step and closes the files."""
+    self.flush()
+    self._bar.close()
+    self._writer.close()
+
+
+def check_finite(step: int, scalars: dict[str, float]) -> None:
+  """Raises NotFiniteError if the loss or the gradient is NaN or infinite."""
+  for name in ('loss', 'grad_norm'):
+    if not np.isfinite(scalars[name]):
+      raise NotFiniteError(
+        f'{name} is {scalars[name]} at step {step}: stopped; the last good '
+        'checkpoint is kept. Try a smaller optimizer.learning_rate.'
+      )
+
+
+def pseudo_label_accuracy(
+  labels: np.ndarray, given: np.ndarray, truth: np.ndarray
+) -> float | None:
+  """Share of right pseudo-labels among unlabelled images that have one.
+
+  Args:
+    labels: (pseudo-)labels of this host's images, any shape of b x D.
+    given: [n] the labels that training sees, -1: none.
+    truth: [n] the true labels, -1: unknown. They never reach a device.
+
+  Returns:
+    None if there is no such image.
+  """
+  labels = labels.reshape(-1)
+  judged = (given < 0) & (labels >= 0) & (truth >= 0)
+  if not judged.any():
+    return None
+  return float(np.mean(labels[judged] == truth[judged]))

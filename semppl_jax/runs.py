@@ -1,0 +1,106 @@
+"""A config made ready to run: data, labels, networks, optimiser, devices."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from semppl_jax import config, optimizers, pretrain_step, schedules
+from semppl_jax import networks as networks_lib
+from semppl_jax.data import pipeline, sources, subsets
+from semppl_jax.errors import UserError
+
+
+class Run(NamedTuple):
+  """What a run is made of, ready to take its first step."""
+
+  cfg: ml_collections.FrozenConfigDict
+  data: sources.Dataset
+  labels: np.ndarray  # [N] int32 labels that training sees, -1: none
+  setup: pretrain_step.Setup
+  devices: list[jax.Device]
+
+
+def prepare(cfg: ml_collections.ConfigDict) -> Run:
+  """Checks the config, reads the data set, builds networks and optimiser."""
+  devices = jax.devices()
+  if cfg.num_devices > len(devices):
+    raise UserError(
+      f'num_devices is {cfg.num_devices}, but there are {len(devices)}.'
+    )
+  devices = devices[: cfg.num_devices or len(devices)]
+  config.validate(cfg, len(devices))
+  frozen = ml_collections.FrozenConfigDict(cfg)
+  data = sources.load(frozen.dataset)
+  labels = subsets.select_labels(
+    data.train.labels,
+    per_class=cfg.labels.per_class,
+    fraction=cfg.labels.fraction,
+    seed=cfg.labels.seed,
+    class_names=data.class_names,
+  )
+  if config.uses_labels(cfg) and not np.any(labels >= 0):
+    raise UserError(
+      f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
+      'training image, but labels.per_class or labels.fraction is above 0.'
+    )
+  to_steps = functools.partial(
+    schedules.to_steps,
+    num_examples=len(data.train),
+    batch_size=cfg.batch_size,
+  )
+  setup = pretrain_step.Setup(
+    cfg=frozen,
+    nets=networks_lib.build(
+      encoder=cfg.encoder.name,
+      width=cfg.encoder.width,
+      stem=cfg.encoder.stem,
+      projector_hidden=cfg.encoder.projector_hidden,
+      embedding_size=cfg.encoder.embedding_size,
+      num_classes=data.num_classes if config.uses_labels(cfg) else 0,
+      classifier_detached=cfg.classifier.detached,
+      bn_decay=cfg.encoder.bn_decay,
+      bn_eps=cfg.encoder.bn_eps,
+    ),
+    optimizer=build_optimizer(frozen),
+    total_steps=to_steps(cfg.num_epochs),
+    warmup_steps=to_steps(cfg.optimizer.warmup_epochs),
+  )
+  return Run(frozen, data, labels, setup, devices)
+
+
+def build_optimizer(
+  cfg: ml_collections.FrozenConfigDict,
+) -> optax.GradientTransformation:
+  """The optimiser of the config, without its learning rate."""
+  opt = cfg.optimizer
+  own = {
+    'lars': {
+      'momentum': opt.momentum,
+      'trust_coefficient': opt.trust_coefficient,
+    },
+    'adamw': {'b1': opt.b1, 'b2': opt.b2},
+  }
+  return optimizers.build(
+    opt.name, weight_decay=opt.weight_decay, **own.get(opt.name, {})
+  )
+
+
+def input_batches(run: Run, start: int) -> Iterator[tuple[Any, np.ndarray]]:
+  """Host batches from step `start` on: a pure function of seed and step."""
+  return pipeline.batches(
+    run.data.train,
+    run.labels,
+    seed=run.cfg.seed,
+    batch_size=run.cfg.batch_size,
+    start_step=start,
+    num_steps=run.setup.total_steps - start,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+    labelled_share=run.cfg.labels.share,
+    workers=run.cfg.dataset.workers,
+  )
