@@ -68,7 +68,7 @@ class Log:
       'images_per_second': rate * self._cfg.batch_size,
       'seconds': self._clock(),
     }
-    self._writer.write(step, host | extra)
+    self._writer.write(step, without_empty_means(host, given) | extra)
     shown = {
       'loss': f'{host["loss"]:.3f}',
       'queue': f'{host["queue_fill"]:.0%}',
@@ -92,6 +92,29 @@ def check_finite(step: int, scalars: dict[str, float]) -> None:
         f'{name} is {scalars[name]} at step {step}: stopped; the last good '
         'checkpoint is kept. Try a smaller optimizer.learning_rate.'
       )
+
+
+def without_empty_means(
+  scalars: dict[str, float], given: np.ndarray
+) -> dict[str, float | None]:
+  """None for means over labelled or unlabelled images of a batch without any.
+
+  The step gives 0 for them, which as an accuracy would mislead.
+
+  Args:
+    scalars: the step's metrics.
+    given: [n] the labels that training sees, -1: none.
+  """
+  empty = set()
+  if not (given >= 0).any():
+    empty |= {
+      'labelled_vote_accuracy',
+      'classifier_accuracy',
+      'loss_classifier',
+    }
+  if not (given < 0).any():
+    empty |= {'vote_share', 'pseudo_label_share'}
+  return {k: None if k in empty else v for k, v in scalars.items()}
 
 
 def pseudo_label_accuracy(

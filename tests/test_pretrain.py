@@ -14,7 +14,6 @@ from semppl_jax import (
   config,
   metrics,
   pretrain,
-  run_log,
   runs,
   signals,
   train_state,
@@ -238,13 +237,3 @@ def test_a_data_set_without_any_label_is_refused(tmp_path):
 def test_more_devices_than_there_are(tmp_path):
   with pytest.raises(UserError, match='num_devices is 99, but there are 8'):
     runs.prepare(tiny.make_config(num_devices=99))
-
-
-def test_pseudo_label_accuracy_judges_unlabelled_images_with_one():
-  labels = np.array([[0, 1, 2], [1, -1, 0]])
-  given = np.array([-1, -1, 2, -1, -1, -1])
-  truth = np.array([0, 2, 0, 1, 1, -1])
-  # Judged: 0 right, 1 wrong, 3 right; not: labelled, none, unknown truth.
-  accuracy = run_log.pseudo_label_accuracy(labels, given, truth)
-  assert accuracy == pytest.approx(2 / 3)
-  assert run_log.pseudo_label_accuracy(labels, labels.ravel(), truth) is None
