@@ -88,11 +88,17 @@ def _guarded(argv: Sequence[str]) -> None:
   try:
     run(argv)
   except UserError as e:
-    _exit(e)
+    _exit(str(e))
+  except OSError as e:  # a folder that cannot be written, a full disk
+    if e.filename is None:
+      raise
+    _exit(f'{e.strerror}: {e.filename}')
+  except KeyboardInterrupt:  # a second signal: the last checkpoint counts
+    sys.exit(130)
 
 
-def _exit(error: UserError) -> None:
-  print(f'error: {error}', file=sys.stderr)
+def _exit(message: str) -> None:
+  print(f'error: {message}', file=sys.stderr)
   sys.exit(USER_ERROR)
 
 
@@ -102,7 +108,7 @@ def main() -> None:
   try:
     argv = _parse(sys.argv)
   except UserError as e:
-    _exit(e)
+    _exit(str(e))
   app.run(_guarded, argv=[argv[0]] + argv[1:], flags_parser=lambda args: args)
 
 
