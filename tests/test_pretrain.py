@@ -94,14 +94,15 @@ class _Killed(Exception):
 
 
 def _breaks_after(monkeypatch, steps, act):
-  """Calls `act` when the loop asks for the batch after so many of a run."""
+  """Calls `act` once, when the loop has taken so many steps."""
   original = runs.input_batches
+  pending = [act]
 
   def batches(run, start):
     for number, batch in enumerate(original(run, start), start=1):
       yield batch
-      if start == 0 and number == steps:
-        act()
+      if number == steps and pending:
+        pending.pop()()
 
   monkeypatch.setattr(runs, 'input_batches', batches)
 
