@@ -102,34 +102,18 @@ def train_step(
   online_state, metrics, labels = aux
   grads, metrics = parallel.mean((grads, metrics))
 
-  rate = schedules.learning_rate(
-      state.step, base=cfg.optimizer.learning_rate, batch_size=cfg.batch_size,
-      total_steps=setup.total_steps, warmup_steps=setup.warmup_steps,
-  )  # fmt: skip
-  updates, opt_state = setup.optimizer.update(
-    grads, state.opt_state, state.online_params
-  )
-  updates = jax.tree.map(lambda u: -rate * u, updates)
-  online_params = optax.apply_updates(state.online_params, updates)
-
-  keep = schedules.ema_rate(
-      state.step, base=cfg.ema.base, total_steps=setup.total_steps,
-      constant=cfg.ema.constant,
-  )  # fmt: skip
-  target_params = optax.incremental_update(
-    networks_lib.target_tree(online_params), state.target_params, 1 - keep
-  )
-  metrics |= {
-    'grad_norm': optax.tree.norm(grads),
-    'learning_rate': rate,
-    'ema_rate': keep,
+  # LARS, then the target network follows the online one.
+  updated, rates = apply_gradients(state, grads, setup)
+  metrics |= rates | {
     'queue_fill': label_queue.fill(queue),
     'embedding_std': passes.spread(everyone.targets),
   }
-  new_state = TrainState(
-      state.step + 1, online_params, online_state, target_params, target_state,
-      opt_state, queue,
-  )  # fmt: skip
+  new_state = updated._replace(
+    step=state.step + 1,
+    online_state=online_state,
+    target_state=target_state,
+    queue=queue,
+  )
   return new_state, metrics, labels
 
 
@@ -234,6 +218,54 @@ def assign_labels(
     'vote_share': parallel.masked_mean(share[0], ~labelled),
     'pseudo_label_share': parallel.masked_mean(labels >= 0, ~labelled),
     'labelled_vote_accuracy': parallel.masked_mean(right, labelled),
+  }
+
+
+def apply_gradients(
+  state: TrainState, grads: hk.Params, setup: Setup
+) -> tuple[TrainState, Metrics]:
+  """Updates the online network, and the target by its moving average.
+
+  Args:
+    state: before the update.
+    grads: of the loss, the mean over devices.
+    setup: the optimiser gives updates without their learning rate.
+
+  Returns:
+    The state with new weights and optimiser state, and metrics.
+  """
+  cfg = setup.cfg
+  rate = schedules.learning_rate(
+    state.step,
+    base=cfg.optimizer.learning_rate,
+    batch_size=cfg.batch_size,
+    total_steps=setup.total_steps,
+    warmup_steps=setup.warmup_steps,
+  )
+  updates, opt_state = setup.optimizer.update(
+    grads, state.opt_state, state.online_params
+  )
+  updates = jax.tree.map(lambda u: -rate * u, updates)
+  online_params = optax.apply_updates(state.online_params, updates)
+
+  keep = schedules.ema_rate(
+    state.step,
+    base=cfg.ema.base,
+    total_steps=setup.total_steps,
+    constant=cfg.ema.constant,
+  )
+  target_params = optax.incremental_update(
+    networks_lib.target_tree(online_params), state.target_params, 1 - keep
+  )
+  updated = state._replace(
+    online_params=online_params,
+    target_params=target_params,
+    opt_state=opt_state,
+  )
+  return updated, {
+    'grad_norm': optax.tree.norm(grads),
+    'learning_rate': rate,
+    'ema_rate': keep,
   }
 
 

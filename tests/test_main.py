@@ -91,7 +91,8 @@ def test_killed_and_resumed_on_the_command_line(tmp_path):
   command = _command(f'--config={_DIGITS}', f'--workdir={workdir}', *settings)
   running = subprocess.Popen(command, cwd=_ROOT, stderr=subprocess.DEVNULL)
   deadline = time.monotonic() + 240
-  while not list(workdir.glob('checkpoints/[0-9]*')):
+  saved = lambda: [p for p in workdir.glob('checkpoints/*') if p.name.isdigit()]
+  while not saved():
     assert running.poll() is None and time.monotonic() < deadline
     time.sleep(0.1)
   running.send_signal(signal.SIGKILL)
