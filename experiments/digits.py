@@ -6,7 +6,7 @@ images (--config.dataset.validation=300). For a short run lambda is 1, not 5,
 the teacher form replaces the entropy form, AdamW replaces LARS, and there is no
 I_sempos; the queue holds the labelled images of about 20 batches.
 
-Run: python -m semppl_jax.main --config=experiments/digits.py \\
+Run: python -m semppl_jax.main --config=experiments/digits.py \
   --workdir=runs/digits
 Scores over 5 seeds: the table in README.md.
 """

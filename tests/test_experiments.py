@@ -111,8 +111,8 @@ def test_digits_for_every_number_of_devices():
   cfg.num_devices = 1
   run = runs.prepare(cfg)
   step = functools.partial(pretrain_step.train_step, setup=run.setup)
-  batches = [batch for batch, _ in zip(runs.input_batches(run, 0), range(20))]
-  batches = [batch for batch, _ in batches]
+  stream = itertools.islice(runs.input_batches(run, 0), 20)
+  batches = [batch for batch, _ in stream]
   seen = {}
   for num_devices in (1, 2, 4, 8):
     state = tiny.first_state(run, num_devices)
