@@ -29,6 +29,7 @@ setuptools.setup(
     'pillow>=10',
     'scikit-learn>=1.5',
     'tensorboardX>=2.6',
+    'threadpoolctl>=3.2',
     'tqdm>=4.66',
   ],
   extras_require={

@@ -16,7 +16,7 @@ _FRACTIONS = {'1pct': 0.01, '10pct': 0.1}
 
 
 def get_config(variant='10pct'):
-  """The paper's setting; variant: 1pct or 10pct."""
+  """Our setting of the paper's experiment; variant: 1pct or 10pct."""
   if variant not in _FRACTIONS:
     raise ValueError(
       f'Unknown variant {variant!r}; known: {", ".join(_FRACTIONS)}'

@@ -61,6 +61,12 @@ class Checkpointer:
     )
     self._manager.save(step, args=parts, force=True)
 
+  def discard(self, step: int) -> None:
+    """Deletes the checkpoint of that step, if there is one."""
+    self._manager.wait_until_finished()
+    if step in self._manager.all_steps():
+      self._manager.delete(step)
+
   def latest_step(self) -> int | None:
     """The step of the newest whole checkpoint, None if there is none."""
     self._manager.wait_until_finished()

@@ -21,6 +21,7 @@ COSMETIC = (
   'keep_checkpoints',
   'progress',
   'num_devices',
+  'dataset.workers',
 )
 
 
@@ -81,7 +82,7 @@ def default() -> ml_collections.ConfigDict:
       'small_size': 96,  # [ours]
       'large_area': (0.14, 1.0),  # share of the image that a crop covers [ours]
       'small_area': (0.05, 0.14),  # [ours]
-      'aspect': (3 / 4, 4 / 3),
+      'aspect': (3 / 4, 4 / 3),  # [ours]
       'antialias': False,  # [ours]
       'flip': 0.5,  # probability [P], like all below
       'jitter': 0.8,  # probability of the four colour operations together
@@ -122,11 +123,11 @@ def default() -> ml_collections.ConfigDict:
   )
   cfg.optimizer = ml_collections.ConfigDict(
     {
-      'name': 'lars',  # or adamw
+      'name': 'lars',  # or adamw, sgd
       'learning_rate': 0.3,  # for 256 images; times B / 256 [ours]
       'warmup_epochs': 10.0,  # [ours]
       'weight_decay': 1e-6,  # [ours]
-      'momentum': 0.9,  # of lars [ours]
+      'momentum': 0.9,  # of lars, sgd [ours]
       'trust_coefficient': 1e-3,  # of lars [ours]
       'b1': 0.9,  # of adamw
       'b2': 0.999,  # of adamw

@@ -37,7 +37,7 @@ def features(
   """Runs every image of `source` through the online network.
 
   Args:
-    state: on the host, leaves [D, ...].
+    state: leaves [D, ...].
     nets: the networks.
     cfg: settings.
     source: records with 'image', by index.

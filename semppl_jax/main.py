@@ -90,9 +90,9 @@ def _guarded(argv: Sequence[str]) -> None:
   except UserError as e:
     _exit(str(e))
   except OSError as e:  # a folder that cannot be written, a full disk
-    if e.filename is None:
+    if e.strerror is None:
       raise
-    _exit(f'{e.strerror}: {e.filename}')
+    _exit(f'{e.strerror}: {e.filename or _WORKDIR.value}')
   except KeyboardInterrupt:  # a second signal: the last checkpoint counts
     sys.exit(130)
 

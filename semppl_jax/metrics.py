@@ -71,6 +71,7 @@ class MetricsWriter:
     for name, value in row.items():
       if name != 'step' and value is not None:
         self._events.add_scalar(name, value, step)
+    self._events.flush()
 
   def close(self) -> None:
     """Closes both; a second call does nothing."""

@@ -58,6 +58,10 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   try:
     state, seconds = train(run, workdir, saver)
     return finish(run, state, workdir, seconds)
+  except run_log.NotFiniteError as e:
+    # The update before made this loss: a state saved after it is no good one.
+    saver.discard(e.step - 1)
+    raise
   finally:
     saver.close()
 
@@ -68,8 +72,8 @@ def train(
   """All steps that are left.
 
   Returns:
-    The final state on the host, [D, ...], and the seconds of training, over
-    all the times that the run was taken up again.
+    The final state, leaves [D, ...] on the devices, and the seconds of
+    training, over all the times that the run was taken up again.
   """
   cfg, num_devices = run.cfg, len(run.devices)
   state, elapsed = restore_or_init(run, saver)

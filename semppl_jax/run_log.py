@@ -14,7 +14,11 @@ def say(line: str) -> None:
 
 
 class NotFiniteError(UserError):
-  """The loss or its gradient became NaN or infinite."""
+  """The loss or its gradient became NaN or infinite, at `step`."""
+
+  def __init__(self, step: int, message: str):
+    super().__init__(message)
+    self.step = step
 
 
 class Log:
@@ -89,8 +93,10 @@ def check_finite(step: int, scalars: dict[str, float]) -> None:
   for name in ('loss', 'grad_norm'):
     if not np.isfinite(scalars[name]):
       raise NotFiniteError(
+        step,
         f'{name} is {scalars[name]} at step {step}: stopped; the last good '
-        'checkpoint is kept. Try a smaller optimizer.learning_rate.'
+        'checkpoint is kept. Try another --workdir with a smaller '
+        'optimizer.learning_rate.',
       )
 
 

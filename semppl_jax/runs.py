@@ -27,6 +27,10 @@ class Run(NamedTuple):
 
 def prepare(cfg: ml_collections.ConfigDict) -> Run:
   """Checks the config, reads the data set, builds networks and optimiser."""
+  if jax.process_count() > 1:
+    raise UserError(
+      f'{jax.process_count()} processes run this job; only 1 is supported yet.'
+    )
   devices = jax.devices()
   if cfg.num_devices > len(devices):
     raise UserError(
@@ -78,16 +82,14 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
   """The optimiser of the config, without its learning rate."""
   opt = cfg.optimizer
+  decay = {'weight_decay': opt.weight_decay}
+  momentum = {'momentum': opt.momentum}
   own = {
-    'lars': {
-      'momentum': opt.momentum,
-      'trust_coefficient': opt.trust_coefficient,
-    },
-    'adamw': {'b1': opt.b1, 'b2': opt.b2},
+    'lars': decay | momentum | {'trust_coefficient': opt.trust_coefficient},
+    'adamw': decay | {'b1': opt.b1, 'b2': opt.b2},
+    'sgd': momentum,
   }
-  return optimizers.build(
-    opt.name, weight_decay=opt.weight_decay, **own.get(opt.name, {})
-  )
+  return optimizers.build(opt.name, **own.get(opt.name, {}))
 
 
 def input_batches(run: Run, start: int) -> Iterator[tuple[Any, np.ndarray]]:

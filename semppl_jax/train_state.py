@@ -1,6 +1,6 @@
 """All that a training step changes, and how it begins."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -80,8 +80,3 @@ def from_portable(state: TrainState, num_devices: int) -> TrainState:
     num_devices,
   )
   return everywhere._replace(queue=everywhere.queue._replace(embeddings=shards))
-
-
-def empty_like(tree: Any) -> Any:
-  """Shapes and dtypes of a tree, for restoring into it."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -175,8 +175,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   assert '\n' not in str(error.value)
   step = int(str(error.value).split('at step ')[1].split(':')[0])
   saver = checkpoint.Checkpointer(str(tmp_path), keep=3)
-  assert saver.latest_step() is not None
-  assert saver.latest_step() < step
+  # Not the one of the step before: its update made this loss.
+  assert (saver.latest_step() or 0) < step - 1
   saver.close()
   assert not (tmp_path / 'results.json').exists()
 
