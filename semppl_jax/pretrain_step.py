@@ -102,7 +102,7 @@ def train_step(
   online_state, metrics, labels = aux
   grads, metrics = parallel.mean((grads, metrics))
 
-  # LARS, then the target network follows the online one.
+  # The optimiser's update; then the target network follows the online one.
   updated, rates = apply_gradients(state, grads, setup)
   metrics |= rates | {
     'queue_fill': label_queue.fill(queue),
