@@ -7,6 +7,7 @@ it or we know it from memory of the papers only.
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -62,6 +63,8 @@ def default() -> ml_collections.ConfigDict:
       'name': 'resnet50',
       'width': 1,
       'stem': 'imagenet',  # or small: 3x3 stride 1 without max-pooling
+      'selective_kernels': False,  # True: SimCLRv2's [ours]
+      'padding': 'same',  # [P]; or symmetric: SimCLRv2's
       'bn_decay': 0.9,  # [P]
       'bn_eps': 1e-5,  # [P]
       'projector_hidden': 4096,  # also the predictor's [P]
@@ -183,8 +186,9 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: one line that names the setting, its value and what would do.
   """
-  _check_ranges(cfg)
-  _check_choices(cfg)
+  check_ranges(cfg, _RANGES)
+  _check_loss(cfg)
+  check_choices(cfg, _CHOICES)
   _check_labels(cfg)
   if cfg.batch_size % num_devices:
     raise UserError(
@@ -240,15 +244,45 @@ _RANGES = {
 }
 
 
-def _check_ranges(cfg: ml_collections.ConfigDict) -> None:
-  for key, (low, high) in _RANGES.items():
-    value = cfg
-    for part in key.split('.'):
-      value = value[part]
+_CHOICES = {
+  'task': ('pretrain',),
+  'loss.stop_gradient': ('entropy', 'teacher'),
+  'encoder.stem': ('imagenet', 'small'),
+  'encoder.padding': ('same', 'symmetric'),
+}
+
+
+def look_up(cfg: ml_collections.ConfigDict, key: str) -> Any:
+  """The value of a setting by its dotted name."""
+  for part in key.split('.'):
+    cfg = cfg[part]
+  return cfg
+
+
+def check_ranges(
+  cfg: ml_collections.ConfigDict, ranges: Mapping[str, tuple[Any, Any]]
+) -> None:
+  """Refuses numbers outside {key: (lowest, highest)}; None: no bound."""
+  for key, (low, high) in ranges.items():
+    value = look_up(cfg, key)
     # Written so that NaN is out of range too.
     if not (value >= low and (high is None or value <= high)):
       wanted = f'at least {low}' if high is None else f'from {low} to {high}'
       raise UserError(f'{key} is {value}; it must be {wanted}.')
+
+
+def check_choices(
+  cfg: ml_collections.ConfigDict, choices: Mapping[str, tuple[str, ...]]
+) -> None:
+  """Refuses values that are not among {key: known values}."""
+  for key, known in choices.items():
+    value = look_up(cfg, key)
+    if value not in known:
+      hint = nearest_name(value, known)
+      raise UserError(f'{key} is {value!r}; known: {", ".join(known)}{hint}')
+
+
+def _check_loss(cfg: ml_collections.ConfigDict) -> None:
   if not cfg.loss.temperature > 0:
     raise UserError(
       f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
@@ -258,18 +292,6 @@ def _check_ranges(cfg: ml_collections.ConfigDict) -> None:
       'loss.semantic_invariance_weight is '
       f'{cfg.loss.semantic_invariance_weight}; it must be at least 0.'
     )
-
-
-def _check_choices(cfg: ml_collections.ConfigDict) -> None:
-  choices = {
-    'loss.stop_gradient': (cfg.loss.stop_gradient, ('entropy', 'teacher')),
-    'encoder.stem': (cfg.encoder.stem, ('imagenet', 'small')),
-    'task': (cfg.task, ('pretrain',)),
-  }
-  for key, (value, known) in choices.items():
-    if value not in known:
-      hint = nearest_name(value, known)
-      raise UserError(f'{key} is {value!r}; known: {", ".join(known)}{hint}')
 
 
 def _check_labels(cfg: ml_collections.ConfigDict) -> None:

@@ -1,12 +1,12 @@
 """Encoder, projector, predictor and monitoring classifier, in Haiku.
 
 `build` gives pure functions over flat Haiku trees {module: {name: array}}.
-Module names and shapes are those of DeepMind's SemPPL release, so that its
-checkpoints load without renaming. Images are float [n, H, W, 3] in [0, 1]; the
-encoder normalises them itself. In training mode BatchNorm uses the batch's
-statistics, averaged over `parallel.AXIS` where `cross_replica` is set: such a
-call must run inside a function mapped over that axis. In evaluation mode it
-uses the running averages and needs no axis.
+Without selective kernels, module names and shapes are those of DeepMind's
+SemPPL release, so that its checkpoints load without renaming. Images are float
+[n, H, W, 3] in [0, 1]; the encoder normalises them itself. In training mode
+BatchNorm uses the batch's statistics, averaged over `parallel.AXIS` where
+`cross_replica` is set: such a call must run inside a function mapped over that
+axis. In evaluation mode it uses the running averages and needs no axis.
 """
 
 import functools
@@ -17,85 +17,13 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from semppl_jax import config, errors, parallel, structs
+from semppl_jax import encoders, errors, parallel, structs
 
 Tree = Mapping[str, Mapping[str, jax.Array]]
 
-STEMS = ('imagenet', 'small')
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _ONLINE_ONLY = ('predictor', 'classifier')
-
-
-class Encoder(NamedTuple):
-  """A row of the depth table; `width` multiplies all of its channels."""
-
-  module: str  # the name of the Haiku module, as in the release
-  blocks: tuple[int, ...]  # per group
-  channels: tuple[int, ...]  # per group, at the output of its blocks
-  bottleneck: bool  # 1x1, 3x3, 1x1 at a quarter of the channels; else 3x3, 3x3
-  strides: tuple[int, ...] = (1, 2, 2, 2)
-  stem_channels: int = 64
-
-
-_BASIC = (64, 128, 256, 512)
-_BOTTLENECK = (256, 512, 1024, 2048)
-
-ENCODERS = {
-  # Ours, for 8 to 32 px images (with stem='small').
-  'digits': Encoder('digits_res_net', (1, 1), (32, 64), False, (2, 1), 32),
-  # The release's own tiny network, for tests.
-  'tiny': Encoder('tiny_res_net', (1, 1, 1, 1), (8, 8, 8, 8), False),
-  'resnet18': Encoder('res_net18', (2, 2, 2, 2), _BASIC, False),
-  'resnet34': Encoder('res_net34', (3, 4, 6, 3), _BASIC, False),
-  'resnet50': Encoder('res_net50', (3, 4, 6, 3), _BOTTLENECK, True),
-  'resnet101': Encoder('res_net101', (3, 4, 23, 3), _BOTTLENECK, True),
-  'resnet152': Encoder('res_net152', (3, 8, 36, 3), _BOTTLENECK, True),
-  'resnet200': Encoder('res_net200', (3, 24, 36, 3), _BOTTLENECK, True),
-}
-
-
-class ResNet(hk.Module):
-  """ResNet v1 without a head: normalised images -> spatial mean [n, e].
-
-  Unlike Haiku's presets, the first block of every group has a projection, also
-  in group 0 of the basic-block networks: so has the release.
-  """
-
-  def __init__(self, spec: Encoder, width: int, stem: str, bn: Mapping):
-    super().__init__(name=spec.module)
-    self._pool = stem == 'imagenet'
-    self._stem = hk.Conv2D(
-      spec.stem_channels * width,
-      kernel_shape=7 if self._pool else 3,
-      stride=2 if self._pool else 1,
-      with_bias=False,
-      name='initial_conv',
-    )
-    self._stem_bn = hk.BatchNorm(name='initial_batchnorm', **bn)
-    rows = zip(spec.blocks, spec.channels, spec.strides, strict=True)
-    self._groups = [
-      hk.nets.ResNet.BlockGroup(
-        channels=channels * width,
-        num_blocks=blocks,
-        stride=stride,
-        bn_config=bn,
-        resnet_v2=False,
-        bottleneck=spec.bottleneck,
-        use_projection=True,
-        name=f'block_group_{i}',
-      )
-      for i, (blocks, channels, stride) in enumerate(rows)
-    ]
-
-  def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
-    """[n, H, W, 3] -> [n, e], e the last group's channels."""
-    x = jax.nn.relu(self._stem_bn(self._stem(images), is_training))
-    if self._pool:
-      x = hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
-    for group in self._groups:
-      x = group(x, is_training, test_local_stats=False)
-    return jnp.mean(x, axis=(1, 2))  # [n, h, w, e] -> [n, e]
 
 
 class Head(hk.Module):
@@ -135,6 +63,8 @@ def build(
   encoder: str,
   width: int = 1,
   stem: str = 'imagenet',
+  selective_kernels: bool = False,
+  padding: str = 'same',
   projector_hidden: int = 4096,
   embedding_size: int = 256,
   num_classes: int = 0,
@@ -146,10 +76,13 @@ def build(
   """Builds the online and target networks of SemPPL (BYOL's parts).
 
   Args:
-    encoder: a key of ENCODERS.
+    encoder: a key of encoders.ENCODERS.
     width: multiplies the channels of the stem and of every group.
     stem: 'imagenet': 7x7 with stride 2, then max-pool; 'small': 3x3 with stride
       1 and no max-pool, for images of up to 64 px.
+    selective_kernels: SimCLRv2's SK units, with ResNet-D's stem and shortcuts.
+    padding: of convolutions with a stride; 'same': Haiku's, the release's;
+      'symmetric': the same on all sides, SimCLRv2's.
     projector_hidden: hidden units of projector and predictor.
     embedding_size: d, their output size.
     num_classes: K of the monitoring classifier; 0: no classifier.
@@ -159,9 +92,13 @@ def build(
     cross_replica: average training statistics over `parallel.AXIS`.
 
   Raises:
-    UserError: an unknown encoder or stem, or a width below 1.
+    UserError: an unknown encoder, stem or padding, a width below 1, or
+      selective kernels in an encoder without bottleneck blocks.
   """
-  _check(encoder, width, stem)
+  architecture = encoders.Architecture(
+    encoder, width, stem, selective_kernels, padding
+  )
+  encoders.check(architecture)
 
   def forward(images, is_training, heads, axis):
     bn = {
@@ -171,7 +108,7 @@ def build(
       'eps': bn_eps,
       'cross_replica_axis': axis,
     }
-    network = ResNet(ENCODERS[encoder], width, stem, bn)
+    network = encoders.ResNet(architecture, bn)
     embedding = network(_normalise(images), is_training)  # [n, e]
     projection = prediction = logits = None
     if 'projector' in heads:
@@ -232,17 +169,3 @@ def _normalise(images: jax.Array) -> jax.Array:
       'it takes floats in [0, 1].'
     )
   return (images - jnp.array(_IMAGENET_MEAN)) / jnp.array(_IMAGENET_STD)
-
-
-def _check(encoder: str, width: int, stem: str) -> None:
-  if encoder not in ENCODERS:
-    raise errors.UserError(
-      f'encoder {encoder!r} is unknown; known: {", ".join(ENCODERS)}'
-      f'{config.nearest_name(encoder, ENCODERS)}'
-    )
-  if stem not in STEMS:
-    raise errors.UserError(
-      f'stem {stem!r} is unknown; known: {", ".join(STEMS)}.'
-    )
-  if width < 1 or width != int(width):
-    raise errors.UserError(f'encoder width {width} is not a whole number >= 1.')

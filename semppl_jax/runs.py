@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from semppl_jax import config, optimizers, pretrain_step, schedules
+from semppl_jax import config, optimizers, parallel, pretrain_step, schedules
 from semppl_jax import networks as networks_lib
 from semppl_jax.data import pipeline, sources, subsets
 from semppl_jax.errors import UserError
@@ -31,12 +31,7 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
     raise UserError(
       f'{jax.process_count()} processes run this job; only 1 is supported yet.'
     )
-  devices = jax.devices()
-  if cfg.num_devices > len(devices):
-    raise UserError(
-      f'num_devices is {cfg.num_devices}, but there are {len(devices)}.'
-    )
-  devices = devices[: cfg.num_devices or len(devices)]
+  devices = parallel.some_devices(cfg.num_devices)
   config.validate(cfg, len(devices))
   frozen = ml_collections.FrozenConfigDict(cfg)
   data = sources.load(frozen.dataset)
@@ -63,6 +58,8 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
       encoder=cfg.encoder.name,
       width=cfg.encoder.width,
       stem=cfg.encoder.stem,
+      selective_kernels=cfg.encoder.selective_kernels,
+      padding=cfg.encoder.padding,
       projector_hidden=cfg.encoder.projector_hidden,
       embedding_size=cfg.encoder.embedding_size,
       num_classes=data.num_classes if config.uses_labels(cfg) else 0,

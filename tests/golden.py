@@ -1,7 +1,8 @@
 """Golden numbers: what DeepMind's release printed, and how its inputs arise.
 
 The files in golden_data/ hold outputs of the public SemPPL release (jax 0.4.13,
-haiku 0.0.9) only. Weights and inputs are not stored: `fill` makes them anew.
+haiku 0.0.9) and, as sk_*, of SimCLRv2's, which `simclr` reads. Most weights and
+inputs are not stored: `fill` makes them anew.
 """
 
 import pathlib

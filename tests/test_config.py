@@ -41,6 +41,7 @@ def test_default_is_the_papers_setting_and_valid():
     ({'queue__k': 0}, 1, ('queue.k is 0', 'at least 1')),
     ({'loss__stop_gradient': 'entrophy'}, 1, ("'entrophy'", "mean 'entropy'")),
     ({'encoder__stem': 'smal'}, 1, ("'smal'", "mean 'small'")),
+    ({'encoder__padding': 'valid'}, 1, ("'valid'", 'same, symmetric')),
     ({'task': 'pretrian'}, 1, ("'pretrian'", "mean 'pretrain'")),
     (
       {'loss__semantic_invariance_weight': -1.0},
