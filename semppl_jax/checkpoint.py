@@ -1,4 +1,4 @@
-"""Runs <-> disk: the arrays of a run's state, and whose work directory it is.
+"""Runs <-> disk: the arrays of a run's state.
 
 A checkpoint is one folder WORKDIR/checkpoints/STEP that appears as a whole or
 not at all. It holds the leaves under their names in the tree, and a list of
@@ -9,19 +9,19 @@ Leaves are plain arrays; a key is derived from the step and never saved.
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from semppl_jax.errors import UserError
+from semppl_jax import differences
+from semppl_jax.errors import CheckpointError, UserError
 
 _FORMAT = 1
 _MARKER = 'commit_success.txt'  # orbax writes one per part, and one at the end
 _PARTS = ('', 'arrays', 'info')
-_ABSENT = 'absent'
 
 
 class Checkpointer:
@@ -126,10 +126,11 @@ class Checkpointer:
         f'{where} has format {document.get("format")}, this version reads '
         f'{_FORMAT}: use the version that wrote it.'
       )
-    differing = _differences(document['leaves'], wanted)
+    differing = differences.between(document['leaves'], wanted)
     if differing:
+      what = differences.first_few(differing)
       raise UserError(
-        f'{where} does not fit these settings: {_first(differing)}. '
+        f'{where} does not fit these settings: {what}. '
         'Use the settings that wrote it, or another --workdir.'
       )
 
@@ -140,100 +141,13 @@ class Checkpointer:
     )
 
   def _is_complete(self, step: int) -> bool:
-    # A copy that was cut off has the last name, but not all of the markers.
-    folder = self._folder / str(step)
-    return all((folder / part / _MARKER).exists() for part in _PARTS)
+    return _is_complete(self._folder / str(step))
 
   def _delete_incomplete(self) -> None:
     # Only here: who only reads must not touch what another process writes.
     for step in self._manager.all_steps():
       if not self._is_complete(step):
         self._manager.delete(step)
-
-
-def claim(
-  workdir: str, config: Mapping[str, Any], *, ignore: Sequence[str] = ()
-) -> None:
-  """Writes WORKDIR/config.json, or checks that it says the same already.
-
-  Args:
-    workdir: made if it is not there.
-    config: the resolved config, nested dicts of JSON types; tuples count as
-      lists.
-    ignore: names (dotted if nested) that may differ; the file then takes the
-      new values.
-
-  Raises:
-    UserError: the directory belongs to a run with other settings, or holds
-      checkpoints of unknown settings.
-  """
-  folder = pathlib.Path(workdir)
-  text = json.dumps(config, indent=2) + '\n'
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'--workdir {workdir} cannot be made: {error.strerror}. Choose another.'
-    ) from None
-  there, here = _standing(folder), dict(_flat(json.loads(text)))
-  if there == here:
-    return
-  differing = _differences(here if there is None else there, here, ignore)
-  if differing:
-    raise UserError(
-      f'--workdir {workdir} holds a run with other settings: '
-      f'{_first(differing)}. Choose another --workdir or the old settings.'
-    )
-  _replace(folder / 'config.json', text)
-
-
-def _standing(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The settings that a work directory has, flat; None: nobody's yet."""
-  path = folder / 'config.json'
-  advice = 'choose another --workdir, or bring the file back'
-  try:
-    return dict(_flat(dict(json.loads(path.read_text('utf-8')))))
-  except FileNotFoundError:
-    if any((folder / 'checkpoints').glob('[0-9]*')):
-      raise UserError(
-        f'--workdir {folder} has checkpoints but no config.json: {advice}.'
-      ) from None
-    return None
-  except (ValueError, TypeError, OSError):
-    raise UserError(f'{path} cannot be read as JSON: {advice}.') from None
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple]:
-  for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
-
-
-def _differences(
-  there: Mapping[str, Any], here: Mapping[str, Any], ignore: Sequence[str] = ()
-) -> list[str]:
-  """One phrase for each name with different values."""
-  pairs = {
-    name: (there.get(name, _ABSENT), here.get(name, _ABSENT))
-    for name in dict(there) | dict(here)
-    if name not in ignore
-  }
-  return [
-    f'{name} is {_text(old)} there and {_text(new)} here'
-    for name, (old, new) in pairs.items()
-    if old != new
-  ]
-
-
-def _text(value: Any) -> str:
-  return value if value is _ABSENT else json.dumps(value)
-
-
-def _first(phrases: Sequence[str], show: int = 3) -> str:
-  more = f' (and {len(phrases) - show} more)' if len(phrases) > show else ''
-  return '; '.join(phrases[:show]) + more
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -246,8 +160,71 @@ def _kind(leaf: Any) -> list[Any]:
   return [np.dtype(leaf.dtype).name, list(np.shape(leaf))]
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file that others see whole or not at all."""
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
-  part.write_text(text, encoding='utf-8')
-  os.replace(part, path)
+def _is_complete(folder: pathlib.Path) -> bool:
+  # A copy that was cut off has the last name, but not all of the markers.
+  return all((folder / part / _MARKER).exists() for part in _PARTS)
+
+
+def steps(workdir: str) -> list[int]:
+  """The steps of the whole checkpoints of a run, rising; writes nothing."""
+  folder = pathlib.Path(workdir, 'checkpoints')
+  numbers = [path for path in folder.glob('*') if path.name.isdigit()]
+  return sorted(int(path.name) for path in numbers if _is_complete(path))
+
+
+def read(
+  workdir: str, step: int, prefixes: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+  """Reads part of a checkpoint, whoever wrote it; writes nothing.
+
+  Args:
+    workdir: the run's folder.
+    step: one of `steps`.
+    prefixes: what the names of the wanted leaves begin with; a name is the
+      leaf's path in the saved tree, such as "state.online_params['m']['w']".
+
+  Returns:
+    The leaves by name; empty ones too.
+
+  Raises:
+    CheckpointError: another format, or a damaged checkpoint.
+  """
+  folder = pathlib.Path(os.path.abspath(workdir), 'checkpoints', str(step))
+  try:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+      document = reader.restore(folder / 'info')
+    if document.get('format') != _FORMAT:
+      raise CheckpointError(
+        f'{folder} has format {document.get("format")}, this version reads '
+        f'{_FORMAT}: use the version that wrote it.'
+      )
+    kinds = {
+      name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
+      for name, (dtype, shape) in document['leaves'].items()
+      if name.startswith(prefixes)
+    }
+    return _read_leaves(folder / 'arrays', kinds)
+  except CheckpointError:
+    raise
+  except (ValueError, TypeError, OSError, KeyError, AttributeError) as error:
+    raise CheckpointError(f'{folder} is damaged or gone.') from error
+
+
+def _read_leaves(
+  folder: pathlib.Path, kinds: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, np.ndarray]:
+  stored = {name: kind for name, kind in kinds.items() if kind.size}
+  as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+  wanted = ocp.args.PyTreeRestore(
+    item=stored,
+    restore_args=dict.fromkeys(stored, as_numpy),
+    partial_restore=True,
+  )
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    found = reader.restore(folder, args=wanted)
+  return {
+    name: np.asarray(found[name])
+    if name in found
+    else np.zeros(kind.shape, kind.dtype)
+    for name, kind in kinds.items()
+  }

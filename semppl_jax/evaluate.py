@@ -13,7 +13,7 @@ import numpy as np
 from sklearn import linear_model, preprocessing
 from sklearn import pipeline as sk_pipeline
 
-from semppl_jax import label_queue, parallel, passes, pseudo_labels
+from semppl_jax import inference, label_queue, parallel, passes, pseudo_labels
 from semppl_jax import networks as networks_lib
 from semppl_jax import views as views_lib
 from semppl_jax.train_state import TrainState
@@ -43,17 +43,12 @@ def features(
     source: records with 'image', by index.
     devices: the D devices.
   """
-  mapped = parallel.map_evaluation(_make_forward(nets, cfg), devices)
-  size = _round_up(cfg.evaluation.batch_size, len(devices))
-  parts = []
-  for start in range(0, len(source), size):
-    rows = range(start, min(start + size, len(source)))
-    images = np.stack([source[i]['image'] for i in rows])
-    filled = np.resize(images, (size,) + images.shape[1:])  # one shape for all
-    outputs = mapped(state, parallel.shard(filled, len(devices)))
-    flat = [np.asarray(x).reshape((size,) + x.shape[2:]) for x in outputs]
-    parts.append([x[: len(rows)] for x in flat])
-  return Features(*(np.concatenate(column) for column in zip(*parts)))
+  forward = _make_forward(nets, cfg)
+  return Features(
+    *inference.over_images(
+      forward, state, source, devices, cfg.evaluation.batch_size
+    )
+  )
 
 
 def _make_forward(
@@ -88,10 +83,6 @@ def _make_forward(
   return forward
 
 
-def _round_up(number: int, step: int) -> int:
-  return -(-number // step) * step
-
-
 def accuracy(predicted: np.ndarray, truth: np.ndarray) -> float | None:
   """Share of right predictions among images whose truth is known (>= 0)."""
   known = truth >= 0
@@ -114,11 +105,63 @@ def knn_predict(
   Returns:
     [N] int32.
   """
-  lengths = lambda x: np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
-  similarity = (queries / lengths(queries)) @ (keys / lengths(keys)).T  # [N, M]
+  similarity = (queries / _lengths(queries)) @ (keys / _lengths(keys)).T
   nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :k]  # [N, k]
   chosen = np.take_along_axis(similarity, nearest, axis=1)
   return np.asarray(pseudo_labels.vote(labels[nearest], chosen)[0])
+
+
+def knn_scores(
+  queries: np.ndarray,
+  keys: np.ndarray,
+  labels: np.ndarray,
+  *,
+  k: int,
+  num_classes: int,
+  block_size: int = 1024,
+) -> np.ndarray:
+  """Cosine kNN as a ranking of all classes, the method's own vote first.
+
+  A class stands before another with more votes among the k nearest keys, then
+  with more summed similarity of these votes, then with a nearer key of its own.
+
+  Args:
+    queries: [N, e] float32.
+    keys: [M, e] float32, embeddings of labelled images.
+    labels: [M] int.
+    k: neighbours; at most M are used.
+    num_classes: K.
+    block_size: queries at a time, which bounds the memory.
+
+  Returns:
+    [N, K] float32, larger is better; a class without a key is last. Only the
+    order has a meaning.
+  """
+  keys = keys / _lengths(keys)
+  parts = [
+    _rank_block(block / _lengths(block), keys, labels, k, num_classes)
+    for block in np.split(queries, range(block_size, len(queries), block_size))
+  ]
+  return np.concatenate(parts)
+
+
+def _rank_block(queries, keys, labels, k, num_classes):
+  similarity = queries @ keys.T  # [n, M]
+  nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :k]  # [n, k]
+  rows = np.arange(len(queries))[:, None]
+  votes, summed = np.zeros((2, len(queries), num_classes))
+  np.add.at(votes, (rows, labels[nearest]), 1)
+  np.add.at(summed, (rows, labels[nearest]), similarity[rows, nearest])
+  own = np.full((len(queries), num_classes), -np.inf)  # nearest key of a class
+  np.maximum.at(own, (rows, labels[None]), similarity)
+  order = np.lexsort((own, summed, votes), axis=-1)  # [n, K], worst first
+  ranks = np.empty_like(order)
+  np.put_along_axis(ranks, order, np.arange(num_classes)[None], axis=1)
+  return ranks.astype(np.float32)
+
+
+def _lengths(x: np.ndarray) -> np.ndarray:
+  return np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
 
 
 def linear_probe(

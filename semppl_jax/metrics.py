@@ -9,7 +9,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 
+from semppl_jax import files
 from semppl_jax.errors import UserError
 
 _FILE = 'metrics.jsonl'
@@ -41,6 +42,48 @@ def topk_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
   return hit & ~jnp.any(jnp.isnan(logits), axis=-1)
 
 
+def classification(
+  logits: np.ndarray, labels: np.ndarray
+) -> dict[str, float | None]:
+  """top1, top5 and the mean cross-entropy 'loss' (nats) of N images.
+
+  Args:
+    logits: [N, K] float.
+    labels: [N] int; images with -1 (unknown) do not count.
+
+  Returns:
+    The three; None where no image counts.
+  """
+  known = labels >= 0
+  if not known.any():
+    return dict.fromkeys(('top1', 'top5', 'loss'))
+  logits, labels = logits[known], labels[known]
+  log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(logits), axis=-1))
+  return {
+    'top1': float(np.mean(topk_correct(logits, labels, 1))),
+    'top5': float(np.mean(topk_correct(logits, labels, 5))),
+    'loss': float(-np.mean(log_p[np.arange(len(labels)), labels])),
+  }
+
+
+def per_class(
+  right: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+  """Share of right images of each class, and how many there are.
+
+  Args:
+    right: [N] bool.
+    labels: [N] int; -1 (unknown) belongs to no class.
+    names: of the K classes.
+  """
+  result = {}
+  for label, name in enumerate(names):
+    own = right[labels == label]
+    share = float(own.mean()) if len(own) else None
+    result[name] = {'accuracy': share, 'images': len(own)}
+  return result
+
+
 class MetricsWriter:
   """Appends to the metrics of a work directory.
 
@@ -56,7 +99,7 @@ class MetricsWriter:
     path = folder / _FILE
     if path.exists():
       rows = [row for row in _rows(path) if row['step'] <= step]
-      _replace(path, ''.join(json.dumps(row) + '\n' for row in rows))
+      files.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
     self._file = path.open('a', encoding='utf-8')
     # A file that this one takes over is cut after `step`, as the lines are.
     self._events = tensorboardX.SummaryWriter(
@@ -95,7 +138,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
   becomes null.
   """
   text = json.dumps(_plain(obj), indent=2, allow_nan=False)
-  _replace(pathlib.Path(path), text + '\n')
+  files.write_text(pathlib.Path(path), text + '\n')
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -135,10 +178,3 @@ def _plain(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file that others see whole or not at all."""
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
-  part.write_text(text, encoding='utf-8')
-  os.replace(part, path)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from semppl_jax import errors
+
 AXIS = 'devices'
 
 
@@ -51,6 +53,11 @@ def index() -> jax.Array:
   return jax.lax.axis_index(AXIS)
 
 
+def places(per_device: int) -> jax.Array:
+  """Places of this device's images in the global batch, [b] int32."""
+  return index() * per_device + jnp.arange(per_device)
+
+
 def size() -> int:
   """The number of devices on the axis, a Python int at trace time."""
   return jax.lax.axis_size(AXIS)
@@ -79,6 +86,20 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
   count = jax.lax.psum(jnp.sum(mask), AXIS)  # [] int32, over all devices
   total = jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
   return size() * total / jnp.maximum(count, 1)
+
+
+def some_devices(number: int) -> list[jax.Device]:
+  """The first devices that JAX sees; 0: all.
+
+  Raises:
+    UserError: there are not as many.
+  """
+  devices = jax.devices()
+  if number > len(devices):
+    raise errors.UserError(
+      f'num_devices is {number}, but there are {len(devices)}.'
+    )
+  return devices[: number or len(devices)]
 
 
 def replicate(tree: Any, num_devices: int) -> Any:

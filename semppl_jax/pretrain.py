@@ -10,20 +10,19 @@ import os
 import time
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from semppl_jax import (
   checkpoint,
+  claims,
   config,
   evaluate,
-  parallel,
+  loop,
   pretrain_step,
   report,
   run_log,
   runs,
-  signals,
   train_state,
 )
 from semppl_jax import metrics as metrics_lib
@@ -49,21 +48,15 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     Interrupted: SIGINT or SIGTERM; the state is saved.
   """
   run = runs.prepare(cfg)
-  checkpoint.claim(workdir, cfg.to_dict(), ignore=config.COSMETIC)
+  claims.claim(workdir, cfg.to_dict(), ignore=config.COSMETIC)
   done = metrics_lib.read_json(os.path.join(workdir, RESULTS))
   if done is not None:
     run_log.say(f'{workdir}: this run is finished, at step {done["step"]}.')
     return done
-  saver = checkpoint.Checkpointer(workdir, keep=cfg.keep_checkpoints)
-  try:
-    state, seconds = train(run, workdir, saver)
-    return finish(run, state, workdir, seconds)
-  except run_log.NotFiniteError as e:
-    # The update before made this loss: a state saved after it is no good one.
-    saver.discard(e.step - 1)
-    raise
-  finally:
-    saver.close()
+  state, seconds = loop.saved(
+    workdir, cfg.keep_checkpoints, lambda saver: train(run, workdir, saver)
+  )
+  return finish(run, state, workdir, seconds)
 
 
 def train(
@@ -75,44 +68,19 @@ def train(
     The final state, leaves [D, ...] on the devices, and the seconds of
     training, over all the times that the run was taken up again.
   """
-  cfg, num_devices = run.cfg, len(run.devices)
   state, elapsed = restore_or_init(run, saver)
-  state = parallel.place(state, run.devices)
-  start = int(state.step[0])
-  step_fn = parallel.map_step(
-    functools.partial(pretrain_step.train_step, setup=run.setup), run.devices
+  job = loop.Job(run.cfg, run.setup.total_steps, run.devices, workdir, saver)
+  return loop.fit(
+    job,
+    functools.partial(pretrain_step.train_step, setup=run.setup),
+    state,
+    runs.input_batches(run, int(state.step[0])),
+    to_portable=train_state.to_portable,
+    describe=lambda batch, truth, labels: functools.partial(
+      run_log.pretraining, labels=labels, given=batch.labels, truth=truth
+    ),
+    elapsed=elapsed,
   )
-  base_key = jax.random.key(cfg.seed)
-  begun = time.monotonic()
-  clock = lambda: elapsed + time.monotonic() - begun
-  writer = metrics_lib.MetricsWriter(workdir, step=start)
-  log = run_log.Log(writer, cfg, run.setup.total_steps, start, clock)
-
-  def save():
-    log.flush()  # no checkpoint of a state whose loss was not looked at
-    step = int(state.step[0])
-    portable = train_state.to_portable(state)
-    saver.save(step, portable, {'position': step, 'elapsed_seconds': clock()})
-
-  with signals.StopSignal() as stop:
-    for batch, truth in runs.input_batches(run, start):
-      state, scalars, labels = step_fn(
-        state, parallel.shard(batch, num_devices), base_key
-      )
-      step = log.add(scalars, labels, batch.labels, truth)
-      if stop.received:
-        save()
-        saver.close()
-        run_log.say(
-          f'Stopped at step {step}, which is saved. Same command: goes on.'
-        )
-        raise signals.Interrupted(128 + stop.received)
-      if (
-        step % cfg.checkpoint_every_steps == 0 or step == run.setup.total_steps
-      ):
-        save()
-  log.close()
-  return state, clock()
 
 
 def restore_or_init(
@@ -120,16 +88,14 @@ def restore_or_init(
 ) -> tuple[train_state.TrainState, float]:
   """The newest checkpoint's state or a fresh one, and the seconds behind it."""
   num_devices = len(run.devices)
-  state = train_state.init(
-    run.cfg, run.setup.nets, run.setup.optimizer, num_devices
+  return loop.restore(
+    saver,
+    train_state.init(run.cfg, run.setup.nets, run.setup.optimizer, num_devices),
+    to_portable=train_state.to_portable,
+    from_portable=functools.partial(
+      train_state.from_portable, num_devices=num_devices
+    ),
   )
-  if saver.latest_step() is None:
-    return state, 0.0
-  like = train_state.to_portable(state)
-  portable, info, step = saver.restore(like)
-  run_log.say(f'Going on from the checkpoint of step {step}.')
-  state = train_state.from_portable(portable, num_devices)
-  return state, info['elapsed_seconds']
 
 
 def finish(

@@ -277,7 +277,7 @@ def step_keys(base_key: jax.Array, step: jax.Array, per_device: int) -> Keys:
   fold = jax.random.fold_in
   step_key = fold(base_key, step)
   batch_size = per_device * parallel.size()
-  places = parallel.index() * per_device + jnp.arange(per_device)  # [b]
+  places = parallel.places(per_device)  # [b]
   every = jax.vmap(lambda i: fold(step_key, i))(jnp.arange(batch_size))  # [B]
   purpose = jax.vmap(fold, in_axes=(0, None))
   return Keys(

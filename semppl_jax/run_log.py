@@ -1,11 +1,16 @@
 """What a run tells while it goes on: progress bar, metrics, and alarm."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from semppl_jax.errors import UserError
+
+Scalars = dict[str, float]
+Describe = Callable[[Scalars], tuple[dict[str, Any], dict[str, str]]]
 
 
 def say(line: str) -> None:
@@ -19,6 +24,30 @@ class NotFiniteError(UserError):
   def __init__(self, step: int, message: str):
     super().__init__(message)
     self.step = step
+
+
+def plainly(scalars: Scalars) -> tuple[dict[str, Any], dict[str, str]]:
+  """Writes the metrics as they are and shows no more than the loss."""
+  return scalars, {}
+
+
+def pretraining(
+  scalars: Scalars, *, labels: Any, given: np.ndarray, truth: np.ndarray
+) -> tuple[dict[str, Any], dict[str, str]]:
+  """Adds the accuracy of pseudo-labels, which the device does not know.
+
+  Args:
+    scalars: the step's metrics.
+    labels: (pseudo-)labels of this host's images, any shape of b x D.
+    given: [n] the labels that training sees, -1: none.
+    truth: [n] the true labels, -1: unknown.
+  """
+  accuracy = pseudo_label_accuracy(np.asarray(labels), given, truth)
+  shown = {'queue': f'{scalars["queue_fill"]:.0%}'}
+  if accuracy is not None:
+    shown['pseudo-labels'] = f'{accuracy:.1%}'
+  row = without_empty_means(scalars, given)
+  return row | {'pseudo_label_accuracy': accuracy}, shown
 
 
 class Log:
@@ -43,11 +72,17 @@ class Log:
       mininterval=0.5 if sys.stderr.isatty() else 30.0,
     )
 
-  def add(self, scalars, labels, given, truth) -> int:
-    """Takes one step's outputs; returns the number of steps taken so far."""
+  def add(self, scalars: Any, describe: Describe = plainly) -> int:
+    """Takes one step's outputs; returns the number of steps taken so far.
+
+    Args:
+      scalars: metrics of all devices, leaves [D]; 'loss', 'grad_norm', ..
+      describe: makes of them what is written and what the bar shows; called
+        for the steps that are logged only.
+    """
     self.flush()
     self._step += 1
-    self._pending = (self._step, scalars, labels, given, truth)
+    self._pending = (self._step, scalars, describe)
     return self._step
 
   def flush(self) -> None:
@@ -58,27 +93,21 @@ class Log:
     """
     if self._pending is None:
       return
-    step, scalars, labels, given, truth = self._pending
+    step, scalars, describe = self._pending
     self._pending = None
     host = {k: float(v[0]) for k, v in scalars.items()}
     check_finite(step, host)
     self._bar.update()
     if step % self._cfg.log_every_steps and step != self._total:
       return
-    accuracy = pseudo_label_accuracy(np.asarray(labels), given, truth)
+    row, shown = describe(host)
     rate = (step - self._start) / max(self._clock() - self._since, 1e-9)
     extra = {
-      'pseudo_label_accuracy': accuracy,
       'images_per_second': rate * self._cfg.batch_size,
       'seconds': self._clock(),
     }
-    self._writer.write(step, without_empty_means(host, given) | extra)
-    shown = {
-      'loss': f'{host["loss"]:.3f}',
-      'queue': f'{host["queue_fill"]:.0%}',
-    }
-    if accuracy is not None:
-      shown['pseudo-labels'] = f'{accuracy:.1%}'
+    self._writer.write(step, row | extra)
+    shown = {'loss': f'{host["loss"]:.3f}'} | shown
     self._bar.set_postfix(shown, refresh=False)
 
   def close(self) -> None:

@@ -26,6 +26,32 @@ def test_knn_by_hand():
   )
 
 
+def test_knn_ranks_by_hand():
+  keys = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]], 'f4')
+  labels = np.array([2, 0, 1, 1])
+  query = np.array([[1.0, 0.1]], np.float32)
+  rank = lambda k: evaluate.knn_scores(query, keys, labels, k=k, num_classes=4)[
+    0
+  ].tolist()
+  # One vote, for 0, its key is nearest; then by nearest key; 3 has none.
+  assert rank(1) == [3, 1, 2, 0]
+  # With all four keys class 1 has two votes.
+  assert rank(9) == [2, 3, 1, 0]
+
+
+@pytest.mark.parametrize('k', [1, 3, 50])
+def test_the_first_rank_is_the_methods_vote(k):
+  random = np.random.RandomState(0)
+  keys, queries = (random.randn(n, 4).astype(np.float32) for n in (50, 37))
+  labels = random.randint(0, 6, 50)
+  found = evaluate.knn_scores(
+    queries, keys, labels, k=k, num_classes=6, block_size=10
+  )
+  assert sorted(found[0]) == [0, 1, 2, 3, 4, 5]
+  voted = evaluate.knn_predict(queries, keys, labels, k)
+  np.testing.assert_array_equal(found.argmax(axis=1), voted)
+
+
 def test_linear_probe_separates_what_is_separable():
   random = np.random.RandomState(0)
   labels = np.arange(40) % 2

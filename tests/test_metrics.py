@@ -213,3 +213,22 @@ def test_read_json_of_no_file_and_of_no_json(tmp_path):
   (tmp_path / 'bad.json').write_text('{"a": ')
   with pytest.raises(UserError, match='bad.json is not JSON'):
     metrics.read_json(tmp_path / 'bad.json')
+
+
+def test_classification_by_hand():
+  found = metrics.classification(LOGITS, np.array([1, 1, -1]))
+  assert found['top1'] == 0.5 and found['top5'] == 1.0
+  p = np.exp(LOGITS[:2, 1]) / np.exp(LOGITS[:2]).sum(axis=1)
+  assert found['loss'] == pytest.approx(-np.log(p).mean(), rel=1e-6)
+  nothing = metrics.classification(LOGITS, np.full(3, -1))
+  assert nothing == dict.fromkeys(('top1', 'top5', 'loss'))
+
+
+def test_per_class_by_hand():
+  right = np.array([True, False, True, True])
+  found = metrics.per_class(right, np.array([0, 0, 2, -1]), ['a', 'b', 'c'])
+  assert found == {
+    'a': {'accuracy': 0.5, 'images': 2},
+    'b': {'accuracy': None, 'images': 0},
+    'c': {'accuracy': 1.0, 'images': 1},
+  }

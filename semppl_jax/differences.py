@@ -1,0 +1,39 @@
+"""What differs between two sets of named values, in words."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_ABSENT = 'absent'
+
+
+def between(
+  there: Mapping[str, Any], here: Mapping[str, Any], ignore: Sequence[str] = ()
+) -> list[str]:
+  """One phrase for each name that has another value there than here.
+
+  Args:
+    there: what stands on disk.
+    here: what is wanted.
+    ignore: names that may differ.
+  """
+  pairs = {
+    name: (there.get(name, _ABSENT), here.get(name, _ABSENT))
+    for name in dict(there) | dict(here)
+    if name not in ignore
+  }
+  return [
+    f'{name} is {_text(old)} there and {_text(new)} here'
+    for name, (old, new) in pairs.items()
+    if old != new
+  ]
+
+
+def _text(value: Any) -> str:
+  return value if value is _ABSENT else json.dumps(value)
+
+
+def first_few(phrases: Sequence[str], show: int = 3) -> str:
+  """The first phrases, and how many more there are."""
+  more = f' (and {len(phrases) - show} more)' if len(phrases) > show else ''
+  return '; '.join(phrases[:show]) + more

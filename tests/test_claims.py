@@ -1,0 +1,99 @@
+"""A work directory belongs to the settings that it was made with."""
+
+import json
+
+import pytest
+
+from semppl_jax import claims, files
+from semppl_jax.errors import UserError
+
+CONFIG = {'a': 1, 'progress': True, 'loss': {'t': 0.2, 'types': ('A', 'B')}}
+
+
+def stored(workdir) -> dict:
+  return json.loads((workdir / 'config.json').read_text())
+
+
+def test_claim_twice(tmp_path):
+  workdir = tmp_path / 'deep' / 'run'
+  claims.claim(str(workdir), CONFIG)
+  claims.claim(str(workdir), CONFIG)
+  assert stored(workdir) == json.loads(json.dumps(CONFIG))
+  assert [p.name for p in workdir.iterdir()] == ['config.json']
+
+
+@pytest.mark.parametrize(
+  'config, words',
+  [
+    (CONFIG | {'a': 2}, 'a is 1 there and 2 here.'),
+    (CONFIG | {'loss': CONFIG['loss'] | {'t': 1}}, 'loss.t is 0.2 there and 1'),
+    (CONFIG | {'new': None}, 'new is absent there and null here'),
+    ({k: v for k, v in CONFIG.items() if k != 'a'}, 'a is 1 there and absent'),
+    (CONFIG | {'loss': {}}, 'loss.t is 0.2 there and absent here'),
+    (
+      CONFIG | {'a': 2} | {f'x{i}': i for i in range(4)},
+      'x1 is absent there and 1 here (and 2 more)',
+    ),
+  ],
+)
+def test_other_settings_are_refused_in_one_line(tmp_path, config, words):
+  claims.claim(str(tmp_path), CONFIG)
+  with pytest.raises(UserError) as error:
+    claims.claim(str(tmp_path), config, ignore=('progress',))
+  text = str(error.value)
+  assert words in text and str(tmp_path) in text and '\n' not in text
+  assert 'another --workdir' in text
+  assert stored(tmp_path)['a'] == 1 and 'new' not in stored(tmp_path)
+
+
+def test_ignored_settings_may_differ(tmp_path):
+  claims.claim(str(tmp_path), CONFIG)
+  with pytest.raises(UserError, match='progress is true there and false'):
+    claims.claim(str(tmp_path), CONFIG | {'progress': False})
+  claims.claim(
+    str(tmp_path), CONFIG | {'progress': False}, ignore=('progress',)
+  )
+  assert stored(tmp_path)['progress'] is False
+
+
+def test_checkpoints_without_config_are_refused(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  claims.claim(str(tmp_path), CONFIG)  # none there yet
+  (tmp_path / 'config.json').unlink()
+  (tmp_path / 'checkpoints' / '12').mkdir()
+  with pytest.raises(UserError, match='has checkpoints but no config.json'):
+    claims.claim(str(tmp_path), CONFIG)
+  assert not (tmp_path / 'config.json').exists()
+
+
+@pytest.mark.parametrize('text', ['{"a": 1', '', '[1]', '3', '\udcff'])
+def test_unreadable_config_is_refused(tmp_path, text):
+  path = tmp_path / 'config.json'
+  path.write_bytes(text.encode('utf-8', 'surrogateescape'))
+  before = path.read_bytes()
+  with pytest.raises(UserError, match='config.json cannot be read as JSON'):
+    claims.claim(str(tmp_path), CONFIG)
+  assert path.read_bytes() == before
+
+
+def test_workdir_that_is_a_file_is_refused(tmp_path):
+  path = tmp_path / 'file'
+  path.write_text('mine')
+  with pytest.raises(UserError, match='cannot be made: '):
+    claims.claim(str(path), CONFIG)
+  with pytest.raises(UserError, match='cannot be made: '):
+    claims.claim(str(path / 'below'), CONFIG)
+
+
+def test_config_is_replaced_whole(tmp_path, monkeypatch):
+  claims.claim(str(tmp_path), CONFIG)
+
+  def fail(*unused):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(files.os, 'replace', fail)
+  with pytest.raises(KeyboardInterrupt):
+    claims.claim(
+      str(tmp_path), CONFIG | {'progress': False}, ignore=('progress',)
+    )
+  assert stored(tmp_path)['progress'] is True
