@@ -14,7 +14,11 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['semppl_jax', 'semppl_jax.*']),
+  # The manifest of released checkpoints is installed too.
+  packages=setuptools.find_packages(include=['semppl_jax', 'semppl_jax.*'])
+  + ['semppl_jax.checkpoints'],
+  package_dir={'semppl_jax.checkpoints': 'checkpoints'},
+  package_data={'semppl_jax.checkpoints': ['*.json', '*.md']},
   install_requires=[
     'absl-py>=2.1',
     'dm-haiku>=0.0.16',
@@ -27,6 +31,7 @@ setuptools.setup(
     'optax>=0.2.6',
     'orbax-checkpoint>=0.11',
     'pillow>=10',
+    'safetensors>=0.4.5',
     'scikit-learn>=1.5',
     'tensorboardX>=2.6',
     'threadpoolctl>=3.2',

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
   `main` prints the line without a stack trace and exits with status 2.
   """
+
+
+class CheckpointError(UserError):
+  """A checkpoint that cannot be read, or is not what was asked for."""
