@@ -208,8 +208,8 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
 
 
 # Smallest and largest value of a setting; None: no bound.
-_RANGES = {
-  'batch_size': (2, None),
+SHARED_RANGES = {  # with evaluation
+  'batch_size': (1, None),
   'num_epochs': (0, None),
   'num_devices': (0, None),
   'log_every_steps': (1, None),
@@ -219,6 +219,12 @@ _RANGES = {
   'dataset.workers': (0, None),
   'labels.per_class': (0, None),
   'labels.fraction': (0, 1),
+  'optimizer.learning_rate': (0, None),
+  'optimizer.warmup_epochs': (0, None),
+  'evaluation.batch_size': (1, None),
+}
+_RANGES = SHARED_RANGES | {
+  'batch_size': (2, None),
   'labels.share': (0, 1),
   'encoder.width': (1, None),
   'encoder.projector_hidden': (1, None),
@@ -236,14 +242,9 @@ _RANGES = {
   'queue.k': (1, None),
   'queue.block_size': (1, None),
   'queue.min_share': (0, 1),
-  'optimizer.learning_rate': (0, None),
-  'optimizer.warmup_epochs': (0, None),
   'ema.base': (0, 1),
-  'evaluation.batch_size': (1, None),
   'evaluation.k': (1, None),
 }
-
-
 _CHOICES = {
   'task': ('pretrain',),
   'loss.stop_gradient': ('entropy', 'teacher'),

@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from semppl_jax import config
+from semppl_jax import config, eval_config
 from semppl_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -36,9 +36,12 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
     if flag.value is None:
       raise UserError(f'--{name} is missing; see --helpshort.')
   # Imported late: a wrong flag is refused before JAX starts.
-  from semppl_jax import pretrain, report
+  from semppl_jax import eval_tasks, follow, pretrain, report
 
-  results = pretrain.pretrain(_CONFIG.value, _WORKDIR.value)
+  cfg, task = _CONFIG.value, pretrain.pretrain
+  if cfg.task in eval_config.TASKS:
+    task = follow.follow if cfg.follow else eval_tasks.run_task
+  results = task(cfg, _WORKDIR.value)
   print(report.table(results))
   print(f'Results, plots and checkpoints: {_WORKDIR.value}')
   return results
@@ -63,7 +66,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _explain(argv: list[str], error: BaseException) -> str:
   """One line for what went wrong with the flags."""
-  known = _flatten(config.default())
+  known = _flatten(config.default()) + _flatten(eval_config.default())
   for argument in argv[1:]:
     found = re.match(r'--config\.([^=]+)', argument)
     if found and found.group(1) not in known:

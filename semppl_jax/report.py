@@ -49,7 +49,7 @@ _COLOURS = ('#0072b2', '#d55e00', '#009e73')  # told apart by colour-blind eyes
 _STYLES = ('-', '--', ':')  # equal curves lie on each other: both stay visible
 _MAX_POINTS = 1000  # of the t-SNE
 _MAX_LEGEND = 20  # classes, as many as tab20 has colours
-_PERCENT = ('_accuracy', '_top1', '_top5', '_share', '_fill')
+_PERCENT = ('accuracy', 'top1', 'top5', '_share', '_fill')
 
 
 def plots(

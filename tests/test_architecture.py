@@ -11,16 +11,24 @@ _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 
 # Rooms on one floor do not import each other; data/ is one room.
 FLOORS = {
-  0: ('errors', 'structs', 'schedules', 'parallel', 'config', 'signals'),
-  1: (
-    'views', 'networks', 'losses', 'negatives', 'label_queue', 'pseudo_labels',
-    'optimizers', 'passes', 'data', 'checkpoint', 'metrics', 'run_log',
+  0: (
+    'errors', 'structs', 'schedules', 'parallel', 'config', 'signals', 'files',
+    'differences',
   ),
-  2: ('train_state', 'objective'),
-  3: ('pretrain_step',),
-  4: ('runs', 'evaluate', 'report'),
-  5: ('pretrain',),
-  6: ('main',),
+  1: (
+    'views', 'crops', 'encoders', 'losses', 'negatives', 'label_queue',
+    'pseudo_labels', 'optimizers', 'passes', 'inference', 'data', 'checkpoint',
+    'claims', 'pickles', 'released', 'name_matching', 'metrics', 'run_log',
+    'eval_config',
+  ),
+  2: ('networks', 'loop'),
+  3: ('train_state', 'objective', 'trees'),
+  4: ('pretrain_step', 'classifier_step', 'weights'),
+  5: ('runs', 'evaluate', 'eval_runs', 'report'),
+  6: ('pretrain', 'classifier_fit', 'convert'),
+  7: ('eval_tasks',),
+  8: ('follow',),
+  9: ('main',),
 }  # fmt: skip
 _FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Everyone may raise errors and name arrays.

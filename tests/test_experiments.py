@@ -16,9 +16,13 @@ from experiments import (
   digits_contrastive,
   digits_relicv2,
   digits_supervised,
+  eval_classifier,
+  eval_knn,
+  eval_linear,
+  eval_semi_supervised,
   imagenet_resnet50,
 )
-from semppl_jax import config, parallel, pretrain_step, runs
+from semppl_jax import config, eval_config, parallel, pretrain_step, runs
 from tests import tiny
 
 _FOLDER = pathlib.Path(digits.__file__).parent
@@ -29,8 +33,50 @@ _FOLDER = pathlib.Path(digits.__file__).parent
 )
 def test_every_experiment_is_valid_on_1_and_8_devices(name):
   cfg = importlib.import_module(f'experiments.{name}').get_config()
+  validate = config.validate
+  if cfg.task in eval_config.TASKS:
+    cfg.checkpoint, validate = 'some/file', eval_config.validate
   for num_devices in (1, 8):
-    config.validate(cfg, num_devices)
+    validate(cfg, num_devices)
+
+
+_EVALUATIONS = {
+  'linear': eval_linear,
+  'semi_supervised': eval_semi_supervised,
+  'knn': eval_knn,
+  'classifier': eval_classifier,
+}
+
+
+@pytest.mark.parametrize('task', _EVALUATIONS)
+def test_variants_of_evaluations(task):
+  module = _EVALUATIONS[task]
+  assert set(_EVALUATIONS) == set(eval_config.TASKS)
+  for variant, labels in (
+    ('imagenet_1pct', (0, 0.01)),
+    ('imagenet_10pct', (0, 0.1)),
+    ('imagenet', (0, 0.0)),
+    ('digits_20', (2, 0.0)),
+    ('digits', (0, 0.0)),
+  ):
+    cfg = module.get_config(variant)
+    assert cfg.task == task
+    assert (cfg.labels.per_class, cfg.labels.fraction) == labels
+  with pytest.raises(ValueError, match="'mnist'; known: imagenet, "):
+    module.get_config('mnist')
+
+
+def test_linear_evaluation_is_the_releases_protocol():
+  """Its configs/eval.py and its dataset.py."""
+  cfg = eval_linear.get_config()
+  assert (cfg.batch_size, cfg.num_epochs) == (1024, 100)
+  optimizer = cfg.optimizer
+  assert (optimizer.learning_rate, optimizer.warmup_epochs) == (0.3, 0)
+  assert optimizer.momentum == 0.9 and optimizer.nesterov
+  crops = cfg.crops
+  assert crops.size == 224 and crops.center == 224 / (224 + 32)
+  assert crops.area == (0.08, 1.0) and crops.aspect == (3 / 4, 4 / 3)
+  assert crops.flip == 0.5 and crops.augment and cfg.features == 'online'
 
 
 def _differences(one, other):

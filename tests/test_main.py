@@ -65,6 +65,36 @@ def test_an_unknown_config_file_and_an_unknown_variant(tmp_path):
   assert 'Traceback' not in done.stderr
 
 
+_KNN = str(_ROOT / 'experiments' / 'eval_knn.py:digits_20')
+_TINY = _ROOT / 'tests' / 'golden_data' / 'release_checkpoint_tiny.pkl'
+
+
+@pytest.mark.parametrize(
+  'checkpoint, words',
+  [
+    ('', 'checkpoint is empty'),
+    ('experiments', 'is a directory'),
+    ('setup.py', 'neither a pickle'),
+    ('sk_resnet_50_1x_1_pct', 'download https://storage.googleapis.com'),
+  ],
+)
+def test_a_wrong_checkpoint_is_one_line_and_status_2(
+  checkpoint, words, tmp_path
+):
+  done = _call(tmp_path, f'--config.checkpoint={checkpoint}', config=_KNN)
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+  assert words in done.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_released_file_is_evaluated(tmp_path):
+  done = _call(tmp_path, f'--config.checkpoint={_TINY}', config=_KNN)
+  assert done.returncode == 0, done.stderr
+  assert 'tiny 1x, step 1,000, projector yes' in done.stderr
+  assert 'top1' in done.stdout and (tmp_path / 'run/per_class.json').exists()
+
+
 def test_experiments_load_from_another_folder(tmp_path):
   """They build on their neighbours, wherever the command is called."""
   config = _ROOT / 'experiments' / 'digits_contrastive.py'

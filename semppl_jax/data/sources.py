@@ -71,7 +71,7 @@ def load(cfg: Any) -> Dataset:
       f'dataset.validation is {cfg.validation}; it must be at least 0 and '
       f'less than the {known} training images with a label.'
     )
-  rest, held_out = _split(data.train.labels, cfg.validation, cfg.seed)
+  rest, held_out = split(data.train.labels, cfg.validation, cfg.seed)
   return data._replace(
     train=Rows(data.train, rest), test=Rows(data.train, held_out)
   )
@@ -123,7 +123,7 @@ def _digits(unused_cfg: Any) -> Dataset:
     digits.target, array_files.three_channels(images).__getitem__
   )
   # The split is part of the data set: dataset.seed does not change it.
-  train, test = _split(source.labels, 297, seed=0)
+  train, test = split(source.labels, 297, seed=0)
   names = _numbers(10)
   return Dataset(Rows(source, train), Rows(source, test), 10, names, (8, 8, 3))
 
@@ -197,7 +197,7 @@ _LOADERS = {
 }
 
 
-def _split(
+def split(
   labels: np.ndarray, count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Sorted rows (rest, part): `part` has `count` rows, stratified by label.

@@ -1,0 +1,29 @@
+"""Data sets and labelled subsets that the evaluations share."""
+
+import ml_collections
+
+# Which training images have labels; none set: all of them.
+_LABELS = {
+  'imagenet': {},
+  'imagenet_1pct': {'fraction': 0.01},
+  'imagenet_10pct': {'fraction': 0.1},
+  'digits': {},
+  'digits_20': {'per_class': 2},
+  'digits_10pct': {'fraction': 0.1},
+}
+
+
+def use(cfg: ml_collections.ConfigDict, variant: str) -> None:
+  """Sets data set, labels and crops of an evaluation."""
+  if variant not in _LABELS:
+    raise ValueError(
+      f'Unknown variant {variant!r}; known: {", ".join(_LABELS)}'
+    )
+  cfg.labels.update(_LABELS[variant])
+  if variant.startswith('imagenet'):
+    cfg.dataset.name = 'imagenet2012'
+    return
+  cfg.dataset.name = 'digits'
+  cfg.batch_size = 128
+  # Digits fill their 8 x 8 pixels, and a mirrored one is another sign.
+  cfg.crops.update(size=8, center=1.0, area=(0.4, 1.0), flip=0.0)

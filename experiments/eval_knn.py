@@ -1,0 +1,20 @@
+"""kNN evaluation: votes of the nearest labelled images, nothing is trained.
+
+Cosine similarity of encoder embeddings; k = 1, as the method itself votes.
+--config.knn.of=projection or prediction compares those instead. Variants: as in
+eval_linear.py.
+
+Run: python -m semppl_jax.main --config=experiments/eval_knn.py:digits_20 \
+  --config.checkpoint=runs/digits --workdir=runs/digits_knn
+"""
+
+from experiments import _eval_data
+from semppl_jax import eval_config
+
+
+def get_config(variant='imagenet_1pct'):
+  """kNN among a data set's labelled images."""
+  cfg = eval_config.default()
+  cfg.task = 'knn'
+  _eval_data.use(cfg, variant)
+  return cfg

@@ -1,0 +1,153 @@
+"""Settings of evaluation: linear, semi-supervised, kNN; and what can be wrong.
+
+The defaults are linear evaluation in DeepMind's release, to the letter. Marks
+at the line ends: [P] the release or the paper, [ours] our setting.
+"""
+
+import ml_collections
+
+from semppl_jax import config
+from semppl_jax.errors import UserError
+
+TASKS = ('linear', 'semi_supervised', 'knn', 'classifier')
+
+# Settings that change how a run is watched, not what it computes.
+COSMETIC = config.COSMETIC + (
+  'evaluation.batch_size',
+  'follow',
+  'follow_seconds',
+)
+
+
+def default() -> ml_collections.ConfigDict:
+  """The release's linear evaluation, on whatever data set."""
+  pretraining = config.default()
+  cfg = ml_collections.ConfigDict()
+  cfg.task = 'linear'
+  cfg.checkpoint = ''  # a file, the folder of a run, or a released file's name
+  cfg.mapping = ''  # JSON {their module: ours}, for unpublished SK names
+  cfg.follow = False  # evaluate each new checkpoint of a run, until it ends
+  cfg.follow_seconds = 10.0  # between two looks [P]
+  cfg.seed = 0
+  cfg.batch_size = 1024  # [P]
+  cfg.num_epochs = 100.0  # [P]
+  cfg.num_devices = 0  # 0: all that JAX sees
+  cfg.log_every_steps = 10
+  cfg.checkpoint_every_steps = 500
+  cfg.keep_checkpoints = 1
+  cfg.progress = True
+  cfg.dataset = pretraining.dataset
+  cfg.labels = ml_collections.ConfigDict(
+    {
+      'per_class': 0,  # so many labels in each class ...
+      'fraction': 0.0,  # ... or this share of them; both 0: all labels
+      'seed': 0,  # which images have labels; as in pre-training
+    }
+  )
+  cfg.encoder = ml_collections.ConfigDict(
+    {
+      'name': '',  # what the checkpoint must be; '': whatever it is
+      'width': 0,  # likewise; 0: whatever it is
+      'padding': '',  # same, symmetric; '': as the checkpoint says, else same
+    }
+  )
+  # cached: features are computed once, for crops of the middle.
+  cfg.features = 'online'
+  cfg.crops = ml_collections.ConfigDict(
+    {
+      'size': 224,  # pixels [P]
+      'augment': True,  # random crops in training; False: of the middle
+      'area': (0.08, 1.0),  # share of the image that a crop covers [P]
+      'aspect': (3 / 4, 4 / 3),  # [P]
+      'flip': 0.5,  # probability [P]
+      'center': 0.875,  # side of a crop of the middle / shorter side [P]
+    }
+  )
+  cfg.optimizer = ml_collections.ConfigDict(
+    {
+      'learning_rate': 0.3,  # of the classifier, for 256 images [P]
+      'encoder_learning_rate': 0.03,  # of fine-tuning, likewise [ours]
+      'warmup_epochs': 0.0,  # [P]
+      'momentum': 0.9,  # [P]
+      'nesterov': True,  # [P]
+    }
+  )
+  # Fine-tuning tries all pairs on a part of the labelled images. Empty: none.
+  cfg.grid = ml_collections.ConfigDict(
+    {
+      'learning_rates': (0.03, 0.1, 0.3),  # [ours]
+      'encoder_learning_rates': (0.003, 0.01, 0.03),  # [ours]
+      'holdout': 0.2,  # share of the labelled images [ours]
+    }
+  )
+  cfg.knn = ml_collections.ConfigDict(
+    {
+      'k': 1,  # as in the method itself
+      'of': 'embedding',  # or projection, prediction: which output
+    }
+  )
+  cfg.evaluation = ml_collections.ConfigDict({'batch_size': 256})
+  return cfg
+
+
+_RANGES = config.SHARED_RANGES | {
+  'follow_seconds': (0, None),
+  'encoder.width': (0, None),
+  'crops.size': (1, None),
+  'crops.flip': (0, 1),
+  'crops.center': (0.01, 1),
+  'optimizer.encoder_learning_rate': (0, None),
+  'optimizer.momentum': (0, 1),
+  'grid.holdout': (0, 1),
+  'knn.k': (1, None),
+}
+_CHOICES = {
+  'task': TASKS,
+  'features': ('online', 'cached'),
+  'encoder.padding': ('', 'same', 'symmetric'),
+  'knn.of': ('embedding', 'projection', 'prediction'),
+}
+
+
+def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  """Refuses, before anything expensive, settings that cannot work.
+
+  Args:
+    cfg: the resolved config.
+    num_devices: over all hosts.
+
+  Raises:
+    UserError: one line that names the setting, its value and what would do.
+  """
+  config.check_ranges(cfg, _RANGES)
+  config.check_choices(cfg, _CHOICES)
+  if not cfg.checkpoint:
+    raise UserError(
+      'checkpoint is empty: set --config.checkpoint=PATH (a file, the folder '
+      'of a run, or the name of a released checkpoint).'
+    )
+  if cfg.task != 'knn' and cfg.batch_size % num_devices:
+    raise UserError(
+      f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
+      'devices that share it.'
+    )
+  if cfg.features == 'cached' and cfg.task == 'semi_supervised':
+    raise UserError(
+      'features is cached, but fine-tuning changes them: set features=online.'
+    )
+  if cfg.features == 'cached' and cfg.task == 'linear' and cfg.crops.augment:
+    raise UserError(
+      'features is cached, but crops.augment draws new crops at every step: '
+      'set crops.augment=False, or features=online.'
+    )
+  _check_crops(cfg)
+
+
+def _check_crops(cfg: ml_collections.ConfigDict) -> None:
+  for key, most in (('area', 1), ('aspect', float('inf'))):
+    low, high = cfg.crops[key]
+    if not 0 < low <= high <= most:
+      raise UserError(
+        f'crops.{key} is {cfg.crops[key]}; it must be two rising numbers '
+        f'above 0{" and at most 1" if most == 1 else ""}.'
+      )

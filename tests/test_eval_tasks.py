@@ -1,0 +1,249 @@
+"""Every task of evaluation, end to end on the smallest setting."""
+
+import json
+import os
+import signal
+
+import golden
+import numpy as np
+import pytest
+
+from semppl_jax import (
+  classifier_fit,
+  errors,
+  eval_config,
+  eval_runs,
+  eval_tasks,
+  signals,
+  weights,
+)
+from semppl_jax.data import pipeline
+
+TINY = golden.path('release_checkpoint_tiny.pkl')
+CLASSES = 3
+
+
+def make_config(task, **changes):
+  """40 training and 10 test images of noise, 8 x 8."""
+  cfg = eval_config.default()
+  cfg.task = task
+  cfg.checkpoint = TINY
+  cfg.progress = False
+  cfg.log_every_steps = 1
+  cfg.batch_size, cfg.num_epochs, cfg.num_devices = 8, 1.0, 1
+  cfg.dataset.update(name='synthetic', num_examples=40, image_size=8)
+  cfg.dataset.num_classes = CLASSES
+  cfg.crops.update(size=8, center=1.0)
+  cfg.grid.update(learning_rates=(0.1,), encoder_learning_rates=(0.01,))
+  cfg.evaluation.batch_size = 16
+  cfg.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  return cfg
+
+
+def read(path):
+  return json.loads(path.read_text())
+
+
+def lines(workdir):
+  text = (workdir / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def same_losses(one, other, **tolerance):
+  loss = lambda workdir: [row['loss'] for row in lines(workdir)]
+  np.testing.assert_allclose(loss(one), loss(other), **tolerance)
+
+
+@pytest.mark.parametrize('task', eval_tasks.TASKS)
+def test_a_task_writes_its_results(task, tmp_path, capsys):
+  cfg = make_config(task)
+  if task == 'classifier':
+    cfg.dataset.num_classes = 10  # as many as the checkpoint's classifier has
+  results = eval_tasks.run_task(cfg, str(tmp_path))
+  assert results == read(tmp_path / 'results.json')
+  assert 0 <= results['top1'] <= results['top5'] <= 1
+  assert results['num_labels'] == 40 and results['num_test'] == 10
+  assert results['checkpoint_step'] == 1000
+  assert 'tiny 1x, step 1,000' in results['checkpoint']
+  assert 'tiny 1x, step 1,000' in capsys.readouterr().err
+  classes = read(tmp_path / 'per_class.json')
+  assert len(classes) == cfg.dataset.num_classes
+  right = sum(c['accuracy'] * c['images'] for c in classes.values())
+  assert right == pytest.approx(10 * results['top1'])
+  assert (results['loss'] is None) == (task == 'knn')
+  # Done is done: nothing is computed again, whatever watches it.
+  cfg.log_every_steps = 7
+  assert eval_tasks.run_task(cfg, str(tmp_path)) == results
+  cfg.seed = 1
+  with pytest.raises(errors.UserError, match='seed is 0 there and 1 here'):
+    eval_tasks.run_task(cfg, str(tmp_path))
+
+
+def test_cached_features_train_the_same_classifier(tmp_path):
+  online = make_config('linear', crops__augment=False, num_epochs=2.0)
+  cached = make_config(
+    'linear', crops__augment=False, num_epochs=2.0, features='cached'
+  )
+  found = [
+    eval_tasks.run_task(cfg, str(tmp_path / name))
+    for cfg, name in ((online, 'online'), (cached, 'cached'))
+  ]
+  assert found[0]['top1'] == found[1]['top1']
+  assert found[0]['loss'] == pytest.approx(found[1]['loss'], rel=1e-5)
+  assert len(lines(tmp_path / 'online')) == found[0]['steps'] == 10
+  same_losses(tmp_path / 'online', tmp_path / 'cached', rtol=1e-5)
+
+
+def test_the_number_of_devices_changes_nothing(tmp_path):
+  for number in (1, 4):
+    cfg = make_config('semi_supervised', num_devices=number)
+    eval_tasks.run_task(cfg, str(tmp_path / str(number)))
+  same_losses(tmp_path / '1', tmp_path / '4', rtol=1e-4)
+
+
+def test_only_labelled_images_are_used(tmp_path, monkeypatch):
+  """All that reaches the device has a label of the subset."""
+  seen = []
+  whole = pipeline.batches
+
+  def batches(*args, **kwargs):
+    for batch, truth in whole(*args, **kwargs):
+      seen.append(batch)
+      yield batch, truth
+
+  monkeypatch.setattr(pipeline, 'batches', batches)
+  cfg = make_config('linear', labels__per_class=2, num_epochs=4.0)
+  run = eval_runs.prepare(cfg)
+  results = eval_tasks.run_task(cfg, str(tmp_path))
+  assert results['num_labels'] == 2 * CLASSES
+  ids = np.concatenate([batch.ids for batch in seen])
+  labels = np.concatenate([batch.labels for batch in seen])
+  assert set(ids) == set(np.flatnonzero(run.labels >= 0))
+  np.testing.assert_array_equal(labels, run.labels[ids])
+
+
+def test_an_interrupted_evaluation_goes_on_exactly(tmp_path, monkeypatch):
+  whole = tmp_path / 'whole'
+  eval_tasks.run_task(make_config('semi_supervised'), str(whole))
+  parts = tmp_path / 'parts'
+  original = pipeline.batches
+
+  def batches(*args, **kwargs):
+    for i, item in enumerate(original(*args, **kwargs)):
+      if i == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield item
+
+  monkeypatch.setattr(pipeline, 'batches', batches)
+  with pytest.raises(signals.Interrupted) as stopped:
+    eval_tasks.run_task(make_config('semi_supervised'), str(parts))
+  assert stopped.value.code == 128 + signal.SIGTERM
+  assert len(lines(parts)) == 3 and not (parts / 'results.json').exists()
+  monkeypatch.setattr(pipeline, 'batches', original)
+  eval_tasks.run_task(make_config('semi_supervised'), str(parts))
+  same_losses(whole, parts, rtol=0)
+  one, other = map(weights.load_checkpoint, (whole, parts))
+  assert weights.digest(one) == weights.digest(other)
+  assert one.kind == 'run' and one.step == 5
+  assert str(one).startswith('tiny 1x, step 5')
+
+
+def test_the_grid_chooses_by_held_out_images(tmp_path, monkeypatch):
+  """The best pair is taken; its training has not seen the held-out part."""
+  cfg = make_config('semi_supervised')
+  cfg.grid.update(learning_rates=(0.1, 0.2), encoder_learning_rates=(0.0, 0.01))
+  scores = {'0.1_0': 0.5, '0.1_0.01': 0.75, '0.2_0': 0.75, '0.2_0.01': 0.25}
+  for name, top1 in scores.items():  # as if they were done before
+    folder = tmp_path / 'grid' / name
+    folder.mkdir(parents=True)
+    if name != '0.2_0':
+      result = {'top1': top1, 'top5': 1.0, 'loss': 1.5}
+      (folder / 'results.json').write_text(json.dumps(result))
+  seen = []
+  original = classifier_fit.fit
+
+  def fit(run, setup, source, labels, workdir):
+    seen.append((setup.learning_rate, labels.copy()))
+    return original(run, setup, source, labels, workdir)
+
+  monkeypatch.setattr(classifier_fit, 'fit', fit)
+  results = eval_tasks.run_task(cfg, str(tmp_path))
+  assert [rate for rate, _ in seen][0] == 0.2 and len(seen) == 2
+  part, whole = (labels for _, labels in seen)
+  assert np.sum(part >= 0) == 32 and np.sum(whole >= 0) == 40
+  found = read(tmp_path / 'grid' / '0.2_0' / 'results.json')
+  best = max(
+    [('0.1_0.01', 0.75, -1.5), ('0.2_0', found['top1'], -found['loss'])],
+    key=lambda x: x[1:],
+  )[0]
+  rates = f'{results["learning_rate"]:g}_{results["encoder_learning_rate"]:g}'
+  assert rates == best
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'checkpoint': ''}, 'checkpoint is empty'),
+    ({'checkpoint': 'nowhere.pkl'}, "no checkpoint 'nowhere.pkl'"),
+    ({'checkpoint': 'resnet_50_1x_1_pct'}, 'download https://storage'),
+    ({'encoder__name': 'resnet50'}, "is a tiny 1x, but encoder.name is"),
+    ({'encoder__width': 2}, 'is a tiny 1x, but encoder.width is 2'),
+    ({'task': 'classifier'}, 'has 10 classes'),
+    ({'task': 'lineer'}, "did you mean 'linear'"),
+    ({'features': 'cached'}, 'crops.augment=False'),
+    ({'task': 'semi_supervised', 'features': 'cached'}, 'features=online'),
+    ({'batch_size': 0}, 'batch_size is 0'),
+    ({'num_devices': 99}, 'num_devices is 99, but there are'),
+    ({'num_devices': 3}, 'not a multiple of the 3 devices'),
+    ({'crops__area': (0.5, 0.1)}, 'crops.area is'),
+    ({'crops__aspect': (0.0, 1.0)}, 'crops.aspect is'),
+    ({'crops__center': 0.0}, 'crops.center is'),
+    ({'knn__of': 'logits'}, "knn.of is 'logits'"),
+    ({'dataset__name': 'digit'}, "did you mean 'digits'"),
+  ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_first(changes, words, tmp_path):
+  cfg = make_config('linear')
+  cfg.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  with pytest.raises(errors.UserError) as error:
+    eval_tasks.run_task(cfg, str(tmp_path / 'work'))
+  assert words in str(error.value) and '\n' not in str(error.value)
+  assert not (tmp_path / 'work').exists()
+
+
+def test_data_without_a_test_split_or_labels(tmp_path):
+  images = np.zeros((4, 8, 8, 3), np.uint8)
+  path = tmp_path / 'data.npz'
+  arrays = {'train_images': images, 'train_labels': np.arange(4) % 2}
+  np.savez(path, **arrays)
+  cfg = make_config('knn', dataset__name='arrays', dataset__path=str(path))
+  with pytest.raises(errors.UserError, match='no test image'):
+    eval_tasks.run_task(cfg, str(tmp_path / 'work'))
+  unlabelled = {'train_images': images, 'train_labels': np.full(4, -1)}
+  tests = {'test_images': images, 'test_labels': np.arange(4) % 2}
+  np.savez(path, **unlabelled, **tests)
+  with pytest.raises(errors.UserError, match='no labelled training image'):
+    eval_tasks.run_task(cfg, str(tmp_path / 'work'))
+
+
+def test_knn_needs_the_head_that_it_compares(tmp_path):
+  for of in ('projection', 'prediction'):
+    cfg = make_config('knn', knn__of=of)
+    assert eval_tasks.run_task(cfg, str(tmp_path / of))['top1'] >= 0
+  found = weights.load_checkpoint(TINY)
+  bare = found._replace(
+    params={m: x for m, x in found.params.items() if '~' in m},
+    state={m: x for m, x in found.state.items() if 'tiny' in m},
+  )
+  path = tmp_path / 'bare.safetensors'
+  weights.save_safetensors(path, bare)
+  cfg = make_config('knn', knn__of='prediction', checkpoint=str(path))
+  with pytest.raises(errors.CheckpointError, match='has no predictor'):
+    eval_tasks.run_task(cfg, str(tmp_path / 'none'))
+  cfg = make_config('classifier', checkpoint=str(path))
+  with pytest.raises(errors.CheckpointError, match='has no classifier'):
+    eval_tasks.run_task(cfg, str(tmp_path / 'none'))

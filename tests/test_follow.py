@@ -1,0 +1,135 @@
+"""The evaluation worker: every checkpoint of a job once, to the job's end."""
+
+import json
+
+import pytest
+
+from semppl_jax import checkpoint, errors, follow, train_state
+from tests import test_eval_tasks, tiny
+
+
+class Job:
+  """A run's folder, whose checkpoints appear when the worker looks away."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    run = tiny.prepare()
+    self._state = train_state.to_portable(tiny.first_state(run, 1))
+    self._config = json.dumps(run.cfg.to_dict())
+
+  def save(self, step, keep=9):
+    self.folder.mkdir(exist_ok=True)
+    (self.folder / 'config.json').write_text(self._config)
+    saver = checkpoint.Checkpointer(str(self.folder), keep=keep)
+    saver.save(step, self._state, {})
+    saver.close()
+
+  def end(self):
+    (self.folder / 'results.json').write_text('{}')
+
+
+@pytest.fixture(scope='module')
+def job_state(tmp_path_factory):
+  return Job(tmp_path_factory.mktemp('unused'))
+
+
+@pytest.fixture
+def job(job_state, tmp_path):
+  job_state.folder = tmp_path / 'job'
+  return job_state
+
+
+def make_config(job):
+  cfg = test_eval_tasks.make_config('knn', checkpoint=str(job.folder))
+  cfg.dataset.num_classes = tiny.NUM_CLASSES
+  return cfg
+
+
+def steps(workdir):
+  text = (workdir / 'metrics.jsonl').read_text()
+  return [json.loads(line)['step'] for line in text.splitlines()]
+
+
+def run_with(job, workdir, acts):
+  """Follows the job; every time that it waits, the next act happens."""
+  waited = []
+  acts = iter(acts)
+
+  def sleep(seconds):
+    waited.append(seconds)
+    next(acts)()
+
+  results = follow.follow(make_config(job), str(workdir), sleep)
+  assert not list(acts)
+  return results, waited
+
+
+def test_every_checkpoint_once_and_then_the_end(job, tmp_path):
+  workdir = tmp_path / 'worker'
+
+  def two():
+    job.save(2)
+    job.save(5)
+
+  def last():
+    job.save(9)
+    job.end()
+
+  # Started before its job: nothing is there yet.
+  results, waited = run_with(job, workdir, [lambda: None, two, last])
+  assert waited == [10.0] * 3
+  assert steps(workdir) == [2, 5, 9]
+  assert results['checkpoint_step'] == 9
+  stored = json.loads((workdir / 'step_9' / 'results.json').read_text())
+  assert stored == results
+  # Ended: the worker has nothing to do, and says the same.
+  again, waited = run_with(job, workdir, [])
+  assert again == results and not waited
+
+
+def test_a_worker_that_was_stopped_goes_on(job, tmp_path):
+  workdir = tmp_path / 'worker'
+  job.save(2)
+
+  def stop():
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    run_with(job, workdir, [stop])
+  job.save(4)
+  job.end()
+  run_with(job, workdir, [])
+  assert steps(workdir) == [2, 4]
+
+
+def test_a_checkpoint_that_the_job_deletes_is_left_out(
+  job, tmp_path, monkeypatch
+):
+  job.save(2)
+  real = follow.eval_tasks.run_task
+
+  def run_task(cfg, workdir, step):
+    if step == 2:
+      job.save(4, keep=1)  # and 2 is gone
+    return real(cfg, workdir, step)
+
+  monkeypatch.setattr(follow.eval_tasks, 'run_task', run_task)
+  workdir = tmp_path / 'worker'
+  _, waited = run_with(job, workdir, [job.end])
+  assert steps(workdir) == [4] and len(waited) == 1
+
+
+def test_what_cannot_be_followed(job, tmp_path):
+  cfg = make_config(job)
+  cfg.checkpoint = test_eval_tasks.TINY
+  with pytest.raises(errors.UserError, match='is a file'):
+    follow.follow(cfg, str(tmp_path / 'worker'))
+  cfg = make_config(job)
+  cfg.knn.k = 0
+  with pytest.raises(errors.UserError, match='knn.k is 0'):
+    follow.follow(cfg, str(tmp_path / 'worker'))
+  job.save(1)
+  cfg = make_config(job)
+  cfg.encoder.name = 'resnet50'  # stays wrong: no reason to go on waiting
+  with pytest.raises(errors.UserError, match='encoder.name'):
+    follow.follow(cfg, str(tmp_path / 'worker'), lambda _: pytest.fail())
