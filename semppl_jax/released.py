@@ -67,8 +67,8 @@ def _not_there(path: pathlib.Path) -> str:
   if name in known:
     row = known[name]
     return (
-      f'{row["file"]} is not here: download {row["address"]} into checkpoints/ '
-      f'(or the folder that ${FOLDER_VARIABLE} names).'
+      f'{row["file"]} is not here: download {row["address"]} into '
+      f'{folders()[0]} (${FOLDER_VARIABLE} may name another folder).'
     )
   files = [row['file'] for row in known.values()]
   close = difflib.get_close_matches(path.name, files, n=1, cutoff=0.6)

@@ -124,6 +124,7 @@ def save_safetensors(path: str | os.PathLike, weights: Checkpoint) -> None:
   }
   part = f'{path}.{os.getpid()}.part'
   safetensors_numpy.save_file(named, part, metadata)
+  os.chmod(part, 0o644)  # the library lets nobody else read it
   os.replace(part, path)
 
 

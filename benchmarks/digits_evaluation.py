@@ -1,0 +1,77 @@
+"""Evaluations of the digits experiment's checkpoints: README's second table.
+
+  python -m benchmarks.digits_evaluation --workdir=runs/digits_table
+
+Takes the SemPPL runs of `benchmarks.digits` (or trains them), 2 labels per
+class, and runs the evaluation tasks on each: kNN and linear on the 20 labelled
+images, fine-tuning on them, linear on all 1,500. Resumable. Writes
+evaluation.md and evaluation.json.
+"""
+
+import importlib
+import os
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+
+from benchmarks import digits
+from semppl_jax import eval_tasks, metrics
+
+_SEEDS = flags.DEFINE_integer('seeds', 5, 'So many runs.')
+
+# Name in the table: experiment, variant.
+TASKS = {
+  'kNN, 20 labels': ('eval_knn', 'digits_20'),
+  'linear, 20 labels': ('eval_linear', 'digits_20'),
+  'fine-tuned, 20 labels': ('eval_semi_supervised', 'digits_20'),
+  'linear, all labels': ('eval_linear', 'digits'),
+}
+
+
+def one_evaluation(workdir: str, name: str, seed: int) -> dict[str, Any]:
+  """Evaluates one run by one task (or finds it done)."""
+  cell = ('2 per class', 'SemPPL', seed)
+  digits.one_run(workdir, *cell)
+  run = digits.folder(workdir, *cell)
+  experiment, variant = TASKS[name]
+  cfg = importlib.import_module(f'experiments.{experiment}').get_config(variant)
+  cfg.checkpoint, cfg.seed, cfg.labels.seed = run, seed, seed
+  cfg.progress, cfg.num_devices = False, 1
+  return eval_tasks.run_task(
+    cfg, os.path.join(run, 'evaluation', f'{experiment}_{variant}')
+  )
+
+
+def summarise(results: dict[str, list[float]]) -> str:
+  """Mean and standard error of top-1 as a Markdown table, in percent."""
+  lines = ['| evaluation | seeds | top-1 |', '| --- | --- | --- |']
+  for name, top1 in results.items():
+    values = 100 * np.array(top1)
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
+    lines.append(
+      f'| {name} | {len(values)} | {values.mean():.1f} ± {error:.1f} |'
+    )
+  return '\n'.join(lines) + '\n'
+
+
+def main(unused_argv: list[str]) -> None:
+  """Evaluates all runs and writes the table."""
+  logging.set_verbosity(logging.WARNING)
+  workdir = flags.FLAGS.workdir  # of benchmarks.digits
+  results = {
+    name: [
+      one_evaluation(workdir, name, seed)['top1']
+      for seed in range(_SEEDS.value)
+    ]
+    for name in TASKS
+  }
+  table = summarise(results)
+  with open(os.path.join(workdir, 'evaluation.md'), 'w') as file:
+    file.write(table)
+  metrics.write_json(os.path.join(workdir, 'evaluation.json'), results)
+  print(table)
+
+
+if __name__ == '__main__':
+  app.run(main)
