@@ -61,8 +61,9 @@ class Tape:
     """The next opcode's name, one of OPCODES; `argument` must follow."""
     self.count(1)
     code = self._take(1)
-    name = _NAMES.get(code, f'0x{code.hex()}')
+    name = _NAMES.get(code)
     if name not in OPCODES:
+      name = name or f'0x{code.hex()}'
       raise Refused(f'uses opcode {name}: refused, nothing of it was run.')
     return name
 
