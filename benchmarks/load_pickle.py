@@ -28,7 +28,10 @@ from semppl_jax import pickles
 
 _MEGABYTES = flags.DEFINE_integer('megabytes', 200, 'Bytes of all arrays.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Runs; the fastest one counts.')
-_JSON = flags.DEFINE_string('json', None, 'File for the numbers, too.')
+# Other benchmarks have it too, and tests may import several.
+_JSON = flags.DEFINE_string(
+  'json', None, 'File for the numbers.', allow_override=True
+)
 
 _ALLOWED = {
   ('_codecs', 'encode'),
@@ -113,10 +116,8 @@ def _peak() -> int:
 
 
 def _apart(function: Callable[..., Any], *args: Any) -> Any:
-  """Calls a function in a fresh process; also writing, to keep this one small:
-
-  a process begins with its parent's peak.
-  """
+  """Calls a function in a fresh process."""
+  # Processes begin with their parent's peak: this one must stay small.
   context = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
     return pool.submit(function, *args).result()

@@ -61,14 +61,18 @@ def convert(
   return found
 
 
-def lacking(architecture: encoders.Architecture) -> str | None:
-  """Why DeepMind's code cannot build an encoder; None: it can."""
-  name, _, stem, selective_kernels, padding = architecture
+def lacking(found: weights.Checkpoint) -> str | None:
+  """Why DeepMind's code cannot build the encoder; None: it can."""
+  name, _, stem, selective_kernels, padding = found.architecture
   if selective_kernels or name == 'digits':
     return 'its public code has no such network'
   if stem != 'imagenet':
     return f'its networks have no {stem} stem'
-  return None if padding == 'same' else f'it has no {padding} padding'
+  if padding != 'same':
+    return f'it has no {padding} padding'
+  if found.bn_eps != 1e-5:
+    return f'its BatchNorm has an epsilon of 1e-5, not {found.bn_eps:g}'
+  return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 2
   print(f'{options.IN}: {found}')
-  reason = lacking(found.architecture)
+  reason = lacking(found)
   if options.OUT.endswith('.pkl') and reason:
     print(f"DeepMind's evaluation code cannot use it: {reason}.")
   print(f'Written: {options.OUT}')

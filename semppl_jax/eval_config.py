@@ -4,6 +4,10 @@ The defaults are linear evaluation in DeepMind's release, to the letter. Marks
 at the line ends: [P] the release or the paper, [ours] our setting.
 """
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import ml_collections
 
 from semppl_jax import config
@@ -34,7 +38,7 @@ def default() -> ml_collections.ConfigDict:
   cfg.num_devices = 0  # 0: all that JAX sees
   cfg.log_every_steps = 10
   cfg.checkpoint_every_steps = 500
-  cfg.keep_checkpoints = 1
+  cfg.keep_checkpoints = 2
   cfg.progress = True
   cfg.dataset = pretraining.dataset
   cfg.labels = ml_collections.ConfigDict(
@@ -98,7 +102,6 @@ _RANGES = config.SHARED_RANGES | {
   'crops.center': (0.01, 1),
   'optimizer.encoder_learning_rate': (0, None),
   'optimizer.momentum': (0, 1),
-  'grid.holdout': (0, 1),
   'knn.k': (1, None),
 }
 _CHOICES = {
@@ -141,13 +144,38 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       'set crops.augment=False, or features=online.'
     )
   _check_crops(cfg)
+  _check_grid(cfg)
 
 
 def _check_crops(cfg: ml_collections.ConfigDict) -> None:
   for key, most in (('area', 1), ('aspect', float('inf'))):
-    low, high = cfg.crops[key]
-    if not 0 < low <= high <= most:
+    value = cfg.crops[key]
+    rising = len(value) == 2 and 0 < value[0] <= value[1] <= most
+    if not rising or not _are_finite(value):
       raise UserError(
-        f'crops.{key} is {cfg.crops[key]}; it must be two rising numbers '
-        f'above 0{" and at most 1" if most == 1 else ""}.'
+        f'crops.{key} is {value}; it must be two rising numbers above 0'
+        f'{" and at most 1" if most == 1 else ""}.'
       )
+
+
+def _check_grid(cfg: ml_collections.ConfigDict) -> None:
+  names = ('learning_rates', 'encoder_learning_rates')
+  for name in names:
+    value = cfg.grid[name]
+    if not _are_finite(value) or any(x < 0 for x in value):
+      raise UserError(f'grid.{name} is {value}; it must be numbers >= 0.')
+    if len(set(value)) < len(value):
+      raise UserError(f'grid.{name} is {value}: the same value twice.')
+  if bool(cfg.grid[names[0]]) != bool(cfg.grid[names[1]]):
+    raise UserError(
+      'One of grid.learning_rates and grid.encoder_learning_rates is empty: '
+      'set both, or none for no grid.'
+    )
+  if not 0 < cfg.grid.holdout < 1:
+    raise UserError(
+      f'grid.holdout is {cfg.grid.holdout}; it must be between 0 and 1.'
+    )
+
+
+def _are_finite(values: Sequence[Any]) -> bool:
+  return all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)

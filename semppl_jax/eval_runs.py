@@ -14,7 +14,6 @@ from semppl_jax import (
   inference,
   networks,
   parallel,
-  trees,
   weights,
 )
 from semppl_jax.data import sources, subsets
@@ -54,11 +53,9 @@ def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no test image '
       'with a label: there is nothing to evaluate on.'
     )
-  nets = networks.build(
-    **loaded.architecture._asdict(), **trees.head_sizes(loaded.params)
-  )
   frozen = ml_collections.FrozenConfigDict(cfg)
-  return EvalRun(frozen, data, _labels(cfg, data), loaded, nets, devices)
+  labels = _labels(cfg, data)
+  return EvalRun(frozen, data, labels, loaded, loaded.network(), devices)
 
 
 def _check_architecture(

@@ -32,7 +32,7 @@ from semppl_jax import (
   weights,
 )
 from semppl_jax.data import sources
-from semppl_jax.errors import CheckpointError
+from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.eval_runs import EvalRun
 
 RESULTS = 'results.json'
@@ -62,10 +62,8 @@ def run_task(
   run_log.say(f'{cfg.checkpoint}: {run.weights}')
   if run.weights.mapping:
     run_log.say(name_matching.explain(run.weights.mapping))
-  identity = {
-    'digest': weights.digest(run.weights),
-    'padding': run.weights.architecture.padding,
-  }
+  identity = {'digest': weights.digest(run.weights)}
+  identity |= weights.settings(run.weights)._asdict()
   settings = cfg.to_dict() | {'weights': identity}
   claims.claim(workdir, settings, ignore=eval_config.COSMETIC)
   done = metrics.read_json(os.path.join(workdir, RESULTS))
@@ -74,6 +72,11 @@ def run_task(
     return done
   begun = time.monotonic()
   logits, extra = TASKS[cfg.task](run, workdir)
+  if not np.isfinite(logits).all():
+    raise UserError(
+      'The classifier has become NaN or infinite: set a smaller '
+      'optimizer.learning_rate, and another --workdir.'
+    )
   truth = run.data.test.labels
   results = metrics.classification(logits, truth)
   if cfg.task == 'knn':
@@ -117,25 +120,7 @@ def semi_supervised(
   The two learning rates are those of a small grid that do best on a part of
   the labelled images; then all of them are trained on.
   """
-  rates = (
-    run.cfg.optimizer.learning_rate,
-    run.cfg.optimizer.encoder_learning_rate,
-  )
-  grid = run.cfg.grid
-  pairs = list(
-    itertools.product(grid.learning_rates, grid.encoder_learning_rates)
-  )
-  if len(pairs) > 1:
-    scores = {
-      pair: _held_out(run, os.path.join(workdir, 'grid'), *pair)
-      for pair in pairs
-    }
-    # Few held-out images tie often; then the loss decides.
-    rates = max(
-      pairs, key=lambda pair: (scores[pair]['top1'], -scores[pair]['loss'])
-    )
-  elif pairs:
-    rates = pairs[0]
+  rates, held_out_top1 = _search(run, os.path.join(workdir, 'grid'))
   setup = classifier_fit.setup(run, run.labels, run.nets.encode, *rates)
   state, seconds = classifier_fit.fit(
     run, setup, run.data.train, run.labels, workdir
@@ -145,7 +130,7 @@ def semi_supervised(
     'steps': setup.total_steps,
     'learning_rate': rates[0],
     'encoder_learning_rate': rates[1],
-    'held_out_top1': scores[rates]['top1'] if len(pairs) > 1 else None,
+    'held_out_top1': held_out_top1,
     'training_seconds': seconds,
   }
 
@@ -214,29 +199,80 @@ def _check_heads(run: EvalRun) -> None:
     )
 
 
+def _search(
+  run: EvalRun, folder: str
+) -> tuple[tuple[float, float], float | None]:
+  """The pair of learning rates that does best on held-out labelled images.
+
+  Args:
+    run: with the grid.
+    folder: each pair has a folder in it.
+
+  Returns:
+    The pair (classifier, encoder), and its held-out top-1; without a grid the
+    config's own, and None.
+  """
+  optimizer, grid = run.cfg.optimizer, run.cfg.grid
+  pairs = list(
+    itertools.product(grid.learning_rates, grid.encoder_learning_rates)
+  )
+  if not pairs:
+    return (optimizer.learning_rate, optimizer.encoder_learning_rate), None
+  if len(pairs) == 1:
+    return pairs[0], None
+  scores = {pair: _held_out(run, folder, *pair) for pair in pairs}
+
+  def quality(pair):
+    # Few held-out images tie often; then the loss decides.
+    top1, loss = scores[pair]['top1'], scores[pair]['loss']
+    return (-1.0, 0.0) if loss is None else (top1, -loss)
+
+  best = max(pairs, key=quality)
+  if scores[best]['loss'] is None:
+    raise UserError(
+      'grid: the loss is not finite with any pair of learning rates; set '
+      'smaller ones.'
+    )
+  return best, scores[best]['top1']
+
+
 def _held_out(
   run: EvalRun, folder: str, rate: float, encoder_rate: float
 ) -> dict[str, Any]:
-  """Trains on a part of the labelled images; scores on the rest of them."""
-  workdir = pathlib.Path(folder, f'{rate:g}_{encoder_rate:g}')
+  """Trains on a part of the labelled images; scores on the rest of them.
+
+  A loss of None says that it was not finite at some step.
+  """
+  workdir = pathlib.Path(folder, f'{rate!r}_{encoder_rate!r}')
   workdir.mkdir(parents=True, exist_ok=True)
   if done := metrics.read_json(workdir / RESULTS):
     return done
-  count = math.ceil(run.cfg.grid.holdout * np.sum(run.labels >= 0))
+  total = int(np.sum(run.labels >= 0))
+  count = math.ceil(run.cfg.grid.holdout * total)
+  if count >= total:
+    raise UserError(
+      f'grid.holdout {run.cfg.grid.holdout} of {total} labelled images leaves '
+      'none to train on: set a smaller one, or grids of one value.'
+    )
   _, rows = sources.split(run.labels, count, seed=run.cfg.seed)
   labels = run.labels.copy()
   labels[rows] = -1
-  setup = classifier_fit.setup(run, labels, run.nets.encode, rate, encoder_rate)
-  state, _ = classifier_fit.fit(
-    run, setup, run.data.train, labels, str(workdir)
-  )
   held_out = sources.Rows(run.data.train, rows)
-  result = metrics.classification(
-    classifier_fit.logits(run, state, held_out), held_out.labels
-  )
+  setup = classifier_fit.setup(run, labels, run.nets.encode, rate, encoder_rate)
+  try:
+    state, _ = classifier_fit.fit(
+      run, setup, run.data.train, labels, str(workdir)
+    )
+    logits = classifier_fit.logits(run, state, held_out)
+    result = metrics.classification(logits, held_out.labels)
+  except run_log.NotFiniteError:
+    result = {'top1': 0.0, 'top5': 0.0, 'loss': None}
+  if result['loss'] is None or not math.isfinite(result['loss']):
+    result['loss'] = None
   run_log.say(
     f'learning rates {rate:g}, encoder {encoder_rate:g}: '
     f'{result["top1"]:.1%} of {len(rows)} held-out images'
+    f'{", not finite" if result["loss"] is None else ""}'
   )
   metrics.write_json(workdir / RESULTS, result)
   return result

@@ -123,7 +123,8 @@ def knn_scores(
   """Cosine kNN as a ranking of all classes, the method's own vote first.
 
   A class stands before another with more votes among the k nearest keys, then
-  with more summed similarity of these votes, then with a nearer key of its own.
+  with more summed similarity of these votes, then (without votes) with a nearer
+  key of its own; the smaller id of equals.
 
   Args:
     queries: [N, e] float32.
@@ -131,13 +132,15 @@ def knn_scores(
     labels: [M] int.
     k: neighbours; at most M are used.
     num_classes: K.
-    block_size: queries at a time, which bounds the memory.
+    block_size: queries at a time; fewer where there are many keys, so that
+      similarities take at most some 256 MB.
 
   Returns:
     [N, K] float32, larger is better; a class without a key is last. Only the
     order has a meaning.
   """
   keys = keys / _lengths(keys)
+  block_size = max(1, min(block_size, 2**26 // max(1, len(keys))))
   parts = [
     _rank_block(block / _lengths(block), keys, labels, k, num_classes)
     for block in np.split(queries, range(block_size, len(queries), block_size))
@@ -154,7 +157,10 @@ def _rank_block(queries, keys, labels, k, num_classes):
   np.add.at(summed, (rows, labels[nearest]), similarity[rows, nearest])
   own = np.full((len(queries), num_classes), -np.inf)  # nearest key of a class
   np.maximum.at(own, (rows, labels[None]), similarity)
-  order = np.lexsort((own, summed, votes), axis=-1)  # [n, K], worst first
+  own = np.where(votes > 0, 0, own)  # the vote's ties go to the smaller id
+  smaller = np.broadcast_to(-np.arange(num_classes), own.shape)
+  # [n, K], worst first
+  order = np.lexsort((smaller, own, summed, votes), axis=-1)
   ranks = np.empty_like(order)
   np.put_along_axis(ranks, order, np.arange(num_classes)[None], axis=1)
   return ranks.astype(np.float32)

@@ -1,5 +1,6 @@
 """The evaluation worker: each new checkpoint of a running job, to its end."""
 
+import contextlib
 import os
 import pathlib
 import time
@@ -8,8 +9,17 @@ from typing import Any
 
 import ml_collections
 
-from semppl_jax import checkpoint, eval_config, eval_tasks, metrics, run_log
-from semppl_jax.errors import UserError
+from semppl_jax import (
+  checkpoint,
+  claims,
+  eval_config,
+  eval_tasks,
+  metrics,
+  parallel,
+  released,
+  run_log,
+)
+from semppl_jax.errors import CheckpointError, UserError
 
 
 def follow(
@@ -21,7 +31,8 @@ def follow(
 
   Every evaluation has a folder of its own, WORKDIR/step_N; WORKDIR has
   metrics.jsonl with a line for each. Ends when the job has written its results
-  and its last checkpoint is evaluated. Started again, it goes on.
+  and its last checkpoint is evaluated. Started again, it goes on: what is
+  evaluated is checked to be of the same weights, and not computed again.
 
   Args:
     cfg: the config of the evaluation.
@@ -34,28 +45,40 @@ def follow(
   Raises:
     UserError: a setting that cannot work, or a checkpoint that is a file.
   """
-  eval_config.validate(cfg, num_devices=1)
-  job = pathlib.Path(cfg.checkpoint).expanduser()
-  if job.is_file():
-    raise UserError(
-      f'follow is on, but checkpoint {cfg.checkpoint} is a file: give the '
-      '--workdir of a run.'
-    )
-  last, results = _evaluated(workdir), {}
-  if last is not None:
-    results = metrics.read_json(_results(workdir, last))
+  devices = parallel.some_devices(cfg.num_devices)
+  eval_config.validate(cfg, len(devices))
+  job = _folder(cfg)
+  claims.claim(workdir, cfg.to_dict(), ignore=eval_config.COSMETIC)
+  seen: set[int] = set()
+  results: dict[str, Any] = {}
   while True:
     # Looked at first: what the job saved before its results is seen below.
     finished = (job / eval_tasks.RESULTS).exists()
-    new = [n for n in checkpoint.steps(str(job)) if last is None or n > last]
+    new = [n for n in checkpoint.steps(str(job)) if n not in seen]
     for step in new:
-      found = _evaluate(cfg, workdir, job, step)
-      last, results = step, found or results
-    if finished and not new:
+      results = _evaluate(cfg, workdir, job, step) or results
+      seen.add(step)
+    if not new and finished:
+      if not results:
+        raise UserError(f'{job} has ended, and there is no checkpoint of it.')
       return results
     if not new:
-      run_log.say(f'{job}: waiting for a checkpoint after step {last or 0}.')
+      there = '' if job.exists() else ' (there is no such folder yet)'
+      run_log.say(f'{job}: waiting for a checkpoint{there}.')
       sleep(cfg.follow_seconds)
+
+
+def _folder(cfg: ml_collections.ConfigDict) -> pathlib.Path:
+  """The job's folder, which need not be there yet."""
+  with contextlib.suppress(CheckpointError):
+    found = released.find(cfg.checkpoint)
+    if found.is_file():
+      raise UserError(
+        f'follow is on, but checkpoint {cfg.checkpoint} is a file: give the '
+        '--workdir of a run.'
+      )
+    return found
+  return pathlib.Path(cfg.checkpoint)
 
 
 def _evaluate(
@@ -74,15 +97,3 @@ def _evaluate(
   writer.write(step, {k: results[k] for k in ('top1', 'top5', 'loss')})
   writer.close()
   return results
-
-
-def _evaluated(workdir: str) -> int | None:
-  """The newest step with results here."""
-  folders = pathlib.Path(workdir).glob('step_*')
-  steps = [int(folder.name.removeprefix('step_')) for folder in folders]
-  done = [step for step in steps if _results(workdir, step).exists()]
-  return max(done, default=None)
-
-
-def _results(workdir: str, step: int) -> pathlib.Path:
-  return pathlib.Path(workdir, f'step_{step}', eval_tasks.RESULTS)

@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
   from semppl_jax import eval_tasks, follow, pretrain, report
 
   cfg, task = _CONFIG.value, pretrain.pretrain
-  if cfg.task in eval_config.TASKS:
+  if 'checkpoint' in cfg:  # an evaluation's; its task is checked there
     task = follow.follow if cfg.follow else eval_tasks.run_task
   results = task(cfg, _WORKDIR.value)
   print(report.table(results))

@@ -92,8 +92,12 @@ def some_devices(number: int) -> list[jax.Device]:
   """The first devices that JAX sees; 0: all.
 
   Raises:
-    UserError: there are not as many.
+    UserError: there are not as many, or several processes run this job.
   """
+  if jax.process_count() > 1:
+    raise errors.UserError(
+      f'{jax.process_count()} processes run this job; only 1 is supported yet.'
+    )
   devices = jax.devices()
   if number > len(devices):
     raise errors.UserError(

@@ -50,9 +50,12 @@ def find(name: str | os.PathLike) -> pathlib.Path:
     CheckpointError: there is none. For a released checkpoint the line gives
       the address to fetch it from.
   """
-  path = pathlib.Path(name).expanduser()
-  if path.exists():
-    return path
+  try:
+    path = pathlib.Path(name).expanduser()
+    if path.exists():
+      return path
+  except (OSError, ValueError, RuntimeError) as error:  # nobody's home, a NUL
+    raise CheckpointError(f'There is no checkpoint {str(name)!r}.') from error
   if path.name == str(name):
     for folder in folders():
       for file in sorted(folder.glob('*')) if folder.is_dir() else ():

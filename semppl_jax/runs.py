@@ -27,10 +27,6 @@ class Run(NamedTuple):
 
 def prepare(cfg: ml_collections.ConfigDict) -> Run:
   """Checks the config, reads the data set, builds networks and optimiser."""
-  if jax.process_count() > 1:
-    raise UserError(
-      f'{jax.process_count()} processes run this job; only 1 is supported yet.'
-    )
   devices = parallel.some_devices(cfg.num_devices)
   config.validate(cfg, len(devices))
   frozen = ml_collections.FrozenConfigDict(cfg)

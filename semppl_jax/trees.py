@@ -1,20 +1,15 @@
-"""Haiku trees from outside: what network they are, and whether all is there.
+"""Haiku trees from outside: {module: {name: array}}, checked before use.
 
-A tree is {module: {name: array}}. Nothing here trusts one: every function walks
-two levels only, and says in one line what is wrong.
+Nothing here trusts a tree: every function walks two levels only, and says in
+one line what is wrong.
 """
 
-import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from semppl_jax import config, differences, encoders, networks
-from semppl_jax.encoders import Architecture
 from semppl_jax.errors import CheckpointError
 
 Tree = dict[str, dict[str, Any]]
@@ -23,22 +18,15 @@ HEADS = ('projector', 'predictor', 'classifier')
 _MAX_MODULES, _MAX_LEAVES = 20_000, 16  # far above any network of ours
 
 
-class Expected(NamedTuple):
-  """Both trees of a network, ShapeDtypeStructs as leaves."""
-
-  params: Tree
-  state: Tree
-
-
 def two_level(tree: Any, what: str) -> Tree:
   """Checks that a value from a file is {module: {name: array}}."""
   _check_dict(tree, what, _MAX_MODULES)
   for module, leaves in tree.items():
-    _check_dict(leaves, f'{what}[{_short(module)!r}]', _MAX_LEAVES)
+    _check_dict(leaves, f'{what}[{short(module)!r}]', _MAX_LEAVES)
     for name, leaf in leaves.items():
       if not isinstance(leaf, (np.ndarray, np.generic)):
         raise CheckpointError(
-          f'{what}[{_short(module)!r}][{_short(name)!r}] is a '
+          f'{what}[{short(module)!r}][{short(name)!r}] is a '
           f'{type(leaf).__name__}, not an array.'
         )
   return {
@@ -78,145 +66,26 @@ def without_device_axis(tree: Tree) -> Tree:
 
 
 def check_arrays(tree: Tree) -> None:
-  """Refuses what is not float32 (counters: int32), and NaN and infinity."""
+  """Refuses wrong dtypes and values.
+
+  All is float32 (counters: int32) and finite, and a variance is not negative.
+  """
   for module, leaves in tree.items():
     for name, leaf in leaves.items():
       wanted = 'int32' if name == 'counter' else 'float32'
       if leaf.dtype != wanted:
         raise CheckpointError(
-          f'{_short(f"{module}/{name}")} has dtype {leaf.dtype}; expected '
+          f'{short(f"{module}/{name}")} has dtype {leaf.dtype}; expected '
           f'{wanted}.'
         )
       if not np.isfinite(leaf).all():
         raise CheckpointError(
-          f'{_short(f"{module}/{name}")} has NaN or infinite values.'
+          f'{short(f"{module}/{name}")} has NaN or infinite values.'
         )
-
-
-def architecture(params: Tree) -> Architecture:
-  """Finds out which encoder a tree of parameters belongs to.
-
-  By the name of its root and the shape of its first kernel; where selective
-  kernels are there, by their number, whatever the names are.
-  """
-  kernels = [
-    leaves['w'].shape
-    for leaves in encoder_part(params).values()
-    if 'w' in leaves and leaves['w'].ndim == 4
-  ]
-  doubling = [s for s in kernels if s[:2] == (3, 3) and s[3] == 2 * s[2]]
-  if len(doubling) > 3:  # plain networks of basic blocks have three
-    return _with_selective_kernels(kernels, len(doubling))
-  roots = {module.split('/')[0] for module in encoder_part(params)}
-  known = {row.module: name for name, row in encoders.ENCODERS.items()}
-  if len(roots) != 1 or not roots <= set(known):
-    hint = config.nearest_name(min(roots), known) if roots else ''
-    found = differences.first_few(sorted(map(_short, roots)))
-    raise CheckpointError(
-      f'no encoder that we know: modules of {found or "nothing"}{hint}.'
-    )
-  return _plain(known[roots.pop()], params)
-
-
-def _plain(encoder: str, params: Tree) -> Architecture:
-  spec = encoders.ENCODERS[encoder]
-  module = f'{spec.module}/~/initial_conv'
-  kernel = params.get(module, {}).get('w')
-  if kernel is None or kernel.ndim != 4:
-    raise CheckpointError(f'{module}/w is missing.')
-  return Architecture(
-    encoder,
-    width=max(1, kernel.shape[3] // spec.stem_channels),
-    stem='small' if kernel.shape[0] == 3 else 'imagenet',
-  )
-
-
-def _with_selective_kernels(
-  kernels: list[tuple[int, ...]], doubling: int
-) -> Architecture:
-  """SK networks have a doubling 3x3 kernel in each block, and in the stem."""
-  blocks = {
-    sum(row.blocks): (name, row)
-    for name, row in encoders.ENCODERS.items()
-    if row.bottleneck
-  }
-  # ResNet-D's stem doubles its channels once.
-  for stem, number in (('imagenet', doubling - 1), ('small', doubling)):
-    if number in blocks:
-      name, row = blocks[number]
-      width = max(s[3] for s in kernels) // row.channels[-1]
-      return Architecture(name, max(1, width), stem, selective_kernels=True)
-  counts = ', '.join(str(n + 1) for n in sorted(blocks))
-  raise CheckpointError(
-    f'no encoder that we know: {doubling} 3x3 kernels double their channels; '
-    f'networks with selective kernels have {counts} of them.'
-  )
-
-
-def head_sizes(params: Tree) -> dict[str, int]:
-  """networks.build's arguments for the heads that a tree has."""
-  shape = lambda module: getattr(
-    params.get(module, {}).get('w'), 'shape', (0, 0)
-  )
-  sizes = {
-    'projector_hidden': shape('projector/linear')[-1],
-    'embedding_size': shape('projector/linear_1')[-1],
-  }
-  sizes = {name: size or 1 for name, size in sizes.items()}
-  return sizes | {'num_classes': shape('classifier')[-1]}
-
-
-def expected(arch: Architecture, sizes: Mapping[str, int]) -> Expected:
-  """The whole network's trees, all heads included."""
-  return _expected(arch, tuple(sorted(sizes.items())))
-
-
-@functools.lru_cache(maxsize=8)
-def _expected(arch: Architecture, sizes: tuple) -> Expected:
-  nets = networks.build(**arch._asdict(), **dict(sizes))
-  images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-  return Expected(*jax.eval_shape(nets.init, jax.random.key(0), images))
-
-
-def check_fits(tree: Tree, wanted: Tree) -> Tree:
-  """Refuses other names or shapes than the wanted ones.
-
-  A head may be missing, but as a whole only.
-
-  Returns:
-    The tree in the order of `wanted`.
-  """
-  heads = {module.split('/')[0] for module in tree} & set(HEADS)
-  needed = {
-    module: leaves
-    for module, leaves in wanted.items()
-    if _root(module) not in HEADS or _root(module) in heads
-  }
-  for words, ours, theirs in (
-    ('missing', needed, tree),
-    ('surplus', tree, needed),
-  ):
-    lacking = [_short(m) for m in ours if m not in theirs] + [
-      _short(f'{m}/{name}')
-      for m in ours
-      if m in theirs
-      for name in ours[m]
-      if name not in theirs[m]
-    ]
-    if lacking:
-      raise CheckpointError(f'{words}: {differences.first_few(lacking)}.')
-  for module, leaves in needed.items():
-    for name, leaf in leaves.items():
-      found = tree[module][name].shape
-      if found != leaf.shape:
+      if module.endswith('/var_ema') and name != 'counter' and np.any(leaf < 0):
         raise CheckpointError(
-          f'{module}/{name} has shape {_text(found)}; expected '
-          f'{_text(leaf.shape)}.'
+          f'{short(f"{module}/{name}")} is a variance and below 0.'
         )
-  return {
-    module: {name: tree[module][name] for name in leaves}
-    for module, leaves in needed.items()
-  }
 
 
 def rename(tree: Tree, mapping: Mapping[str, str]) -> Tree:
@@ -232,7 +101,7 @@ def rename(tree: Tree, mapping: Mapping[str, str]) -> Tree:
 
 def encoder_part(tree: Tree) -> Tree:
   """The modules that belong to no head."""
-  return {m: leaves for m, leaves in tree.items() if _root(m) not in HEADS}
+  return {m: leaves for m, leaves in tree.items() if root(m) not in HEADS}
 
 
 def shapes(tree: Tree) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -251,7 +120,7 @@ def size(tree: Tree) -> int:
 def _first(leaf: np.ndarray, name: str) -> np.ndarray:
   if not leaf.ndim or not len(leaf):
     raise CheckpointError(
-      f'{_short(name)} has no device axis, but other arrays have one.'
+      f'{short(name)} has no device axis, but other arrays have one.'
     )
   # A copy of its own, so that the other devices' parts can go.
   return np.asarray(leaf[0] if len(leaf) == 1 else leaf[0].copy())
@@ -266,15 +135,17 @@ def _check_dict(value: Any, what: str, most: int) -> None:
     raise CheckpointError(f'{what} has a key that is no string.')
 
 
-def _root(module: str) -> str:
+def root(module: str) -> str:
+  """The first part of a module's name."""
   return module.split('/')[0]
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
   """A name from a file, fit for a line of text."""
   name = name if len(name) <= 200 else name[:200] + '...'
   return ''.join(c if c.isprintable() else '?' for c in name)
 
 
-def _text(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
+  """(3, 3, 64, 64), as a line of text has it."""
   return '(' + ', '.join(map(str, shape)) + ')'

@@ -111,9 +111,13 @@ def seeds() -> list[bytes]:
       found.append(whole(call(full, *array, fragment({}))))
     elif name.startswith('Flat') or name in ('frozendict', 'dict'):
       found.append(whole(call(full, fragment({'a': {'w': 1}}))))
-    elif name.endswith('State'):
-      for fields in range(6):
-        found.append(whole(call(full, *[one] * fields, opcode=b'\x81')))
+  for key, fields in names._RECORDS.items():
+    for module, name in names._pairs(key):
+      values = [one] * len(fields.split())
+      found.append(whole(call(f'{module} {name}', *values, opcode=b'\x81')))
+  new = ('State', ('a', 'b'), 'main', (0,))
+  kind = call('dill._dill _create_namedtuple', *map(fragment, new))
+  found.append(whole(kind + fragment((1, {})) + b'\x81'))
   pairs = [['a', 1], ['b', 2]]
   found.append(whole(call('collections OrderedDict', fragment(pairs))))
   # Others much less often than there are kinds of them.

@@ -47,8 +47,9 @@ def test_a_wrong_source_leaves_no_target(tmp_path, capsys):
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
-  assert convert.main([TINY, str(tmp_path / 'none' / 'x.pkl')]) == 2
-  assert capsys.readouterr().err.count('\n') == 1
+  for ending in ('pkl', 'safetensors'):
+    assert convert.main([TINY, str(tmp_path / 'none' / f'x.{ending}')]) == 2
+    assert capsys.readouterr().err.count('\n') == 1
 
 
 def test_what_deepminds_code_cannot_build_is_said(tmp_path, capsys):
@@ -57,7 +58,12 @@ def test_what_deepminds_code_cannot_build_is_said(tmp_path, capsys):
   weights.save_safetensors(source, found)
   assert convert.main([str(source), str(tmp_path / 'x.pkl')]) == 0
   assert 'cannot use it: it has no symmetric padding' in capsys.readouterr().out
-  lacking = lambda *a, **k: convert.lacking(encoders.Architecture(*a, **k))
+  lacking = lambda *a, **k: convert.lacking(
+    found._replace(architecture=encoders.Architecture(*a, **k))
+  )
+  assert 'not 0.01' in convert.lacking(
+    found._replace(architecture=encoders.Architecture('tiny'), bn_eps=0.01)
+  )
   assert lacking('resnet50', 4) is None
   assert 'no such network' in lacking('resnet50', selective_kernels=True)
   assert 'no such network' in lacking('digits', stem='small')

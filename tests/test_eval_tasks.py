@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from semppl_jax import (
+  checkpoint,
   classifier_fit,
   errors,
   eval_config,
@@ -154,11 +155,13 @@ def test_the_grid_chooses_by_held_out_images(tmp_path, monkeypatch):
   """The best pair is taken; its training has not seen the held-out part."""
   cfg = make_config('semi_supervised')
   cfg.grid.update(learning_rates=(0.1, 0.2), encoder_learning_rates=(0.0, 0.01))
-  scores = {'0.1_0': 0.5, '0.1_0.01': 0.75, '0.2_0': 0.75, '0.2_0.01': 0.25}
+  scores = {
+    '0.1_0.0': 0.5, '0.1_0.01': 0.75, '0.2_0.0': 0.75, '0.2_0.01': 0.25
+  }  # fmt: skip
   for name, top1 in scores.items():  # as if they were done before
     folder = tmp_path / 'grid' / name
     folder.mkdir(parents=True)
-    if name != '0.2_0':
+    if name != '0.2_0.0':
       result = {'top1': top1, 'top5': 1.0, 'loss': 1.5}
       (folder / 'results.json').write_text(json.dumps(result))
   seen = []
@@ -173,18 +176,60 @@ def test_the_grid_chooses_by_held_out_images(tmp_path, monkeypatch):
   assert [rate for rate, _ in seen][0] == 0.2 and len(seen) == 2
   part, whole = (labels for _, labels in seen)
   assert np.sum(part >= 0) == 32 and np.sum(whole >= 0) == 40
-  found = read(tmp_path / 'grid' / '0.2_0' / 'results.json')
+  found = read(tmp_path / 'grid' / '0.2_0.0' / 'results.json')
   best = max(
-    [('0.1_0.01', 0.75, -1.5), ('0.2_0', found['top1'], -found['loss'])],
+    [('0.1_0.01', 0.75, -1.5), ('0.2_0.0', found['top1'], -found['loss'])],
     key=lambda x: x[1:],
   )[0]
-  rates = f'{results["learning_rate"]:g}_{results["encoder_learning_rate"]:g}'
+  rates = f'{results["learning_rate"]}_{results["encoder_learning_rate"]}'
   assert rates == best
+
+
+def test_pairs_that_diverge_lose(tmp_path):
+  """Found in the search, again on resume; all of them: one clear line."""
+  cfg = make_config('semi_supervised')
+  cfg.grid.update(learning_rates=(1e30, 0.1), encoder_learning_rates=(0.01,))
+  results = eval_tasks.run_task(cfg, str(tmp_path / 'some'))
+  assert results['learning_rate'] == 0.1
+  done = read(tmp_path / 'some' / 'grid' / '1e+30_0.01' / 'results.json')
+  assert done['loss'] is None
+  (tmp_path / 'some' / 'results.json').unlink()
+  again = eval_tasks.run_task(cfg, str(tmp_path / 'some'))
+  assert again['learning_rate'] == 0.1
+  cfg.grid.learning_rates = (1e30, 2e30)
+  with pytest.raises(errors.UserError, match='not finite with any pair'):
+    eval_tasks.run_task(cfg, str(tmp_path / 'all'))
+
+
+def test_the_last_good_checkpoint_is_kept(tmp_path):
+  cfg = make_config('semi_supervised', checkpoint_every_steps=1)
+  cfg.grid.update(learning_rates=(1e8,), encoder_learning_rates=(1e8,))
+  with pytest.raises(errors.UserError, match='last good checkpoint is kept'):
+    eval_tasks.run_task(cfg, str(tmp_path))
+  assert checkpoint.steps(str(tmp_path))
+
+
+def test_a_grid_needs_images_to_hold_out(tmp_path):
+  cfg = make_config('semi_supervised', labels__per_class=1, grid__holdout=0.9)
+  cfg.grid.learning_rates = (0.1, 0.2)
+  with pytest.raises(errors.UserError, match='grid.holdout 0.9 of 3 labelled'):
+    eval_tasks.run_task(cfg, str(tmp_path))
 
 
 @pytest.mark.parametrize(
   'changes, words',
   [
+    ({'grid__holdout': 0.0}, 'grid.holdout is 0.0'),
+    ({'grid__holdout': 1.0}, 'grid.holdout is 1.0'),
+    ({'grid__learning_rates': (-0.1,)}, 'must be numbers >= 0'),
+    ({'grid__learning_rates': ('a',)}, 'must be numbers >= 0'),
+    ({'grid__learning_rates': (float('nan'),)}, 'must be numbers >= 0'),
+    ({'grid__learning_rates': (0.1, 0.1)}, 'the same value twice'),
+    ({'grid__learning_rates': ()}, 'is empty: set both'),
+    ({'crops__area': (0.5,)}, 'crops.area is'),
+    ({'crops__aspect': (1.0, float('inf'))}, 'crops.aspect is'),
+    ({'checkpoint': '~nobody_of_this_name/x'}, 'There is no checkpoint'),
+    ({'checkpoint': 'x' * 300}, 'There is no checkpoint'),
     ({'checkpoint': ''}, 'checkpoint is empty'),
     ({'checkpoint': 'nowhere.pkl'}, "no checkpoint 'nowhere.pkl'"),
     ({'checkpoint': 'resnet_50_1x_1_pct'}, 'download https://storage'),

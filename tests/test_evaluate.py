@@ -39,6 +39,15 @@ def test_knn_ranks_by_hand():
   assert rank(9) == [2, 3, 1, 0]
 
 
+def test_knn_ties_go_to_the_smaller_id():
+  keys = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], 'f4')
+  labels = np.array([1, 0, 3, 2])
+  query = np.array([[1.0, 0.0]], np.float32)
+  ranks = evaluate.knn_scores(query, keys, labels, k=2, num_classes=5)
+  assert ranks[0].tolist() == [4, 3, 2, 1, 0]
+  assert evaluate.knn_predict(query, keys, labels, 2)[0] == 0
+
+
 @pytest.mark.parametrize('k', [1, 3, 50])
 def test_the_first_rank_is_the_methods_vote(k):
   random = np.random.RandomState(0)

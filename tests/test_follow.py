@@ -1,7 +1,9 @@
 """The evaluation worker: every checkpoint of a job once, to the job's end."""
 
 import json
+import shutil
 
+import jax
 import pytest
 
 from semppl_jax import checkpoint, errors, follow, train_state
@@ -17,11 +19,12 @@ class Job:
     self._state = train_state.to_portable(tiny.first_state(run, 1))
     self._config = json.dumps(run.cfg.to_dict())
 
-  def save(self, step, keep=9):
+  def save(self, step, keep=9, change=0.0):
     self.folder.mkdir(exist_ok=True)
     (self.folder / 'config.json').write_text(self._config)
     saver = checkpoint.Checkpointer(str(self.folder), keep=keep)
-    saver.save(step, self._state, {})
+    params = jax.tree.map(lambda x: x + change, self._state.online_params)
+    saver.save(step, self._state._replace(online_params=params), {})
     saver.close()
 
   def end(self):
@@ -119,6 +122,24 @@ def test_a_checkpoint_that_the_job_deletes_is_left_out(
   assert steps(workdir) == [4] and len(waited) == 1
 
 
+def test_a_folder_of_another_jobs_worker(job, tmp_path):
+  """Nothing of one job is told as another's."""
+  workdir = tmp_path / 'worker'
+  job.save(5)
+  job.end()
+  run_with(job, workdir, [])
+  other = make_config(job)
+  other.checkpoint = str(tmp_path / 'other')
+  with pytest.raises(errors.UserError, match='checkpoint is ".*job" there'):
+    follow.follow(other, str(workdir))
+  # The same folder trained anew, from other weights.
+  shutil.rmtree(job.folder)
+  job.save(5, change=1.0)
+  job.end()
+  with pytest.raises(errors.UserError, match='weights.digest is'):
+    run_with(job, workdir, [])
+
+
 def test_what_cannot_be_followed(job, tmp_path):
   cfg = make_config(job)
   cfg.checkpoint = test_eval_tasks.TINY
@@ -128,6 +149,11 @@ def test_what_cannot_be_followed(job, tmp_path):
   cfg.knn.k = 0
   with pytest.raises(errors.UserError, match='knn.k is 0'):
     follow.follow(cfg, str(tmp_path / 'worker'))
+  job.folder.mkdir()
+  job.end()
+  with pytest.raises(errors.UserError, match='there is no checkpoint of it'):
+    follow.follow(make_config(job), str(tmp_path / 'ended'))
+  (job.folder / 'results.json').unlink()
   job.save(1)
   cfg = make_config(job)
   cfg.encoder.name = 'resnet50'  # stays wrong: no reason to go on waiting

@@ -88,6 +88,19 @@ def test_a_wrong_checkpoint_is_one_line_and_status_2(
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+  'config, task, words',
+  [
+    (_KNN, 'foo', "'foo'; known: linear"),
+    (_DIGITS, 'linear', 'known: pretrain'),
+  ],
+)
+def test_a_wrong_task_is_one_line(config, task, words, tmp_path):
+  done = _call(tmp_path, f'--config.task={task}', config=config)
+  assert done.returncode == 2 and words in done.stderr, done.stderr
+  assert 'Traceback' not in done.stderr
+
+
 def test_a_released_file_is_evaluated(tmp_path):
   done = _call(tmp_path, f'--config.checkpoint={_TINY}', config=_KNN)
   assert done.returncode == 0, done.stderr

@@ -20,6 +20,7 @@ import optax
 import pytest
 from fuzz_pickles import call, fragment, state_of, whole
 
+from benchmarks import load_pickle
 from semppl_jax import pickles
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.pickles import reading, stand_ins, tape
@@ -263,6 +264,20 @@ def test_optimizer_states(read, optimizer):
     assert_same(read(pickle.dumps(state, protocol)), plain(state))
 
 
+def test_named_tuples_by_dill(read, refusal):
+  """Those of `__main__` bring their fields along."""
+  make = lambda *args: call(
+    'dill._dill _create_namedtuple', *map(fragment, args)
+  )
+  kind = make('State', ('count', 'mu'), '__main__', (0,))
+  data = kind + b'(K\1' + fragment(_ARRAY) + b't\x81'
+  assert_same(read(whole(data)), {'count': 1, 'mu': _ARRAY})
+  assert 'damaged' in refusal(whole(kind + fragment((1,)) + b'\x81'))
+  assert 'keeps a function or a type' in refusal(whole(kind))
+  for fields in ('ab', (1, 2), ('a',) * 65, ('a' * 1001,)):
+    assert 'damaged' in refusal(whole(make('State', fields, '__main__')))
+
+
 def test_ordered_dicts(read):
   wanted = {'b': 1, 'a': _ARRAY}
   for protocol in _PROTOCOLS:
@@ -452,6 +467,9 @@ def test_other_states_that_lie_are_refused(refusal):
   assert 'dtype list' in refusal(_state((2, 3), code=[]))
   twice = _state((2, 3))[2:-1]
   assert 'gives state' in refusal(whole(twice + fragment((1,)) + b'b'))
+  function, arguments, state = state_of(_ARRAY)
+  copies = function + arguments + b'R2' + state + b'b0'
+  assert 'gives state' in refusal(whole(copies + state + b'b'))
   for target in (b'}', b']', b'cnumpy\nndarray\n'):
     assert 'gives state' in refusal(whole(target + b'}b'))
 
@@ -459,6 +477,19 @@ def test_other_states_that_lie_are_refused(refusal):
 def test_bools_become_valid(read):
   found = read(_state((24,), 'b1', bytes([0, 1, 2, 255] * 6), '|'))
   assert found.view(np.uint8).tolist() == [0, 1, 1, 1] * 6
+
+
+def test_stand_ins_are_refused_where_others_belong(refusal):
+  kind, encode = b'cnumpy\nndarray\n', b'c_codecs\nencode\n'
+  arguments, state = state_of(_ARRAY)[1:]
+  trace = call('optax._src.transform TraceState', kind, opcode=b'\x81')
+  assert 'keeps a function or a type' in refusal(whole(trace))
+  for new in (kind, encode):
+    data = whole(call('dill._dill _create_array', new, arguments, state, b'N'))
+    assert 'makes an array in an unknown way' in refusal(data)
+  new = call('numpy.core.multiarray _reconstruct', encode, b')', b'N')
+  assert 'an array of an unknown kind' in refusal(whole(new))
+  assert 'makes an array in an unknown way' in refusal(whole(kind + b')R'))
 
 
 def test_arrays_that_are_never_built_are_refused(refusal):
@@ -569,6 +600,34 @@ def test_memo_indices_cost_nothing(read):
   )
   assert read(data) is None
   assert_same(read(whole(b'K\1r\xff\xff\xff\xffj\xff\xff\xff\xff\x86')), (1, 1))
+
+
+@pytest.mark.parametrize(
+  'changed', [b'\x80\2K\1', whole(b'h\0N'), whole(b'cos\nsystem\n')]
+)
+def test_a_file_that_changes_meanwhile_is_refused(
+  monkeypatch, tmp_path, changed
+):
+  path = tmp_path / 'x.pkl'
+  path.write_bytes(whole(b'K\1K\2K\3'))
+  passes = []
+
+  def begin(file, size):
+    passes.append(path.write_bytes(changed) if passes else None)
+    return tape.Tape(file, size)
+
+  monkeypatch.setattr(reading, 'Tape', begin)
+  with pytest.raises(CheckpointError):
+    pickles.read(path)
+  assert len(passes) == 2
+
+
+def test_too_little_memory_is_said(monkeypatch, refusal):
+  def fail(*_):
+    raise MemoryError
+
+  monkeypatch.setitem(reading._HANDLERS, 'NONE', fail)
+  assert refusal(whole(b'N')) == 'does not fit into memory.'
 
 
 def test_what_one_text_is_made_into_is_bounded(refusal, read):
@@ -685,6 +744,8 @@ def test_write_then_read_is_bitwise(tmp_path):
   assert os.listdir(tmp_path) == ['x.pkl']
   ours = pickle.loads(path.read_bytes())
   np.testing.assert_equal(ours, tree)
+  for name, array in ours['experiment_state']['online_params'].items():
+    assert array.dtype.str == arrays[name].dtype.newbyteorder('<').str
   modules = {
     arg
     for op, arg, _ in pickletools.genops(path.read_bytes())
@@ -753,3 +814,16 @@ def test_the_watcher_sees_what_happens(tmp_path):
     pickle.loads(pickle.dumps(Exploit(os.system, 'true')))
     pathlib.Path(tmp_path, 'x').touch()
   assert {'pickle.find_class', 'os.system', 'open'} <= {e[0] for e in events}
+
+
+def test_readers_of_the_benchmark_agree(tmp_path):
+  path = str(tmp_path / 'x.pkl')
+  size = load_pickle.write(path, megabytes=1)
+  ours, pythons = (read(path) for read in load_pickle.READERS.values())
+  assert_same(ours, pythons)
+  leaves = jax.tree.leaves(ours['experiment_state'])
+  assert sum(leaf.nbytes for leaf in leaves) == size
+  row = {'resident': 1.0, 'traced': 1.5, 'time_ratio': 2}
+  assert '| ours | 1.00 | 1.50 | 2.00 |' in load_pickle.table(
+    {'readers': {'ours': row}}
+  )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from semppl_jax import encoders, errors, networks, released, trees
+from semppl_jax import encoders, errors, networks, recognition, released, trees
 
 _SITE = 'https://storage.googleapis.com/dm-semppl/'
 
@@ -33,7 +33,7 @@ def test_the_manifests_parameters_are_those_of_our_encoders():
       row['encoder'], row['width'], selective_kernels=row['selective_kernels']
     )
     if architecture not in counted:
-      params = trees.expected(architecture, {}).params
+      params = recognition.expected(architecture, {}).params
       counted[architecture] = trees.size(trees.encoder_part(params))
     assert row['encoder_parameters'] == counted[architecture]
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from semppl_jax import checkpoint as checkpoint_lib
@@ -18,7 +19,7 @@ from semppl_jax import (
   classifier_step,
   encoders,
   errors,
-  networks,
+  recognition,
   train_state,
   trees,
   weights,
@@ -83,7 +84,7 @@ def test_the_releases_tiny_file_reproduces_its_embedding(loaded):
     '(pre-training)'
   )
   wanted = golden.load('release_checkpoint_tiny_expected.npz')
-  nets = networks.build(**loaded.architecture._asdict())
+  nets = loaded.network()
   embedding, _ = jax.jit(nets.encode, static_argnums=3)(
     loaded.params, loaded.state, wanted['input'], False
   )
@@ -105,7 +106,7 @@ def test_the_releases_linear_evaluation_file():
   random = np.random.RandomState(0)
   images = np.round(random.uniform(size=(48, 32, 32, 3)).astype('f4') * 255)
   pixels = (images[:16] / 255).astype(np.float32)
-  nets = networks.build(**found.architecture._asdict())
+  nets = found.network()
   embedding, _ = jax.jit(nets.encode, static_argnums=3)(
     found.params, found.state, pixels, False
   )
@@ -146,7 +147,7 @@ def test_heads_may_be_missing(content, loaded, tmp_path):
         del tree[module]
   found = weights.load_checkpoint(write(tmp_path, content))
   assert 'projector no, predictor no, classifier no' in str(found)
-  nets = networks.build(**found.architecture._asdict())
+  nets = found.network()
   assert set(found.params) < set(loaded.params) and nets
 
 
@@ -237,6 +238,21 @@ def _no_dict(params, state):
   params[CONV] = np.zeros(3, np.float32)
 
 
+def _scalar(params, state):
+  params['projector/linear']['w'] = np.zeros((), np.float32)
+
+
+def _head_without_state(params, state):
+  for module in list(state):
+    if module.startswith('projector'):
+      del state[module]
+
+
+def _negative_variance(params, state):
+  module = state['tiny_res_net/~/initial_batchnorm/~/var_ema']
+  module['average'] = -module['average']
+
+
 def _no_array(params, state):
   params[CONV]['w'] = [1.0]
 
@@ -266,6 +282,9 @@ def _evil_name(params, state):
     (_wide, ('float64', 'expected float32')),
     (_no_dict, ('is a ndarray, not a dict',)),
     (_no_array, ('is a list, not an array',)),
+    (_scalar, ('has shape', 'expected')),
+    (_head_without_state, ('missing: projector/batch_norm',)),
+    (_negative_variance, ('var_ema/average is a variance and below 0',)),
     (_half_axis, ('has no device axis',)),
     (_evil_name, ('surplus: tiny_res_net/??[2J',)),
   ],
@@ -379,7 +398,7 @@ def test_damaged_runs(a_run, tmp_path):
   (broken / 'checkpoints' / '7' / 'info' / 'metadata').write_text('{')
   refused(broken, 'damaged')
   (broken / 'config.json').write_text('{')
-  refused(broken, 'config.json cannot be read', step=0)
+  refused(broken, 'config.json cannot be read as JSON', step=0)
 
 
 def test_safetensors_from_elsewhere(loaded, tmp_path):
@@ -391,6 +410,92 @@ def test_safetensors_from_elsewhere(loaded, tmp_path):
   for cut in (9, 100, len(whole) // 2, len(whole) - 1):
     path.write_bytes(whole[:cut])
     refused(path, 'no whole safetensors file')
+
+
+def test_every_length_of_a_safetensors_header(loaded, tmp_path, monkeypatch):
+  """One in 32 begins with the byte that a pickle begins with."""
+  path = tmp_path / 'x.safetensors'
+  seen = set()
+  for pad in range(0, 260, 4):
+    kind = 'run' + ' ' * pad
+    weights.save_safetensors(path, loaded._replace(kind=kind))
+    seen.add(path.read_bytes()[0])
+    assert weights.digest(weights.load_checkpoint(path)) == weights.digest(
+      loaded
+    )
+  assert 0x80 in seen
+
+
+@pytest.mark.parametrize(
+  'key, value, words',
+  [
+    ('settings', '{"padding": 5}', 'padding is none of same, symmetric'),
+    ('settings', '{"padding": ["same"]}', 'padding is none of'),
+    ('settings', '{"padding": {}}', 'padding is none of'),
+    ('settings', '{"encoder": "vit"}', 'encoder is none of'),
+    ('settings', '{"encoder": "resnet50"}', 'but its tree is a tiny 1x'),
+    ('settings', '{"bn_eps": "x"}', 'bn_eps is no number'),
+    ('settings', '{"bn_eps": NaN}', 'bn_eps is no number'),
+    ('settings', '"x"', 'settings are not named values'),
+    ('settings', '[' * 100_000, 'settings cannot be read as JSON'),
+    ('settings', '{', 'settings cannot be read as JSON'),
+    ('step', '-1', 'step is no whole number'),
+    ('step', '"x"', 'step is no whole number'),
+    ('step', '', 'step cannot be read as JSON'),
+  ],
+)
+def test_odd_metadata(key, value, words, loaded, tmp_path):
+  path = tmp_path / 'x.safetensors'
+  weights.save_safetensors(path, loaded)
+  with safetensors.safe_open(path, 'np') as file:
+    metadata = file.metadata() | {key: value}
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  safetensors_numpy.save_file(tensors, path, metadata)
+  refused(path, words)
+
+
+def test_an_odd_kind_is_not_shown(loaded, tmp_path):
+  path = tmp_path / 'x.safetensors'
+  weights.save_safetensors(path, loaded._replace(kind='\x1b[2J\n'))
+  assert str(weights.load_checkpoint(path)).endswith('(safetensors)')
+
+
+def test_the_epsilon_of_training_is_kept(a_run, tmp_path):
+  """A tree does not show it: the config and the metadata do."""
+  folder = tmp_path / 'run'
+  shutil.copytree(a_run[0], folder)
+  config = json.loads((folder / 'config.json').read_text())
+  config['encoder'].update(bn_eps=0.5, bn_decay=0.7)
+  (folder / 'config.json').write_text(json.dumps(config))
+  found = weights.load_checkpoint(folder)
+  assert (found.bn_eps, found.bn_decay) == (0.5, 0.7)
+  path = tmp_path / 'x.safetensors'
+  weights.save_safetensors(path, found)
+  again = weights.load_checkpoint(path)
+  assert (again.bn_eps, again.bn_decay) == (0.5, 0.7)
+  images = jnp.ones((1, 8, 8, 3)) / 3
+  embed = lambda c: c.network().encode(c.params, c.state, images, False)[0]
+  usual = again._replace(bn_eps=1e-5)
+  assert np.abs(embed(again) - embed(usual)).max() > 1e-3
+  for odd in ('[]', '{"encoder": 3}', '{"encoder": {"padding": []}}', '{'):
+    (folder / 'config.json').write_text(odd)
+    refused(folder, 'its ' if odd != '[]' else 'holds no settings')
+
+
+def test_arguments_that_do_not_apply(tmp_path):
+  path = golden.path('release_checkpoint_tiny.pkl')
+  refused(path, 'no step 5 to choose', step=5)
+  refused(path, 'whose names are known', mapping=tmp_path / 'none.json')
+
+
+def test_a_target_that_cannot_be_written(loaded, tmp_path):
+  for save in (weights.save_safetensors, weights.save_release):
+    with pytest.raises(errors.CheckpointError, match='cannot be written'):
+      save(tmp_path / 'none' / 'x', loaded)
+    (tmp_path / 'folder').mkdir(exist_ok=True)
+    with pytest.raises(errors.CheckpointError, match='cannot be written'):
+      save(tmp_path / 'folder', loaded)
+  assert [p.name for p in tmp_path.iterdir()] == ['folder']  # no parts left
 
 
 def test_padding_is_kept_and_can_be_said(loaded, tmp_path):
@@ -416,7 +521,7 @@ def test_another_weight_is_another_digest(loaded):
 def synthetic(architecture, heads=True):
   """Zeros in the shape of a released checkpoint."""
   sizes = {'projector_hidden': 16, 'embedding_size': 8, 'num_classes': 10}
-  expected = trees.expected(architecture, sizes if heads else {})
+  expected = recognition.expected(architecture, sizes if heads else {})
   zeros = lambda tree: {
     m: {k: np.zeros((1, *x.shape), x.dtype) for k, x in leaves.items()}
     for m, leaves in tree.items()
