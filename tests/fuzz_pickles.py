@@ -107,7 +107,7 @@ def seeds() -> list[bytes]:
   one, array = fragment(1), state_of(np.arange(3, dtype=np.float32))
   for module, name in names._ALLOWED:
     full = f'{module} {name}'
-    if 'reconstruct' in name or 'create_array' in name:
+    if 'reconstruct_' in name or 'create_array' in name:
       found.append(whole(call(full, *array, fragment({}))))
     elif name.startswith('Flat') or name in ('frozendict', 'dict'):
       found.append(whole(call(full, fragment({'a': {'w': 1}}))))

@@ -3,6 +3,13 @@
 The files in golden_data/ hold outputs of the public SemPPL release (jax 0.4.13,
 haiku 0.0.9) and, as sk_*, of SimCLRv2's, which `simclr` reads. Most weights and
 inputs are not stored: `fill` makes them anew.
+
+release_linear_eval.npz: the release's EvalExperiment on
+release_checkpoint_tiny.pkl, one device, six steps of 8 images (RandomState(0),
+as test_classifier_step makes them) in order, its data set replaced by them;
+'frozen' with base learning rate 3.0, 'fine_tuned' (freeze_backbone=False) with
+0.3. release_linear_eval.pkl: what its Checkpointer wrote after 'frozen'.
+eval_crops.npz: its evaluation crops, every seventh row and column.
 """
 
 import pathlib
