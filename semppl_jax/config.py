@@ -53,7 +53,8 @@ def default() -> ml_collections.ConfigDict:
   cfg.labels = ml_collections.ConfigDict(
     {
       'per_class': 0,  # either so many labels in each class ...
-      'fraction': 0.0,  # ... or this share of them; both 0: no labels
+      'fraction': 0.0,  # ... or this share of them ...
+      'file': '',  # ... or those of the images that a text file names
       'share': 0.0,  # >0: this share of every batch is labelled [ours: 0]
       'seed': 0,  # which images have labels
     }
@@ -167,7 +168,8 @@ def semantic_invariance_weight(cfg: ml_collections.ConfigDict) -> float:
 
 def uses_labels(cfg: ml_collections.ConfigDict) -> bool:
   """Whether any training image has a label."""
-  return cfg.labels.per_class > 0 or cfg.labels.fraction > 0
+  labels = cfg.labels
+  return labels.per_class > 0 or labels.fraction > 0 or bool(labels.file)
 
 
 def uses_semantic_positives(cfg: ml_collections.ConfigDict) -> bool:
@@ -295,22 +297,26 @@ def _check_loss(cfg: ml_collections.ConfigDict) -> None:
     )
 
 
+def check_one_subset(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses two ways at once of saying which images have labels."""
+  names = ('per_class', 'fraction', 'file')
+  said = [f'labels.{n} is {cfg.labels[n]!r}' for n in names if cfg.labels[n]]
+  if len(said) > 1:
+    raise UserError(f'{" and ".join(said)}; only one of them may be set.')
+
+
 def _check_labels(cfg: ml_collections.ConfigDict) -> None:
-  if cfg.labels.per_class > 0 and cfg.labels.fraction > 0:
-    raise UserError(
-      f'labels.per_class is {cfg.labels.per_class} and labels.fraction is '
-      f'{cfg.labels.fraction}; only one of them may be above 0.'
-    )
+  check_one_subset(cfg)
   if uses_labels(cfg):
     return
   if uses_semantic_positives(cfg):
     raise UserError(
-      'labels.per_class and labels.fraction are 0, but a semantic term is '
-      'on: set one of them, or loss.alpha=0 and '
+      'labels.per_class, labels.fraction and labels.file are not set, but a '
+      'semantic term is on: set one of them, or loss.alpha=0 and '
       'loss.semantic_invariance_weight=0 (ReLICv2).'
     )
   if cfg.labels.share > 0:
     raise UserError(
       f'labels.share is {cfg.labels.share}, but no image has a label: set '
-      'labels.per_class or labels.fraction.'
+      'labels.per_class, labels.fraction or labels.file.'
     )

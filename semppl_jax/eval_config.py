@@ -44,7 +44,8 @@ def default() -> ml_collections.ConfigDict:
   cfg.labels = ml_collections.ConfigDict(
     {
       'per_class': 0,  # so many labels in each class ...
-      'fraction': 0.0,  # ... or this share of them; both 0: all labels
+      'fraction': 0.0,  # ... or this share of them ...
+      'file': '',  # ... or those of images that a file names; none set: all
       'seed': 0,  # which images have labels; as in pre-training
     }
   )
@@ -124,6 +125,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """
   config.check_ranges(cfg, _RANGES)
   config.check_choices(cfg, _CHOICES)
+  config.check_one_subset(cfg)
   if not cfg.checkpoint:
     raise UserError(
       'checkpoint is empty: set --config.checkpoint=PATH (a file, the folder '

@@ -75,13 +75,7 @@ def _labels(
 ) -> np.ndarray:
   labels = np.asarray(data.train.labels, np.int32)
   if config.uses_labels(cfg):
-    labels = subsets.select_labels(
-      labels,
-      per_class=cfg.labels.per_class,
-      fraction=cfg.labels.fraction,
-      seed=cfg.labels.seed,
-      class_names=data.class_names,
-    )
+    labels = subsets.visible_labels(cfg.labels, data)
   if cfg.task != 'classifier' and not np.any(labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '

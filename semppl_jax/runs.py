@@ -31,17 +31,11 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
   config.validate(cfg, len(devices))
   frozen = ml_collections.FrozenConfigDict(cfg)
   data = sources.load(frozen.dataset)
-  labels = subsets.select_labels(
-    data.train.labels,
-    per_class=cfg.labels.per_class,
-    fraction=cfg.labels.fraction,
-    seed=cfg.labels.seed,
-    class_names=data.class_names,
-  )
+  labels = subsets.visible_labels(cfg.labels, data)
   if config.uses_labels(cfg) and not np.any(labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
-      'training image, but labels.per_class or labels.fraction is above 0.'
+      'training image, but labels.per_class, .fraction or .file is set.'
     )
   to_steps = functools.partial(
     schedules.to_steps,

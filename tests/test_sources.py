@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from semppl_jax import config
-from semppl_jax.data import sources
+from semppl_jax.data import sources, subsets
 from semppl_jax.errors import UserError
 
 
@@ -288,6 +288,29 @@ def test_folder(folder):
       image, np.broadcast_to(colour, image.shape), atol=3
     )
   np.testing.assert_array_equal(data.test[0]['image'], plain((7, 8, 9)))
+
+
+def test_a_list_names_the_labelled_images_of_a_folder(folder, tmp_path):
+  """Through the config, as SimCLR's lists do; the rest is unlabelled."""
+  train = load_folder(folder).train
+  labelled = np.flatnonzero(train.labels >= 0)
+  path = tmp_path / 'list.txt'
+  path.write_text(train.names[labelled[-1]] + '\n')
+  cfg = config.default()
+  cfg.labels.file = str(path)
+  selected = subsets.visible_labels(cfg.labels, load_folder(folder))
+  assert config.uses_labels(cfg)
+  assert np.flatnonzero(selected >= 0).tolist() == [labelled[-1]]
+  assert selected[labelled[-1]] == train.labels[labelled[-1]]
+  rows = sources.Rows(train, labelled[::-1])
+  assert rows.names[0] == train.names[labelled[-1]]
+  cfg.labels.per_class = 1
+  with pytest.raises(UserError, match='only one of them may be set'):
+    config.check_one_subset(cfg)
+  digits = load(name='digits')
+  cfg.labels.per_class = 0
+  with pytest.raises(UserError, match='have no names'):
+    subsets.visible_labels(cfg.labels, digits)
 
 
 def test_folder_can_go_to_a_worker(folder):

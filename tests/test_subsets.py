@@ -124,3 +124,62 @@ def test_mistakes(kwargs, message):
   with pytest.raises(UserError, match=message) as e:
     select(**kwargs)
   assert '\n' not in str(e.value)
+
+
+NAMES = [f'n{i % 3:08d}/n{i % 3:08d}_{i}.JPEG' for i in range(12)]
+KNOWN = np.arange(12) % 3
+
+
+def listed(tmp_path, text, labels=KNOWN, names=NAMES):
+  path = tmp_path / 'list.txt'
+  path.write_bytes(text.encode('utf-8', 'surrogateescape'))
+  return subsets.select_listed(labels, names, str(path))
+
+
+def test_a_list_as_simclrs(tmp_path):
+  """One name a line, without the class; the order does not matter."""
+  selected = listed(tmp_path, 'n00000001_4.JPEG\nn00000000_9.JPEG\n')
+  assert selected.dtype == np.int32
+  assert dict(enumerate(selected)) == {
+    i: {4: 1, 9: 0}.get(i, -1) for i in range(12)
+  }
+
+
+def test_a_list_with_classes_blanks_and_repetitions(tmp_path):
+  text = f'\n{NAMES[3]}\r\n  {NAMES[3]}\n{NAMES[5]}  '
+  selected = listed(tmp_path, text)
+  np.testing.assert_array_equal(np.flatnonzero(selected >= 0), [3, 5])
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('', 'is empty'),
+    ('\n \n', 'is empty'),
+    ('\udcff\udcfe', 'it is no text'),
+    ('n00000001_4.JPG', "did you mean 'n00000001_4.JPEG'?"),
+    ('zzz\nn00000001_4.JPEG\nyyy', "2 of 3 names are not in the data"),
+  ],
+)  # fmt: skip
+def test_lists_that_do_not_fit(text, words, tmp_path):
+  with pytest.raises(UserError) as error:
+    listed(tmp_path, text)
+  assert words in str(error.value) and 'list.txt' in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_a_list_that_is_not_there(tmp_path):
+  for path in (tmp_path / 'none', tmp_path, '~nobody_of_this_name/x'):
+    with pytest.raises(UserError, match='cannot be read'):
+      subsets.select_listed(KNOWN, NAMES, str(path))
+
+
+def test_names_that_fit_several_images_and_images_without_label(tmp_path):
+  names = ['a/1.png', 'b/1.png', 'b/2.png']
+  labels = np.array([0, 1, -1])
+  with pytest.raises(UserError, match="several images are called '1.png'"):
+    listed(tmp_path, '1.png', labels, names)
+  selected = listed(tmp_path, 'b/1.png', labels, names)
+  np.testing.assert_array_equal(selected, [-1, 1, -1])
+  with pytest.raises(UserError, match="'2.png' has no label"):
+    listed(tmp_path, '2.png', labels, names)

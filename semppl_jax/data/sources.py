@@ -26,6 +26,7 @@ class Source(Protocol):
 
   labels: np.ndarray  # [N] int32, -1: unknown
   reads_files: bool  # whether several readers at a time are worth their cost
+  names: Sequence[str] | None  # [N] 'CLASS/FILE' or 'FILE'; None: no names
 
   def __len__(self) -> int: ...
 
@@ -85,9 +86,11 @@ class Records:
     labels: Sequence[int] | np.ndarray,
     read: Callable[[int], np.ndarray],
     reads_files: bool = False,
+    names: Sequence[str] | None = None,
   ):
     self.labels = np.asarray(labels, np.int32)
     self.reads_files = reads_files
+    self.names = names
     self._read = read
 
   def __len__(self) -> int:
@@ -104,6 +107,7 @@ class Rows:
   def __init__(self, source: Source, rows: np.ndarray):
     self.labels = source.labels[rows]
     self.reads_files = source.reads_files
+    self.names = source.names and [source.names[i] for i in rows]
     self._source, self._rows = source, rows
 
   def __len__(self) -> int:
@@ -179,7 +183,10 @@ def _folder(cfg: Any) -> Dataset:
       'train/CLASS/, unlabelled/, or directly in it.'
     )
   make = lambda paths, labels: Records(
-    labels, functools.partial(_read_file, paths, cfg.image_size), True
+    labels,
+    functools.partial(_read_file, paths, cfg.image_size),
+    reads_files=True,
+    names=['/'.join(path.split(os.sep)[-2:]) for path in paths],
   )
   train = make(paths + loose, labels + [-1] * len(loose))
   test_folder = os.path.join(folder, 'test')

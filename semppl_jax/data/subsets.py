@@ -1,11 +1,109 @@
 """Which training images have a label that training may see."""
 
+import difflib
+import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from semppl_jax.errors import UserError
+
+
+def visible_labels(cfg: Any, data: Any) -> np.ndarray:
+  """The labels that the `labels` section of a config lets training see.
+
+  Args:
+    cfg: file, or per_class or fraction, and seed; all empty: no labels.
+    data: the data set, a `sources.Dataset`.
+
+  Returns:
+    [N] int32, one for each training image, -1: none.
+
+  Raises:
+    UserError: a value out of range, or a list that does not fit the images.
+  """
+  if not cfg.file:
+    return select_labels(
+      data.train.labels,
+      per_class=cfg.per_class,
+      fraction=cfg.fraction,
+      seed=cfg.seed,
+      class_names=data.class_names,
+    )
+  if data.train.names is None:
+    raise UserError(
+      f'labels.file is {cfg.file}, but the images of this data set have no '
+      'names: set labels.per_class or labels.fraction.'
+    )
+  return select_listed(data.train.labels, data.train.names, cfg.file)
+
+
+def select_listed(
+  labels: np.ndarray, names: Sequence[str], path: str
+) -> np.ndarray:
+  """Hides all labels but those of the images in a list.
+
+  SimCLR's lists of 1% and 10% of ImageNet are such files.
+
+  Args:
+    labels: [N] known labels, -1: unknown.
+    names: [N] 'CLASS/FILE' or 'FILE'.
+    path: a text file, one name a line; the class may be left out where the
+      file's name tells. A name that stands twice counts once.
+
+  Returns:
+    [N] int32 labels that training sees, -1: none.
+
+  Raises:
+    UserError: a list that cannot be read or is empty, a name that is not among
+      the images, that fits several, or whose image has no label.
+  """
+  places = _places(names)
+  selected = np.full(len(labels), -1, np.int32)
+  wanted = _read_list(path)
+  missing = [name for name in wanted if name not in places]
+  if missing:
+    close = difflib.get_close_matches(missing[0], places, n=1, cutoff=0.8)
+    hint = f'; did you mean {close[0]!r}?' if close else '.'
+    raise UserError(
+      f'labels.file {path}: {len(missing):,} of {len(wanted):,} names are not '
+      f'in the data, the first {missing[0][:200]!r}{hint}'
+    )
+  for name in wanted:
+    row = places[name]
+    if row is None:
+      raise UserError(
+        f'labels.file {path}: several images are called {name!r}: write '
+        'CLASS/FILE.'
+      )
+    if labels[row] < 0:
+      raise UserError(f'labels.file {path}: image {name!r} has no label.')
+    selected[row] = labels[row]
+  return selected
+
+
+def _places(names: Sequence[str]) -> dict[str, int | None]:
+  """The row of every name, with and without its class; None: of several."""
+  places: dict[str, int | None] = {}
+  for row, name in enumerate(names):
+    for key in {name, name.rpartition('/')[2]}:
+      places[key] = None if key in places else row
+  return places
+
+
+def _read_list(path: str) -> list[str]:
+  try:
+    text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
+  except (OSError, ValueError, RuntimeError) as error:
+    reason = getattr(error, 'strerror', None) or 'it is no text'
+    raise UserError(f'labels.file {path} cannot be read: {reason}.') from error
+  lines = (line.strip() for line in text.splitlines())
+  wanted = list(dict.fromkeys(line for line in lines if line))
+  if not wanted:
+    raise UserError(f'labels.file {path} is empty.')
+  return wanted
 
 
 def select_labels(
