@@ -62,17 +62,20 @@ def convert(
 
 
 def lacking(found: weights.Checkpoint) -> str | None:
-  """Why DeepMind's code cannot build the encoder; None: it can."""
+  """Why DeepMind's code cannot use the encoder; None: it can."""
   name, _, stem, selective_kernels, padding = found.architecture
+  reasons = []
   if selective_kernels or name == 'digits':
-    return 'its public code has no such network'
+    reasons.append('its public code has no such network')
   if stem != 'imagenet':
-    return f'its networks have no {stem} stem'
+    reasons.append(f'its networks have no {stem} stem')
   if padding != 'same':
-    return f'it has no {padding} padding'
+    reasons.append(f'it has no {padding} padding')
   if found.bn_eps != 1e-5:
-    return f'its BatchNorm has an epsilon of 1e-5, not {found.bn_eps:g}'
-  return None
+    reasons.append(
+      f'its BatchNorm has an epsilon of 1e-5, not {found.bn_eps:g}'
+    )
+  return '; '.join(reasons) or None
 
 
 def main(arguments: list[str] | None = None) -> int:

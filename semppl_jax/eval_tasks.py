@@ -60,6 +60,11 @@ def run_task(
   run = eval_runs.prepare(cfg, step)
   _check_heads(run)
   run_log.say(f'{cfg.checkpoint}: {run.weights}')
+  height, width, _ = run.data.image_shape
+  run_log.say(
+    f'Images of {height} x {width} pixels; the middle {cfg.crops.center:.1%} '
+    f'at {cfg.crops.size} pixels.'
+  )
   if run.weights.mapping:
     run_log.say(name_matching.explain(run.weights.mapping))
   identity = {'digest': weights.digest(run.weights)}
@@ -154,7 +159,7 @@ def knn(run: EvalRun, workdir: str) -> tuple[np.ndarray, dict[str, Any]]:
     k=run.cfg.knn.k,
     num_classes=run.data.num_classes,
   )
-  return ranks, {'k': run.cfg.knn.k}
+  return ranks, {'k': min(run.cfg.knn.k, len(labelled))}
 
 
 def classifier(run: EvalRun, workdir: str) -> tuple[np.ndarray, dict[str, Any]]:

@@ -36,13 +36,13 @@ def architecture(params: trees.Tree) -> Architecture:
     return _with_selective_kernels(kernels, len(doubling))
   roots = {module.split('/')[0] for module in trees.encoder_part(params)}
   known = {row.module: name for name, row in encoders.ENCODERS.items()}
-  if len(roots) != 1 or not roots <= set(known):
-    hint = config.nearest_name(min(roots), known) if roots else ''
-    found = differences.first_few(sorted(map(trees.short, roots)))
-    raise CheckpointError(
-      f'no encoder that we know: modules of {found or "nothing"}{hint}.'
-    )
-  return _plain(known[roots.pop()], params)
+  if len(roots & set(known)) == 1:
+    return _plain(known[(roots & set(known)).pop()], params)
+  hint = config.nearest_name(min(roots), known) if roots else ''
+  found = differences.first_few(sorted(map(trees.short, roots)))
+  raise CheckpointError(
+    f'no encoder that we know: modules of {found or "nothing"}{hint}.'
+  )
 
 
 def _plain(encoder: str, params: trees.Tree) -> Architecture:
@@ -118,6 +118,8 @@ def check_fits(
     Both trees in the order of `wanted`.
   """
   heads = {trees.root(module) for module in params} & set(trees.HEADS)
+  if 'predictor' in heads and 'projector' not in heads:
+    raise CheckpointError('missing: projector, which the predictor follows.')
   return Expected(
     _check_tree(params, wanted.params, heads),
     _check_tree(state, wanted.state, heads),

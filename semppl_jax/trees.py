@@ -36,9 +36,10 @@ def two_level(tree: Any, what: str) -> Tree:
 
 
 def whole_number(value: Any, what: str) -> int:
-  """An int >= 0, which may have been saved as an array."""
-  if isinstance(value, (np.ndarray, np.generic)) and value.size == 1:
-    value = value.reshape(-1)[0].item()
+  """An int >= 0, which may have been saved as an array, of equal values."""
+  if isinstance(value, (np.ndarray, np.generic)) and value.size:
+    flat = value.reshape(-1)
+    value = flat[0].item() if np.all(flat == flat[0]) else None
   if isinstance(value, bool) or not isinstance(value, int) or value < 0:
     raise CheckpointError(f'{what} is no whole number of at least 0.')
   return value

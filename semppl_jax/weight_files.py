@@ -31,6 +31,7 @@ _FIELDS = {
   ),
 }
 KINDS = (*_FIELDS, 'run')
+_OURS = 'semppl_jax'  # our settings in a pickle
 
 
 class Settings(NamedTuple):
@@ -80,8 +81,8 @@ def read(path: pathlib.Path, step: int | None) -> Contents:
   if head[:1] == b'\x80':
     return _read_pickle(path)
   raise CheckpointError(
-    "is neither a pickle of DeepMind's release nor a safetensors file "
-    f'({size:,} bytes).'
+    "is neither a pickle of DeepMind's release (of protocol 2 to 5) nor a "
+    f'safetensors file ({size:,} bytes).'
   )
 
 
@@ -138,6 +139,7 @@ def write_release(path: str | os.PathLike, contents: Contents) -> None:
     'experiment_state': experiment_state,
     'step': contents.step or 0,
     'rng': np.zeros(2, np.uint32),
+    _OURS: contents.settings._asdict(),  # the release looks at no other key
   }
   pickles.write(path, whole)
 
@@ -159,6 +161,7 @@ def _read_pickle(path: pathlib.Path) -> Contents:
         state=_join(held, state),
         step=trees.whole_number(content['step'], 'step'),
         kind=kind,
+        settings=_settings(content.get(_OURS, {})),
       )
   raise CheckpointError(
     'experiment_state has neither online_params and online_state nor '

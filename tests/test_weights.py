@@ -125,7 +125,7 @@ def test_with_and_without_device_axis(number, content, loaded, tmp_path):
   if number:
     held = content['experiment_state']
     content['experiment_state'] = _add_axis(held, number)
-  content['step'] = np.full([number], 1000) if number == 1 else 1000
+  content['step'] = np.full([number], 1000) if number else 1000
   found = weights.load_checkpoint(write(tmp_path, content))
   assert_same_weights(found, loaded)
 
@@ -238,6 +238,13 @@ def _no_dict(params, state):
   params[CONV] = np.zeros(3, np.float32)
 
 
+def _lose_projector(params, state):
+  for tree in (params, state):
+    for module in list(tree):
+      if module.startswith('projector'):
+        del tree[module]
+
+
 def _scalar(params, state):
   params['projector/linear']['w'] = np.zeros((), np.float32)
 
@@ -275,7 +282,8 @@ def _evil_name(params, state):
     (_lose_leaf, ('missing: projector/linear/b',)),
     (_lose_state, ('missing: tiny_res_net', 'var_ema')),
     (_add_module, ('surplus: tiny_res_net/~/final_conv',)),
-    (_add_root, ('no encoder that we know', 'decoder')),
+    (_add_root, ('surplus: decoder/linear',)),
+    (_lose_projector, ('missing: projector',)),
     (_other_shape, ('(3, 3, 64, 9)', 'expected (3, 3, 64, 8)', 'conv_0/w')),
     (_nan, (f'{CONV}/w has NaN',)),
     (_infinite, ('var_ema/average has NaN or infinite',)),
@@ -469,10 +477,14 @@ def test_the_epsilon_of_training_is_kept(a_run, tmp_path):
   (folder / 'config.json').write_text(json.dumps(config))
   found = weights.load_checkpoint(folder)
   assert (found.bn_eps, found.bn_decay) == (0.5, 0.7)
-  path = tmp_path / 'x.safetensors'
-  weights.save_safetensors(path, found)
-  again = weights.load_checkpoint(path)
-  assert (again.bn_eps, again.bn_decay) == (0.5, 0.7)
+  for name, save in (
+    ('x.pkl', weights.save_release),
+    ('x.safetensors', weights.save_safetensors),
+  ):
+    save(tmp_path / name, found)
+    again = weights.load_checkpoint(tmp_path / name)
+    assert (again.bn_eps, again.bn_decay) == (0.5, 0.7)
+    assert again.architecture == found.architecture
   images = jnp.ones((1, 8, 8, 3)) / 3
   embed = lambda c: c.network().encode(c.params, c.state, images, False)[0]
   usual = again._replace(bn_eps=1e-5)
