@@ -37,7 +37,7 @@ def main():
       for name in ('loss', 'loss_augm'):
         np.testing.assert_allclose(many[name][0], one[name][0], rtol=1e-3)
     labels = np.concatenate([labels for _, labels in seen[num_devices]])
-    # Of 2,560 pseudo-labels at most 1 differed on one kind of CPU, 4 on another.
+    # Of 2,560 pseudo-labels at most 1 differed on one CPU, 4 on another.
     assert np.mean(labels != labels_1) <= 3e-3
 
 
