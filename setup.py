@@ -21,6 +21,7 @@ setuptools.setup(
   package_data={'semppl_jax.checkpoints': ['*.json', '*.md']},
   install_requires=[
     'absl-py>=2.1',
+    'array_record>=0.5',
     'dm-haiku>=0.0.16',
     'dm-pix>=0.4.3',
     'grain>=0.2.12',
@@ -33,12 +34,21 @@ setuptools.setup(
     'pillow>=10',
     'safetensors>=0.4.5',
     'scikit-learn>=1.5',
+    'scipy>=1.11',
+    'simplejpeg>=1.7',
+    'tensorflow-datasets>=4.9.6',
     'tensorboardX>=2.6',
     'threadpoolctl>=3.2',
     'tqdm>=4.66',
   ],
   extras_require={
+    'benchmark': [
+      'opencv-contrib-python-headless>=4.9',
+      'psutil',
+      'tensorflow-cpu',
+    ],
     'cuda': ['jax[cuda12]>=0.10'],
+    'saliency': ['opencv-contrib-python-headless>=4.9'],
     'test': [
       'hypothesis>=6.100',
       'pytest>=8',

@@ -5,8 +5,8 @@ import ml_collections
 # Which training images have labels; none set: all of them.
 _LABELS = {
   'imagenet': {},
-  'imagenet_1pct': {'fraction': 0.01},
-  'imagenet_10pct': {'fraction': 0.1},
+  'imagenet_1pct': {'subset': 'imagenet2012_subset/1pct'},
+  'imagenet_10pct': {'subset': 'imagenet2012_subset/10pct'},
   'digits': {},
   'digits_20': {'per_class': 2},
   'digits_10pct': {'fraction': 0.1},
@@ -21,7 +21,8 @@ def use(cfg: ml_collections.ConfigDict, variant: str) -> None:
     )
   cfg.labels.update(_LABELS[variant])
   if variant.startswith('imagenet'):
-    cfg.dataset.name = 'imagenet2012'
+    # The release holds out the first 10,000: --config.dataset.validation=10000.
+    cfg.dataset.update(name='imagenet2012', validation_rule='first')
     return
   cfg.dataset.name = 'digits'
   cfg.batch_size = 128

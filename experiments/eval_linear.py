@@ -4,8 +4,8 @@ DeepMind's protocol to the letter: Nesterov momentum 0.9, learning rate
 0.3 x B / 256, cosine to 0, no weight decay, 100 epochs of B = 1024, random
 resized crops and flips; test: the middle of the image. Variants:
 
-  imagenet      the protocol; its data source is not there yet
-  imagenet_1pct, imagenet_10pct   the same on the labelled subset alone
+  imagenet      the protocol; data: see imagenet.py
+  imagenet_1pct, imagenet_10pct   the same on SimCLR's labelled subset alone
   digits        for checkpoints of digits.py: 30 epochs of B = 128, 8 px
   digits_20     the same on the 20 labelled images of digits.py
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -100,6 +100,8 @@ def fit(
       num_steps=setup.total_steps - start,
       labelled_share=1.0,
       workers=run.cfg.dataset.workers,
+      images=_images(run, setup),
+      on_unreadable=run.unreadable,
     )
     return loop.fit(
       loop.Job(run.cfg, setup.total_steps, run.devices, workdir, saver),
@@ -113,26 +115,50 @@ def fit(
   return loop.saved(workdir, run.cfg.keep_checkpoints, train)
 
 
-def cached(run: EvalRun) -> sources.Records:
-  """The training images' features, computed once, in place of the images."""
+def _images(run: EvalRun, setup: classifier_step.Setup) -> pipeline.Images:
+  """How what is trained on becomes arrays: see classifier_step.train_step."""
+  if setup.encode is None:
+    return pipeline.Images()
+  if run.cfg.crops.augment:
+    return pipeline.whole(run.cfg.dataset, run.data)
+  return eval_runs.middle(run.cfg)
+
+
+def cached(run: EvalRun) -> tuple[sources.Records, np.ndarray]:
+  """The training images' features, computed once, in place of the images.
+
+  Returns:
+    The features as a source, and the labels [N] of those that can be trained
+    on: an image that cannot be decoded has none.
+  """
   labelled = np.flatnonzero(run.labels >= 0)
   params, bn_state = (
     eval_runs.on_devices(run, tree)
     for tree in (run.weights.params, run.weights.state)
   )
   rows = sources.Rows(run.data.train, labelled)
-  features = eval_runs.embed(run, rows, params, bn_state)  # [L, e]
+  features, readable = eval_runs.embed(run, rows, params, bn_state)  # [L, e]
   place = np.full(len(run.labels), -1)
   place[labelled] = np.arange(len(labelled))
-  return sources.Records(run.labels, lambda i: features[place[i]])
+  labels = run.labels.copy()
+  labels[labelled[~readable]] = -1
+  return sources.Records(labels, lambda i: features[place[i]]), labels
 
 
-def logits(
+class Predictions(NamedTuple):
+  """What a classifier says of N images."""
+
+  logits: np.ndarray  # [N, K]
+  readable: np.ndarray  # [N] bool, whether the image could be decoded
+
+
+def predict(
   run: EvalRun, state: classifier_step.ClassifierState, source: Any
-) -> np.ndarray:
-  """The classifier's logits [N, K] of all images of a source, in order."""
-  features = eval_runs.embed(
+) -> Predictions:
+  """What the classifier says of all images of a source, in order."""
+  features, readable = eval_runs.embed(
     run, source, state.online_params, state.online_state
   )
   head = parallel.first({'classifier': state.online_params['classifier']})
-  return np.asarray(jax.jit(classifier_step.logits)(head, features))
+  logits = np.asarray(jax.jit(classifier_step.logits)(head, features))
+  return Predictions(logits, readable)

@@ -93,14 +93,16 @@ def train_step(
 
   Args:
     state: see ClassifierState.
-    batch: b images, all with a label (or their embeddings, [b, e]).
+    batch: b images, all with a label; without crops.augment crops of their
+      middle, [b, S, S, 3] float32 in [0, 1]; without an encoder their
+      embeddings, [b, e].
     base_key: the run's key, the same at every step and on every device.
     setup: the settings.
 
   Returns:
     The new state and metrics, equal on all devices.
   """
-  images = _inputs(batch.images, base_key, state.step, setup)
+  images = _inputs(batch, base_key, state.step, setup)
   trained, fixed = _split(state.online_params, setup)
   grads, (bn_state, metrics) = jax.grad(_loss_fn, has_aux=True)(
     trained, fixed, state.online_state, images, batch.labels, setup
@@ -150,17 +152,16 @@ def _loss_fn(trained, fixed, bn_state, images, labels, setup):
   return loss, (bn_state, {'loss': loss, 'accuracy': right})
 
 
-def _inputs(images, base_key, step, setup):
+def _inputs(batch, base_key, step, setup):
   cfg = setup.cfg.crops
-  if setup.encode is None:
-    return images
-  if not cfg.augment:
-    return crops.center_crops(images, size=cfg.size, share=cfg.center)
+  if setup.encode is None or not cfg.augment:
+    return batch.images  # embeddings, or crops of the middle
   step_key = jax.random.fold_in(base_key, step)
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   return crops.train_crops(
-      fold(step_key, parallel.places(len(images))), images,
+      fold(step_key, parallel.places(len(batch.labels))), batch.images,
       size=cfg.size, area=cfg.area, aspect=cfg.aspect, flip=cfg.flip,
+      sizes=batch.sizes,
   )  # fmt: skip
 
 

@@ -40,13 +40,26 @@ def default() -> ml_collections.ConfigDict:
   cfg.progress = True  # a progress bar on the terminal
   cfg.dataset = ml_collections.ConfigDict(
     {
-      'name': 'synthetic',  # digits, arrays, folder, synthetic
-      'path': '',  # of arrays (.npz) and folder
-      'image_size': 224,  # side to which a folder's images are stored
+      # digits, arrays, folder, imagenet2012, tfds:NAME, synthetic
+      'name': 'synthetic',
+      # Of arrays (.npz), of a folder; tfds's data_dir, '': $TFDS_DATA_DIR
+      'path': '',
+      # Side of the arrays in which encoded images lie whole; larger ones are
+      # shrunk [ours]. Of synthetic: the images' side
+      'image_size': 512,
+      'train_split': '',  # of tfds; '': train
+      'test_split': '',  # '': test, or else validation
+      'unlabelled_split': '',  # '': unlabelled, if there is one
       'num_examples': 1024,  # of synthetic
       'num_classes': 10,  # of synthetic
       'validation': 0,  # >0: so many training images stand in for the test
+      # 'stratified', or 'first': the first in the data set's order, as the
+      # release holds out ImageNet's first 10,000 [P]
+      'validation_rule': 'stratified',
       'seed': 0,  # of the validation split, and of synthetic
+      'masks': '',  # a folder that `python -m semppl_jax.saliency` wrote
+      # An image that cannot be decoded: 'replace' by another, or 'error'
+      'on_corrupt': 'replace',
       'workers': 0,  # processes that read and decode; 0: threads only
     }
   )
@@ -54,7 +67,8 @@ def default() -> ml_collections.ConfigDict:
     {
       'per_class': 0,  # either so many labels in each class ...
       'fraction': 0.0,  # ... or this share of them ...
-      'file': '',  # ... or those of the images that a text file names
+      'file': '',  # ... or those of the images that a text file names ...
+      'subset': '',  # ... or that are in a data set of tfds, NAME/CONFIG
       'share': 0.0,  # >0: this share of every batch is labelled [ours: 0]
       'seed': 0,  # which images have labels
     }
@@ -88,6 +102,9 @@ def default() -> ml_collections.ConfigDict:
       'small_area': (0.05, 0.14),  # [ours]
       'aspect': (3 / 4, 4 / 3),  # [ours]
       'antialias': False,  # [ours]
+      # Probability that a large view sees the foreground alone, where
+      # dataset.masks is set [ours]
+      'saliency': 0.1,
       'flip': 0.5,  # probability [P], like all below
       'jitter': 0.8,  # probability of the four colour operations together
       'brightness': 0.4,  # the four strengths
@@ -146,6 +163,10 @@ def default() -> ml_collections.ConfigDict:
   cfg.evaluation = ml_collections.ConfigDict(
     {
       'batch_size': 256,
+      'center': 0.875,  # side of the crop / shorter side of the image [P]
+      # So many unlabelled training images are looked at in the end, to judge
+      # their pseudo-labels; 0: all
+      'train_images': 50_000,
       'k': 1,  # neighbours of knn_top1 among the labelled training images
       'probes': True,  # logistic regression on the frozen encoder at the end
       'probe_c': 1.0,  # its inverse L2 strength, on standardised features
@@ -169,7 +190,8 @@ def semantic_invariance_weight(cfg: ml_collections.ConfigDict) -> float:
 def uses_labels(cfg: ml_collections.ConfigDict) -> bool:
   """Whether any training image has a label."""
   labels = cfg.labels
-  return labels.per_class > 0 or labels.fraction > 0 or bool(labels.file)
+  by_name = bool(labels.file or labels.subset)
+  return labels.per_class > 0 or labels.fraction > 0 or by_name
 
 
 def uses_semantic_positives(cfg: ml_collections.ConfigDict) -> bool:
@@ -225,6 +247,10 @@ SHARED_RANGES = {  # with evaluation
   'optimizer.warmup_epochs': (0, None),
   'evaluation.batch_size': (1, None),
 }
+SHARED_CHOICES = {  # with evaluation
+  'dataset.on_corrupt': ('replace', 'error'),
+  'dataset.validation_rule': ('stratified', 'first'),
+}
 _RANGES = SHARED_RANGES | {
   'batch_size': (2, None),
   'labels.share': (0, 1),
@@ -235,6 +261,7 @@ _RANGES = SHARED_RANGES | {
   'views.num_small': (0, None),
   'views.large_size': (1, None),
   'views.small_size': (1, None),
+  'views.saliency': (0, 1),
   'loss.contrastive_weight': (0, None),
   'loss.alpha': (0, None),
   'loss.invariance_weight': (0, None),
@@ -246,8 +273,10 @@ _RANGES = SHARED_RANGES | {
   'queue.min_share': (0, 1),
   'ema.base': (0, 1),
   'evaluation.k': (1, None),
+  'evaluation.center': (0.01, 1),
+  'evaluation.train_images': (0, None),
 }
-_CHOICES = {
+_CHOICES = SHARED_CHOICES | {
   'task': ('pretrain',),
   'loss.stop_gradient': ('entropy', 'teacher'),
   'encoder.stem': ('imagenet', 'small'),
@@ -299,7 +328,7 @@ def _check_loss(cfg: ml_collections.ConfigDict) -> None:
 
 def check_one_subset(cfg: ml_collections.ConfigDict) -> None:
   """Refuses two ways at once of saying which images have labels."""
-  names = ('per_class', 'fraction', 'file')
+  names = ('per_class', 'fraction', 'file', 'subset')
   said = [f'labels.{n} is {cfg.labels[n]!r}' for n in names if cfg.labels[n]]
   if len(said) > 1:
     raise UserError(f'{" and ".join(said)}; only one of them may be set.')
@@ -311,12 +340,12 @@ def _check_labels(cfg: ml_collections.ConfigDict) -> None:
     return
   if uses_semantic_positives(cfg):
     raise UserError(
-      'labels.per_class, labels.fraction and labels.file are not set, but a '
+      'labels.per_class, .fraction, .file and .subset are not set, but a '
       'semantic term is on: set one of them, or loss.alpha=0 and '
       'loss.semantic_invariance_weight=0 (ReLICv2).'
     )
   if cfg.labels.share > 0:
     raise UserError(
       f'labels.share is {cfg.labels.share}, but no image has a label: set '
-      'labels.per_class, labels.fraction or labels.file.'
+      'labels.per_class, .fraction, .file or .subset.'
     )

@@ -1,4 +1,4 @@
-"""Settings of evaluation: linear, semi-supervised, kNN; and what can be wrong.
+"""Settings of evaluation, one data set or many; and what can be wrong.
 
 The defaults are linear evaluation in DeepMind's release, to the letter. Marks
 at the line ends: [P] the release or the paper, [ours] our setting.
@@ -13,7 +13,9 @@ import ml_collections
 from semppl_jax import config
 from semppl_jax.errors import UserError
 
+# Of one data set; and of many, which end in a table.
 TASKS = ('linear', 'semi_supervised', 'knn', 'classifier')
+TABLES = ('robustness', 'transfer')
 
 # Settings that change how a run is watched, not what it computes.
 COSMETIC = config.COSMETIC + (
@@ -45,7 +47,8 @@ def default() -> ml_collections.ConfigDict:
     {
       'per_class': 0,  # so many labels in each class ...
       'fraction': 0.0,  # ... or this share of them ...
-      'file': '',  # ... or those of images that a file names; none set: all
+      'file': '',  # ... or those of images that a file names ...
+      'subset': '',  # ... or a data set of tfds; none set: all
       'seed': 0,  # which images have labels; as in pre-training
     }
   )
@@ -92,6 +95,34 @@ def default() -> ml_collections.ConfigDict:
     }
   )
   cfg.evaluation = ml_collections.ConfigDict({'batch_size': 256})
+  cfg.robustness = ml_collections.ConfigDict(
+    {
+      # Which test sets; imagenet: the official validation set
+      'sets': (
+        'imagenet', 'imagenet_v2', 'imagenet_c', 'imagenet_r',
+        'imagenet_sketch', 'objectnet',
+      ),
+      # The folder of ObjectNet, with images/ and mappings/; the others are
+      # looked for where dataset.path says
+      'objectnet': '',
+      'missing': 'error',  # a data set that is not there; or 'skip'
+    }
+  )  # fmt: skip
+  cfg.transfer = ml_collections.ConfigDict(
+    {
+      'sets': (
+        'food101', 'cifar10', 'cifar100', 'birdsnap', 'sun397', 'cars',
+        'aircraft', 'dtd', 'pets', 'caltech101', 'flowers',
+      ),
+      'mode': 'linear',  # or fine_tune
+      'missing': 'error',  # a data set that is not there; or 'skip'
+      # Strengths of the L2 penalty that are tried, evenly in the logarithm [P]
+      'l2': (1e-6, 1e5),
+      'num_l2': 45,  # [P]
+      'max_iterations': 1000,  # of L-BFGS, for each [ours]
+      'steps': 20_000,  # of fine-tuning [P]
+    }
+  )  # fmt: skip
   return cfg
 
 
@@ -104,11 +135,17 @@ _RANGES = config.SHARED_RANGES | {
   'optimizer.encoder_learning_rate': (0, None),
   'optimizer.momentum': (0, 1),
   'knn.k': (1, None),
+  'transfer.num_l2': (1, None),
+  'transfer.max_iterations': (1, None),
+  'transfer.steps': (1, None),
 }
-_CHOICES = {
-  'task': TASKS,
+_CHOICES = config.SHARED_CHOICES | {
+  'task': TASKS + TABLES,
   'features': ('online', 'cached'),
   'encoder.padding': ('', 'same', 'symmetric'),
+  'robustness.missing': ('error', 'skip'),
+  'transfer.missing': ('error', 'skip'),
+  'transfer.mode': ('linear', 'fine_tune'),
   'knn.of': ('embedding', 'projection', 'prediction'),
 }
 

@@ -1,5 +1,7 @@
 """An evaluation made ready: checkpoint, data, labels, devices; and features."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,16 +9,17 @@ import ml_collections
 import numpy as np
 
 from semppl_jax import (
+  claims,
   config,
-  crops,
   encoders,
   eval_config,
   inference,
   networks,
   parallel,
+  run_log,
   weights,
 )
-from semppl_jax.data import sources, subsets
+from semppl_jax.data import datasets, pipeline, sources, subsets
 from semppl_jax.errors import CheckpointError, UserError
 
 
@@ -24,11 +27,12 @@ class EvalRun(NamedTuple):
   """What an evaluation is made of."""
 
   cfg: ml_collections.FrozenConfigDict
-  data: sources.Dataset
+  data: sources.Dataset | None  # None: see `without_data`
   labels: np.ndarray  # [N] int32 labels of training images that may be used
   weights: weights.Checkpoint
   nets: networks.Networks
   devices: list[jax.Device]
+  unreadable: run_log.Unreadable
 
 
 def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
@@ -38,6 +42,20 @@ def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
     cfg: the resolved config.
     step: of a run's checkpoint; None: the newest.
   """
+  run = without_data(cfg, step)
+  data = datasets.load(cfg.dataset)
+  if data.test is None or not np.any(data.test.labels >= 0):
+    raise UserError(
+      f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no test image '
+      'with a label: there is nothing to evaluate on.'
+    )
+  return run._replace(data=data, labels=_labels(cfg, data))
+
+
+def without_data(
+  cfg: ml_collections.ConfigDict, step: int | None = None
+) -> EvalRun:
+  """`prepare` but for the data set, for evaluations of many."""
   devices = parallel.some_devices(cfg.num_devices)
   eval_config.validate(cfg, len(devices))
   loaded = weights.load_checkpoint(
@@ -47,15 +65,15 @@ def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
     mapping=cfg.mapping or None,
   )
   _check_architecture(cfg, loaded)
-  data = sources.load(cfg.dataset)
-  if data.test is None or not np.any(data.test.labels >= 0):
-    raise UserError(
-      f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no test image '
-      'with a label: there is nothing to evaluate on.'
-    )
-  frozen = ml_collections.FrozenConfigDict(cfg)
-  labels = _labels(cfg, data)
-  return EvalRun(frozen, data, labels, loaded, loaded.network(), devices)
+  return EvalRun(
+    cfg=ml_collections.FrozenConfigDict(cfg),
+    data=None,
+    labels=np.zeros(0, np.int32),
+    weights=loaded,
+    nets=loaded.network(),
+    devices=devices,
+    unreadable=run_log.Unreadable(),
+  )
 
 
 def _check_architecture(
@@ -75,13 +93,21 @@ def _labels(
 ) -> np.ndarray:
   labels = np.asarray(data.train.labels, np.int32)
   if config.uses_labels(cfg):
-    labels = subsets.visible_labels(cfg.labels, data)
+    labels = subsets.visible_labels(cfg.labels, data, cfg.dataset.path)
   if cfg.task != 'classifier' and not np.any(labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
       'training image to learn from.'
     )
   return labels
+
+
+def claim(run: EvalRun, workdir: str) -> None:
+  """Refuses a folder that holds another evaluation, or other weights'."""
+  identity = {'digest': weights.digest(run.weights)}
+  identity |= weights.settings(run.weights)._asdict()
+  settings = run.cfg.to_dict() | {'weights': identity}
+  claims.claim(workdir, settings, ignore=eval_config.COSMETIC)
 
 
 def output_size(run: EvalRun) -> int:
@@ -97,33 +123,48 @@ def on_devices(run: EvalRun, tree: Any) -> Any:
 
 def embed(
   run: EvalRun, source: Any, params: Any, bn_state: Any, of: str = 'embedding'
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
   """What the network makes of the middle of every image.
 
   Args:
     run: networks and settings.
-    source: N records with 'image', by index.
+    source: N records, by index.
     params: leaves [D, ...].
     bn_state: leaves [D, ...].
     of: 'embedding' (the encoder's), 'projection' or 'prediction'.
 
   Returns:
-    [N, e] float32.
+    [N, e] float32, and which images could be decoded, [N] bool.
   """
+  (found,), readable = inference.over_images(
+    _forward(run.nets, of), (params, bn_state), source, run.devices,
+    run.cfg.evaluation.batch_size, images=middle(run.cfg),
+    workers=run.cfg.dataset.workers, on_unreadable=run.unreadable,
+  )  # fmt: skip
+  return found, readable
 
-  def forward(state, images):
+
+# One function for all data sets: JAX compiles anew for every other one.
+@functools.lru_cache(maxsize=4)
+def _forward(
+  nets: networks.Networks, of: str
+) -> Callable[..., tuple[jax.Array]]:
+  """((params, bn_state), images) -> the output that is asked for."""
+
+  def forward(state, views):
     params, bn_state = state
-    views = crops.center_crops(
-      images, size=run.cfg.crops.size, share=run.cfg.crops.center
-    )
     if of == 'embedding':
-      return (run.nets.encode(params, bn_state, views, False)[0],)
+      return (nets.encode(params, bn_state, views, False)[0],)
     if of == 'projection':
       params, bn_state = map(networks.target_tree, (params, bn_state))
-      return (run.nets.target(params, bn_state, views, False)[0].projection,)
-    return (run.nets.online(params, bn_state, views, False)[0].prediction,)
+      return (nets.target(params, bn_state, views, False)[0].projection,)
+    return (nets.online(params, bn_state, views, False)[0].prediction,)
 
-  return inference.over_images(
-    forward, (params, bn_state), source, run.devices,
-    run.cfg.evaluation.batch_size,
-  )[0]  # fmt: skip
+  return forward
+
+
+def middle(cfg: ml_collections.FrozenConfigDict) -> pipeline.Images:
+  """Crops of the middle, as the release's evaluation sees an image."""
+  return pipeline.Images(
+    crop=(cfg.crops.size, cfg.crops.center), on_corrupt=cfg.dataset.on_corrupt
+  )

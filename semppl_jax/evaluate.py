@@ -1,7 +1,8 @@
 """What a trained encoder is worth: embeddings, neighbours, linear probes.
 
 Works on the test images of the data set (or on its validation part). The
-network runs in evaluation mode on whole, resized images, without augmentation.
+network runs in evaluation mode on the middle of every image, without
+augmentation.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from sklearn import pipeline as sk_pipeline
 
 from semppl_jax import inference, label_queue, parallel, passes, pseudo_labels
 from semppl_jax import networks as networks_lib
-from semppl_jax import views as views_lib
+from semppl_jax.data import pipeline
 from semppl_jax.train_state import TrainState
 
 
@@ -25,6 +26,7 @@ class Features(NamedTuple):
   embeddings: np.ndarray  # [N, e] float32, the encoder's output
   votes: np.ndarray  # [N] int32, pseudo-label by the queue's vote, -1: none
   guesses: np.ndarray  # [N] int32, the classifier's choice, -1: no classifier
+  readable: np.ndarray  # [N] bool, whether the image could be decoded
 
 
 def features(
@@ -33,6 +35,7 @@ def features(
   cfg: ml_collections.FrozenConfigDict,
   source: Any,
   devices: list[jax.Device],
+  on_unreadable: pipeline.OnUnreadable | None = None,
 ) -> Features:
   """Runs every image of `source` through the online network.
 
@@ -42,22 +45,43 @@ def features(
     cfg: settings.
     source: records with 'image', by index.
     devices: the D devices.
+    on_unreadable: told of each image that cannot be decoded.
   """
-  forward = _make_forward(nets, cfg)
-  return Features(
-    *inference.over_images(
-      forward, state, source, devices, cfg.evaluation.batch_size
-    )
+  images = pipeline.Images(
+    crop=(cfg.views.large_size, cfg.evaluation.center),
+    on_corrupt=cfg.dataset.on_corrupt,
   )
+  outputs, readable = inference.over_images(
+    _make_forward(nets, cfg), state, source, devices,
+    cfg.evaluation.batch_size, images=images, workers=cfg.dataset.workers,
+    on_unreadable=on_unreadable,
+  )  # fmt: skip
+  return Features(*outputs, readable)
+
+
+def rows_to_judge(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+  """Rows of the training images that are looked at in the end.
+
+  Args:
+    labels: [N] labels that training saw, -1: none.
+    most: so many images without a label at most, at random; 0: all.
+    seed: of the choice.
+
+  Returns:
+    Sorted rows: all labelled images, and those.
+  """
+  hidden = np.flatnonzero(labels < 0)
+  if most and len(hidden) > most:
+    hidden = np.random.RandomState(seed % 2**32).permutation(hidden)[:most]
+  return np.sort(np.concatenate([np.flatnonzero(labels >= 0), hidden]))
 
 
 def _make_forward(
   nets: networks_lib.Networks, cfg: ml_collections.FrozenConfigDict
 ) -> Callable[[TrainState, jax.Array], tuple[jax.Array, ...]]:
-  """(state, images [b, H, W, 3] uint8) -> Features' fields for b images."""
+  """(state, crops [b, S, S, 3] in [0, 1]) -> Features' fields of b images."""
 
-  def forward(state, images):
-    views = views_lib.resize(images, cfg.views.large_size)  # [b, S, S, 3]
+  def forward(state, views):
     outputs, _ = nets.online(
       state.online_params, state.online_state, views, False
     )
@@ -105,10 +129,22 @@ def knn_predict(
   Returns:
     [N] int32.
   """
-  similarity = (queries / _lengths(queries)) @ (keys / _lengths(keys)).T
-  nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :k]  # [N, k]
-  chosen = np.take_along_axis(similarity, nearest, axis=1)
-  return np.asarray(pseudo_labels.vote(labels[nearest], chosen)[0])
+  keys = keys / _lengths(keys)
+  voted = []
+  for block in _blocks(queries, len(keys)):
+    similarity = (block / _lengths(block)) @ keys.T
+    nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :k]  # [n, k]
+    chosen = np.take_along_axis(similarity, nearest, axis=1)
+    voted.append(np.asarray(pseudo_labels.vote(labels[nearest], chosen)[0]))
+  return np.concatenate(voted)
+
+
+def _blocks(
+  queries: np.ndarray, num_keys: int, block_size: int = 1024
+) -> list[np.ndarray]:
+  """Parts of the queries whose similarities take at most some 256 MB."""
+  size = max(1, min(block_size, 2**26 // max(1, num_keys)))
+  return np.split(queries, range(size, len(queries), size))
 
 
 def knn_scores(
@@ -140,10 +176,9 @@ def knn_scores(
     order has a meaning.
   """
   keys = keys / _lengths(keys)
-  block_size = max(1, min(block_size, 2**26 // max(1, len(keys))))
   parts = [
     _rank_block(block / _lengths(block), keys, labels, k, num_classes)
-    for block in np.split(queries, range(block_size, len(queries), block_size))
+    for block in _blocks(queries, len(keys), block_size)
   ]
   return np.concatenate(parts)
 
@@ -220,6 +255,9 @@ def scores(
       linear_labelled_top1, linear_all_top1: logistic regression on the
       features of the labelled images, of all.
   """
+  labels, truth = (np.where(train.readable, x, -1) for x in (labels, truth))
+  if test is not None:
+    test_truth = np.where(test.readable, test_truth, -1)
   labelled = labels >= 0
   guesses = train.votes if cfg.classifier.detached else train.guesses
   names = ('classifier_top1', 'knn_top1') + (

@@ -26,8 +26,10 @@ from semppl_jax import (
   train_state,
 )
 from semppl_jax import metrics as metrics_lib
+from semppl_jax.data import sources
 
 RESULTS = 'results.json'
+UNREADABLE = 'unreadable.jsonl'  # images that others stood in for, if any
 
 
 def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
@@ -69,12 +71,13 @@ def train(
     training, over all the times that the run was taken up again.
   """
   state, elapsed = restore_or_init(run, saver)
+  unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))
   job = loop.Job(run.cfg, run.setup.total_steps, run.devices, workdir, saver)
   return loop.fit(
     job,
     functools.partial(pretrain_step.train_step, setup=run.setup),
     state,
-    runs.input_batches(run, int(state.step[0])),
+    runs.input_batches(run, int(state.step[0]), unreadable),
     to_portable=train_state.to_portable,
     describe=lambda batch, truth, labels: functools.partial(
       run_log.pretraining, labels=labels, given=batch.labels, truth=truth
@@ -103,17 +106,21 @@ def finish(
 ) -> dict[str, Any]:
   """Evaluates the final state, writes the plots and, last, results.json."""
   begun = time.monotonic()
+  unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))
   embed = lambda source: evaluate.features(
-    state, run.setup.nets, run.cfg, source, run.devices
+    state, run.setup.nets, run.cfg, source, run.devices, unreadable
   )
-  train_features = embed(run.data.train)
+  seen = evaluate.rows_to_judge(
+    run.labels, run.cfg.evaluation.train_images, run.cfg.seed
+  )
+  train_features = embed(sources.Rows(run.data.train, seen))
   test = run.data.test
   test_features = None if test is None else embed(test)
   scores = evaluate.scores(
     train_features,
     test_features,
-    labels=run.labels,
-    truth=run.data.train.labels,
+    labels=run.labels[seen],
+    truth=run.data.train.labels[seen],
     test_truth=None if test is None else test.labels,
     cfg=run.cfg,
   )
@@ -126,6 +133,7 @@ def finish(
   step = int(state.step[0])
   results = {'step': step} | scores | {
       'num_labels': int(np.sum(run.labels >= 0)),
+      'unreadable_images': len(unreadable),
       'seconds': seconds,
       'evaluation_seconds': time.monotonic() - begun,
       'images_per_second': step * run.cfg.batch_size / max(seconds, 1e-9),

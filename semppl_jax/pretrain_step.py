@@ -76,7 +76,9 @@ def train_step(
   """
   cfg, nets = setup.cfg, setup.nets
   keys = step_keys(base_key, state.step, len(batch.labels))
-  views = views_lib.make_views(keys.views, batch.images, cfg.views)
+  views = views_lib.make_views(
+    keys.views, batch.images, cfg.views, batch.sizes, batch.masks
+  )
 
   # Target network: large views only. Its projections are every loss's
   # candidates and, where the image is labelled, the queue's newest entries.

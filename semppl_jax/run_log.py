@@ -1,5 +1,9 @@
 """What a run tells while it goes on: progress bar, metrics, and alarm."""
 
+import contextlib
+import json
+import os
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +52,36 @@ def pretraining(
     shown['pseudo-labels'] = f'{accuracy:.1%}'
   row = without_empty_means(scalars, given)
   return row | {'pseudo_label_accuracy': accuracy}, shown
+
+
+class Unreadable:
+  """Counts and tells of images that cannot be decoded.
+
+  Args:
+    path: of a file that gets a JSON line for each, also from earlier processes
+      of the run; None: no file.
+  """
+
+  def __init__(self, path: str | os.PathLike | None = None):
+    self._path = path and pathlib.Path(path)
+    self._names: set[str] = set()
+    if self._path and self._path.exists():
+      for line in self._path.read_text(encoding='utf-8').splitlines():
+        with contextlib.suppress(ValueError, KeyError):  # cut off by a kill
+          self._names.add(json.loads(line)['name'])
+
+  def __len__(self) -> int:
+    return len(self._names)
+
+  def __call__(self, name: str, reason: str) -> None:
+    """Tells of one image, the first time."""
+    if name in self._names:
+      return
+    self._names.add(name)
+    say(f'{name} cannot be decoded: {reason} ({len(self)} so far)')
+    if self._path:
+      with self._path.open('a', encoding='utf-8') as file:
+        file.write(json.dumps({'name': name, 'reason': reason}) + '\n')
 
 
 class Log:

@@ -11,7 +11,7 @@ import optax
 
 from semppl_jax import config, optimizers, parallel, pretrain_step, schedules
 from semppl_jax import networks as networks_lib
-from semppl_jax.data import pipeline, sources, subsets
+from semppl_jax.data import datasets, pipeline, sources, subsets
 from semppl_jax.errors import UserError
 
 
@@ -21,6 +21,7 @@ class Run(NamedTuple):
   cfg: ml_collections.FrozenConfigDict
   data: sources.Dataset
   labels: np.ndarray  # [N] int32 labels that training sees, -1: none
+  images: pipeline.Images  # how training images become arrays
   setup: pretrain_step.Setup
   devices: list[jax.Device]
 
@@ -30,12 +31,13 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
   devices = parallel.some_devices(cfg.num_devices)
   config.validate(cfg, len(devices))
   frozen = ml_collections.FrozenConfigDict(cfg)
-  data = sources.load(frozen.dataset)
-  labels = subsets.visible_labels(cfg.labels, data)
+  data = datasets.load(frozen.dataset)
+  labels = subsets.visible_labels(cfg.labels, data, cfg.dataset.path)
   if config.uses_labels(cfg) and not np.any(labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
-      'training image, but labels.per_class, .fraction or .file is set.'
+      'training image, but labels.per_class, .fraction, .file or .subset is '
+      'set.'
     )
   to_steps = functools.partial(
     schedules.to_steps,
@@ -61,7 +63,8 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
     total_steps=to_steps(cfg.num_epochs),
     warmup_steps=to_steps(cfg.optimizer.warmup_epochs),
   )
-  return Run(frozen, data, labels, setup, devices)
+  images = pipeline.whole(frozen.dataset, data)
+  return Run(frozen, data, labels, images, setup, devices)
 
 
 def build_optimizer(
@@ -79,7 +82,9 @@ def build_optimizer(
   return optimizers.build(opt.name, **own.get(opt.name, {}))
 
 
-def input_batches(run: Run, start: int) -> Iterator[tuple[Any, np.ndarray]]:
+def input_batches(
+  run: Run, start: int, on_unreadable: pipeline.OnUnreadable | None = None
+) -> Iterator[tuple[Any, np.ndarray]]:
   """Host batches from step `start` on: a pure function of seed and step."""
   return pipeline.batches(
     run.data.train,
@@ -92,4 +97,6 @@ def input_batches(run: Run, start: int) -> Iterator[tuple[Any, np.ndarray]]:
     host_count=jax.process_count(),
     labelled_share=run.cfg.labels.share,
     workers=run.cfg.dataset.workers,
+    images=run.images,
+    on_unreadable=on_unreadable,
   )

@@ -11,11 +11,17 @@ import jax
 
 
 class Batch(NamedTuple):
-  """What reaches a device. A label outside the labelled subset never does."""
+  """What reaches a device. A label outside the labelled subset never does.
+
+  Images of many sizes lie whole in the top left corner of arrays of one size,
+  with zeros around them.
+  """
 
   images: jax.Array  # [b, H, W, 3] uint8
   labels: jax.Array  # [b] int32, -1: unlabelled
   ids: jax.Array  # [b] int32, the image's number in its data set
+  sizes: jax.Array | None = None  # [b, 2] int32 height, width; None: [H, W]
+  masks: jax.Array | None = None  # [b, H, W] bool foreground; None: no masks
 
 
 class Views(NamedTuple):

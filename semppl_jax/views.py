@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semppl_jax import structs
+from semppl_jax import resampling, structs
 from semppl_jax.errors import UserError
 
 _TRIES = 10  # crop shapes drawn per view; the first that fits is taken
@@ -33,19 +33,32 @@ _DRAWS = {
   'sigma': 1,
   'solarize': 1,
 }
+# Draws of their own: they came later, and what runs without masks saw stands.
+_SALIENCY = 2**16
 
 
-def make_views(keys: jax.Array, images: jax.Array, cfg) -> structs.Views:
+def make_views(
+  keys: jax.Array,
+  images: jax.Array,
+  cfg,
+  sizes: jax.Array | None = None,
+  masks: jax.Array | None = None,
+) -> structs.Views:
   """Draws all views of a batch.
 
   Large views alternate between type A and type B, and so do small ones; the
-  types differ in the probabilities of blur and of solarize.
+  types differ in the probabilities of blur and of solarize. With masks, some
+  large views see the foreground alone, on mid-grey (ReLICv2's saliency masking;
+  how often is our setting).
 
   Args:
     keys: [b] typed keys, one per image. Views number 0..V_L-1 are the large
       ones, V_L..V-1 the small ones.
     images: [b, H, W, 3] uint8.
     cfg: the `views` section of the config.
+    sizes: [b, 2] height and width of each image, which lies in the top left
+      corner of its array; None: images fill their arrays.
+    masks: [b, H, W] bool, the foreground; None: nothing is masked.
 
   Returns:
     Views, float32 in [0, 1].
@@ -61,53 +74,53 @@ def make_views(keys: jax.Array, images: jax.Array, cfg) -> structs.Views:
       f'of shape {images.shape[:1]}, one per image.'
     )
 
-  def draw(number, key):
-    key = jax.random.fold_in(key, number)
-    return jax.random.uniform(key, (sum(_DRAWS.values()),))
-
   numbers = jnp.arange(cfg.num_large + cfg.num_small)
-  over_images = jax.vmap(draw, in_axes=(None, 0))
-  draws = jax.vmap(over_images, in_axes=(0, None))(numbers, keys)  # [V, b, n]
+  draws = _draw(keys, numbers, sum(_DRAWS.values()))  # [V, b, n]
   large, small = draws[: cfg.num_large], draws[cfg.num_large :]
   images = images.astype(jnp.float32) / 255
-  return structs.Views(
-    _of_one_size(large, images, cfg.large_size, cfg.large_area, cfg),
-    _of_one_size(small, images, cfg.small_size, cfg.small_area, cfg),
+  if sizes is None:
+    sizes = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
+  sizes = sizes.astype(jnp.float32)
+  small_views = _of_one_size(
+    small, images, sizes, None, cfg.small_size, cfg.small_area, cfg
   )
-
-
-def resize(images: jax.Array, size: int) -> jax.Array:
-  """Whole images, bicubic without antialiasing: no randomness, for evaluation.
-
-  Args:
-    images: [n, H, W, 3] uint8; an image that is not square is stretched.
-    size: the side of the result, in pixels.
-
-  Returns:
-    [n, size, size, 3] float32 in [0, 1].
-
-  Raises:
-    UserError: if images have another rank or dtype.
-  """
-  _check_images(images)
-  shape = (len(images), size, size, 3)
-  images = images.astype(jnp.float32) / 255
-  return jnp.clip(
-    jax.image.resize(images, shape, 'cubic', antialias=False), 0, 1
+  hide = None
+  if masks is not None and cfg.saliency:
+    drawn = _draw(keys, _SALIENCY + numbers[: cfg.num_large], 1)[..., 0]
+    hide = drawn < cfg.saliency  # [V_L, b]
+    # The background goes before the crop (our setting). Cropping is linear, so
+    # that both are cropped at once, and one is chosen after it.
+    foreground = jnp.where(masks[..., None], images, 0.5)
+    images = jnp.concatenate([images, foreground], axis=-1)  # [b, H, W, 6]
+  large_views = _of_one_size(
+    large, images, sizes, hide, cfg.large_size, cfg.large_area, cfg
   )
+  return structs.Views(large_views, small_views)
 
 
-def _of_one_size(draws, images, size, area, cfg):
+def _draw(keys: jax.Array, numbers: jax.Array, count: int) -> jax.Array:
+  """Uniform numbers for views and images: [b] keys, [v] -> [v, b, count]."""
+
+  def draw(number, key):
+    return jax.random.uniform(jax.random.fold_in(key, number), (count,))
+
+  over_images = jax.vmap(draw, in_axes=(None, 0))
+  return jax.vmap(over_images, in_axes=(0, None))(numbers, keys)
+
+
+def _of_one_size(draws, images, sizes, hide, size, area, cfg):
   """Views [v, b, size, size, 3] of all images, from their numbers [v, b, n]."""
   if not len(draws):
     return jnp.zeros((0, len(images), size, size, 3))
   one = functools.partial(_view, size=size, area=area, cfg=cfg)
-  over_images = jax.vmap(one, in_axes=(0, 0, None))
+  per_image = None if hide is None else 0
+  over_images = jax.vmap(one, in_axes=(0, 0, 0, per_image, None))
   types = jnp.arange(len(draws)) % 2  # A, B, A, B, ..
-  return jax.vmap(over_images, in_axes=(None, 0, 0))(images, draws, types)
+  over_views = jax.vmap(over_images, in_axes=(None, None, 0, per_image, 0))
+  return over_views(images, sizes, draws, hide, types)
 
 
-def _view(image, draws, kind, *, size, area, cfg):
+def _view(image, shape, draws, hide, kind, *, size, area, cfg):
   """One view [size, size, 3] of one image; what can never act is left out."""
   ends = np.cumsum(list(_DRAWS.values()))[:-1]
   draw = dict(zip(_DRAWS, jnp.split(draws, ends)))
@@ -115,10 +128,10 @@ def _view(image, draws, kind, *, size, area, cfg):
   def maybe(name, probability, changed):
     return jnp.where(draw[name] < probability, changed, image)
 
-  window = random_window(
-    draw['shape'], draw['corner'], image.shape[:2], area, cfg.aspect
-  )
-  image = crop(image, window, size=size, antialias=cfg.antialias)
+  window = random_window(draw['shape'], draw['corner'], shape, area, cfg.aspect)
+  image = crop(image, window, shape, size=size, antialias=cfg.antialias)
+  if hide is not None:
+    image = jnp.where(hide, image[..., 3:], image[..., :3])
   if cfg.flip:
     image = maybe('flip', cfg.flip, pix.flip_left_right(image))
   strengths = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
@@ -141,7 +154,7 @@ def _view(image, draws, kind, *, size, area, cfg):
 def random_window(
   shapes: jax.Array,
   corner: jax.Array,
-  size: tuple[int, int],
+  size: jax.Array,
   area: tuple[float, float],
   aspect: tuple[float, float],
 ) -> jax.Array:
@@ -154,7 +167,7 @@ def random_window(
   Args:
     shapes: [2 tries] uniform numbers in [0, 1).
     corner: [2] uniform numbers in [0, 1).
-    size: height and width of the image.
+    size: [2] height and width of the image.
     area: lowest and highest share of the image that the window covers.
     aspect: lowest and highest width / height.
 
@@ -173,24 +186,30 @@ def random_window(
 
 
 def crop(
-  image: jax.Array, window: jax.Array, *, size: int, antialias: bool = False
+  image: jax.Array,
+  window: jax.Array,
+  shape: jax.Array,
+  *,
+  size: int,
+  antialias: bool = False,
 ) -> jax.Array:
-  """Bicubic resampling (Keys, a = -0.5) of a window, as two matrix products.
+  """Bicubic resampling (Keys, a = -0.5) of a window.
 
   Beyond the window's edge the kernel sees the image itself.
 
   Args:
-    image: [H, W, 3] float.
+    image: [H, W, c] float.
     window: [4] top, left, height, width, in pixels, need not be whole.
+    shape: [2] height and width of the image, in the array's top left corner.
     size: the side of the result.
     antialias: whether the kernel widens where the window shrinks.
 
   Returns:
-    [size, size, 3], clipped to [0, 1], for the kernel overshoots.
+    [size, size, c], clipped to [0, 1], for the kernel overshoots.
   """
-  shape, scale = (size, size, 3), size / window[2:]
-  image = jax.image.scale_and_translate(
-    image, shape, (0, 1), scale, -window[:2] * scale, 'cubic', antialias
+  bounds = jnp.concatenate([jnp.zeros(2), shape])
+  image = resampling.resample(
+    image, window, bounds, size=size, antialias=antialias
   )
   return jnp.clip(image, 0, 1)
 

@@ -9,7 +9,8 @@ release_checkpoint_tiny.pkl, one device, six steps of 8 images (RandomState(0),
 as test_classifier_step makes them) in order, its data set replaced by them;
 'frozen' with base learning rate 3.0, 'fine_tuned' (freeze_backbone=False) with
 0.3. release_linear_eval.pkl: what its Checkpointer wrote after 'frozen'.
-eval_crops.npz: its evaluation crops, every seventh row and column.
+eval_crops.npz: its evaluation crops of the files in jpeg/, each seventh row and
+column.
 """
 
 import pathlib

@@ -1,70 +1,30 @@
-"""The release's crops: against its own numbers, and by hand."""
+"""The release's training crops, by hand. Its test crop: test_images."""
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import crops
+from semppl_jax import crops, resampling
 from semppl_jax.errors import UserError
-
-
-@pytest.fixture(scope='module')
-def release():
-  return golden.load('eval_crops.npz')
-
-
-@pytest.mark.parametrize('name', ['img_w64_h64.jpg', 'img_w640_h427.jpg'])
-def test_center_crops_equal_the_releases(release, name):
-  """One that is enlarged, one that is shrunk (so antialiasing would show).
-
-  The release's crop is put back into an image of noise: what lies beyond the
-  window must not be seen. Tolerance: TensorFlow rounds the kernel's offset.
-  """
-  height, width = release[f'{name}|shape']
-  top, left, side, _ = release[f'{name}|window']
-  noise = np.random.RandomState(0).randint(0, 256, (height, width, 3))
-  image = noise.astype(np.uint8)
-  image[top : top + side, left : left + side] = release[f'{name}|crop']
-  found = np.asarray(crops.center_crops(image[None], size=224)[0])
-  every = release['every']  # rows and columns that the file keeps
-  np.testing.assert_allclose(
-    found[every][:, every], release[f'{name}|image'], atol=1.5e-3
-  )
-  np.testing.assert_allclose(
-    found.mean((0, 1)), release[f'{name}|mean'], atol=1e-4
-  )
-
-
-def test_every_window_of_the_release(release):
-  """Found from the pixels: the first and last that are seen."""
-  for key in release:
-    name, _, what = key.partition('|')
-    if what != 'window':
-      continue
-    height, width = release[f'{name}|shape']
-    top, left, side, _ = release[key]
-    inside = np.zeros((height, width, 3), np.uint8)
-    inside[top : top + side, left : left + side] = 255
-    assert np.asarray(crops.center_crops(inside[None], size=32)).min() == 1
-    outside = np.asarray(crops.center_crops(255 - inside[None], size=32))
-    assert outside.max() == 0, name
 
 
 def test_resampling_equals_jaxs_of_the_cut_window():
   image = np.random.RandomState(1).randint(0, 256, (20, 30, 3)).astype(np.uint8)
   for window in ((0, 0, 20, 30), (3, 5, 7, 11), (19, 29, 1, 1), (2, 0, 18, 4)):
     top, left, height, width = window
-    found = crops.resample(image, jnp.array(window, jnp.float32), size=16)
+    where = jnp.array(window, jnp.float32)
+    found = resampling.resample(image / np.float32(255), where, where, size=16)
     cut = image[top : top + height, left : left + width] / np.float32(255)
     wanted = jax.image.resize(cut, (16, 16, 3), 'cubic', antialias=False)
-    np.testing.assert_allclose(found, np.clip(wanted, 0, 1), atol=2e-6)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
 
 
 def test_random_windows_by_hand():
   window = lambda *draws, area=(0.25, 1.0), aspect=(0.5, 2.0): np.asarray(
-    crops.random_window(jnp.array(draws), (40, 60), area=area, aspect=aspect)
+    crops.random_window(
+      jnp.array(draws), jnp.array([40.0, 60.0]), area=area, aspect=aspect
+    )
   )
   # Area 0.25 x 2400 = 600 pixels, aspect 1: 24.49 rounds to 24.
   np.testing.assert_array_equal(window(0.0, 0.5, 0.0, 0.0), [0, 0, 24, 24])
@@ -82,7 +42,7 @@ def test_random_windows_lie_inside_and_spread():
   draws = jax.random.uniform(jax.random.key(0), (2000, 4))
   window = jax.vmap(
     lambda d: crops.random_window(
-      d, (32, 48), area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)
+      d, jnp.array([32.0, 48.0]), area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)
     )
   )(draws)
   top, left, height, width = np.asarray(window).T
@@ -107,7 +67,24 @@ def test_an_images_crop_depends_on_its_key_alone():
   assert np.any(whole != plain) and np.any(whole != flipped)
 
 
+def test_crops_of_many_sizes_are_those_of_each_image_alone():
+  """Noise around an image, which lies in a corner, is not seen."""
+  random = np.random.RandomState(3)
+  canvas = random.randint(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+  sizes = np.array([[16, 16], [7, 12], [1, 1]], np.int32)
+  keys = jax.random.split(jax.random.key(1), 3)
+  found = crops.train_crops(keys, canvas, size=8, sizes=sizes)
+  for i, (height, width) in enumerate(sizes):
+    alone = canvas[i : i + 1, :height, :width]
+    wanted = crops.train_crops(keys[i : i + 1], alone, size=8)
+    np.testing.assert_allclose(found[i], wanted[0], atol=1e-5)
+
+
 @pytest.mark.parametrize('shape', [(8, 8, 3), (1, 8, 8, 1), (1, 8, 8, 3)])
 def test_what_is_no_uint8_image_is_refused(shape):
   with pytest.raises(UserError, match='must be uint8'):
-    crops.center_crops(np.zeros(shape, np.float32), size=4)
+    crops.train_crops(
+      jax.random.split(jax.random.key(0), 1),
+      np.zeros(shape, np.float32),
+      size=4,
+    )

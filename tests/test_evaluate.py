@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from semppl_jax import evaluate, passes, runs, train_state
+from semppl_jax.data import sources
 from tests import tiny
 
 
@@ -75,7 +76,7 @@ def test_linear_probe_separates_what_is_separable():
 def _features(rows):
   rows = np.asarray(rows, np.float32)
   votes = np.arange(len(rows), dtype=np.int32) % 2
-  return evaluate.Features(rows, votes, 1 - votes)
+  return evaluate.Features(rows, votes, 1 - votes, np.ones(len(rows), bool))
 
 
 def test_scores_by_hand():
@@ -141,7 +142,7 @@ def test_features_are_in_order_for_any_number_of_devices():
   assert len(np.unique(images.reshape(40, -1), axis=0)) == 40
   alone = evaluate.features(
     train_state.from_portable(whole, 1), run.setup.nets, run.cfg,
-    [run.data.train[2]], jax.devices()[:1],
+    sources.Rows(run.data.train, np.array([2])), jax.devices()[:1],
   )  # fmt: skip
   np.testing.assert_allclose(alone.embeddings[0], one.embeddings[2], atol=1e-5)
   assert isinstance(run, runs.Run)

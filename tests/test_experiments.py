@@ -10,8 +10,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tfds_data
 
 from experiments import (
+  cifar10,
   digits,
   digits_contrastive,
   digits_relicv2,
@@ -20,9 +22,19 @@ from experiments import (
   eval_knn,
   eval_linear,
   eval_semi_supervised,
-  imagenet_resnet50,
+  imagenet,
+  stl10,
 )
-from semppl_jax import config, eval_config, parallel, pretrain_step, runs
+from semppl_jax import (
+  config,
+  eval_config,
+  parallel,
+  pretrain,
+  pretrain_step,
+  released,
+  runs,
+  schedules,
+)
 from tests import tiny
 
 _FOLDER = pathlib.Path(digits.__file__).parent
@@ -53,15 +65,15 @@ def test_variants_of_evaluations(task):
   module = _EVALUATIONS[task]
   assert set(_EVALUATIONS) == set(eval_config.TASKS)
   for variant, labels in (
-    ('imagenet_1pct', (0, 0.01)),
-    ('imagenet_10pct', (0, 0.1)),
-    ('imagenet', (0, 0.0)),
-    ('digits_20', (2, 0.0)),
-    ('digits', (0, 0.0)),
+    ('imagenet_1pct', (0, 'imagenet2012_subset/1pct')),
+    ('imagenet_10pct', (0, 'imagenet2012_subset/10pct')),
+    ('imagenet', (0, '')),
+    ('digits_20', (2, '')),
+    ('digits', (0, '')),
   ):
     cfg = module.get_config(variant)
     assert cfg.task == task
-    assert (cfg.labels.per_class, cfg.labels.fraction) == labels
+    assert (cfg.labels.per_class, cfg.labels.subset) == labels
   with pytest.raises(ValueError, match="'mnist'; known: imagenet, "):
     module.get_config('mnist')
 
@@ -116,19 +128,72 @@ def test_supervised_has_the_same_labels_and_no_other_term():
 
 
 def test_imagenet_has_the_papers_setting():
-  for variant, fraction in (('1pct', 0.01), ('10pct', 0.1)):
-    cfg = imagenet_resnet50.get_config(variant)
-    assert cfg.labels.fraction == fraction
-    assert cfg.optimizer.name == 'lars'
+  for variant in imagenet.VARIANTS:
+    cfg = imagenet.get_config(variant)
+    assert cfg.optimizer.name == 'lars' and cfg.dataset.name == 'imagenet2012'
     assert cfg.batch_size == 4096 and cfg.queue.capacity == 81_920
-    steps = 300 * 1_281_167 // 4096
-    assert abs(steps - 93_800) < 100
+    for num_devices in (1, 8, 256):
+      config.validate(cfg, num_devices)
+  steps = schedules.to_steps(300, num_examples=1_281_167, batch_size=4096)
+  assert steps == 93_834  # as its lab note says; the paper: 93.8k
+  with pytest.raises(ValueError, match="did you mean 'resnet_50_2x_1pct'"):
+    imagenet.get_config('resnet_50_2x_1')
+
+
+def test_one_variant_for_each_released_checkpoint():
+  found = set()
+  for variant in imagenet.VARIANTS:
+    cfg = imagenet.get_config(variant)
+    labels = cfg.labels.subset.removeprefix('imagenet2012_subset/')
+    net = cfg.encoder
+    found.add((net.name, net.width, net.selective_kernels, labels))
+  wanted = {
+    (
+      entry['encoder'], entry['width'], entry['selective_kernels'],
+      entry['labels'].replace('%', 'pct'),
+    )
+    for entry in released.manifest()
+  }  # fmt: skip
+  assert found == wanted and len(found) == 14
+
+
+@pytest.mark.parametrize(
+  'name, splits, module, changes',
+  [
+    ('cifar10', {'train': range(10), 'test': range(4)}, cifar10, {}),
+    (
+      'stl10',
+      {'train': range(10), 'test': range(4), 'unlabelled': [-1] * 20},
+      stl10,
+      {'views.large_size': 32, 'views.small_size': 24},
+    ),
+  ],
+)
+@pytest.mark.long
+def test_one_gpu_experiments_run_on_images_in_their_format(
+  name, splits, module, changes, tmp_path
+):
+  examples = {
+    split: tfds_data.examples(name, labels, split=split)
+    for split, labels in splits.items()
+  }
+  tfds_data.write(tmp_path, name, examples)
+  cfg = module.get_config()
+  cfg.update(batch_size=12, num_epochs=2.0, num_devices=2, progress=False)
+  cfg.dataset.path = str(tmp_path)
+  cfg.encoder.update(name='tiny', projector_hidden=16)
+  cfg.update_from_flattened_dict(changes)
+  results = pretrain.pretrain(cfg, str(tmp_path / 'run'))
+  total = sum(len(x) for k, x in splits.items() if k != 'test')
+  assert results['step'] == 2 * total // 12
+  assert results['num_labels'] == 10
 
 
 @pytest.mark.long
 def test_imagenets_step_runs_on_synthetic_batches():
   """ResNet-50, LARS, its schedule and all views, at tiny sizes."""
-  cfg = imagenet_resnet50.get_config('10pct')
+  cfg = imagenet.get_config('resnet_50_1x_10pct')
+  cfg.labels.subset = ''
   cfg.update(batch_size=12, num_epochs=2.0, num_devices=2)
   cfg.dataset.update(name='synthetic', num_examples=24, image_size=40)
   cfg.labels.fraction = 0.5

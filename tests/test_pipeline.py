@@ -1,10 +1,12 @@
 import functools
+import io
 import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
 from semppl_jax.data import order, pipeline, sources
 from semppl_jax.errors import UserError
@@ -41,7 +43,7 @@ def all_hosts(size, hosts, **kwargs):
     one_host(size, host_index=h, host_count=hosts, **kwargs)
     for h in range(hosts)
   ]
-  flat = [[(*batch, truth) for batch, truth in part] for part in parts]
+  flat = [[(*batch[:3], truth) for batch, truth in part] for part in parts]
   return [
     tuple(np.concatenate(arrays) for arrays in zip(*step))
     for step in zip(*flat)
@@ -93,7 +95,7 @@ def test_workers_change_nothing(parsed_flags):
   source, labels = make(61)
   settings = dict(seed=0, batch_size=24, host_index=1, host_count=2, **run)
   seen = [
-    (*(np.array(x) for x in batch), np.array(truth))
+    (*(np.array(x) for x in batch[:3]), np.array(truth))
     for batch, truth in pipeline.batches(source, labels, workers=2, **settings)
   ]
   expected = [tuple(x[12:] for x in step) for step in all_hosts(61, 1, **run)]
@@ -268,3 +270,190 @@ def test_order_is_frozen():
   assert rows == [4, 9, 7, 3, 5, 6, 0, 8, 1, 2, 4, 9, 2, 6, 0, 3, 1, 5, 7, 8]
   rows = [order.row(i, num_rows=1_281_167, seed=0) for i in range(4)]
   assert rows == [259357, 1047460, 474112, 804728]
+
+
+# -- encoded images --
+
+
+def encoded(sizes, broken=()):
+  """PNG files of these sizes; the pixels of image i are i; some broken."""
+  files = []
+  for i, size in enumerate(sizes):
+    file = io.BytesIO()
+    Image.fromarray(np.full((*size, 3), i, np.uint8)).save(file, 'PNG')
+    whole = file.getvalue()
+    files.append(whole[: len(whole) // 2] if i in broken else whole)
+  names = [f'{i}.png' for i in range(len(sizes))]
+  labels = np.arange(len(sizes)) % 3
+  return sources.Records(labels, files.__getitem__, True, names)
+
+
+SIZES = [(6, 9), (9, 6), (3, 3), (40, 20), (1, 1), (8, 9), (2, 7)]
+CANVAS = pipeline.Images(canvas=(10, 10))
+
+
+def read_encoded(source, labels=None, batch_size=14, steps=1, **kwargs):
+  return list(
+    pipeline.batches(
+      source,
+      source.labels if labels is None else labels,
+      seed=0, batch_size=batch_size, start_step=0, num_steps=steps, **kwargs,
+    )
+  )  # fmt: skip
+
+
+def test_images_of_many_sizes_lie_in_a_corner():
+  ((batch, _),) = read_encoded(encoded(SIZES), images=CANVAS)
+  assert batch.images.shape == (14, 10, 10, 3)
+  assert batch.sizes.dtype == np.int32 and batch.masks is None
+  assert sorted(batch.ids) == sorted(list(range(7)) * 2)
+  for image, (height, width), i in zip(batch.images, batch.sizes, batch.ids):
+    expected = (10, 5) if i == 3 else SIZES[i]  # the large one is shrunk
+    assert (height, width) == expected
+    assert np.all(image[:height, :width] == i)
+    assert not image[height:].any() and not image[:, width:].any()
+
+
+def test_middle_crops_in_order():
+  source = encoded(SIZES)
+  crop = pipeline.Images(crop=(4, 1.0))
+  found = list(pipeline.in_order(source, batch_size=3, images=crop))
+  assert [len(known) for _, known in found] == [3, 3, 1]
+  images = np.concatenate([arrays for arrays, _ in found])
+  assert images.dtype == np.float32 and images.shape == (7, 4, 4, 3)
+  expected = np.arange(7)[:, None, None, None] / 255
+  np.testing.assert_allclose(
+    images, np.broadcast_to(expected, images.shape), atol=1e-6
+  )
+  assert all(known.all() for _, known in found)
+
+
+@pytest.mark.parametrize('size, batch_size', [(7, 3), (6, 3), (2, 5), (9, 2)])
+def test_workers_keep_the_order_of_evaluation(parsed_flags, size, batch_size):
+  source = encoded([(2, 2)] * size)
+  crop = pipeline.Images(crop=(2, 1.0))
+  found = list(
+    pipeline.in_order(source, batch_size=batch_size, images=crop, workers=2)
+  )
+  pixels = np.concatenate([arrays[:, 0, 0, 0] for arrays, _ in found])
+  np.testing.assert_allclose(pixels, np.arange(size) / 255)
+
+
+# -- images that cannot be decoded --
+
+
+def test_a_broken_image_is_replaced_by_another_and_told_of_once():
+  source = encoded([(2, 2)] * 7, broken=(2, 5))
+  labels = np.array([0, -1, 2, -1, 1, -1, -1])
+  told = []
+  found = read_encoded(
+    source, labels, batch_size=7, steps=4, images=CANVAS,
+    on_unreadable=lambda name, reason: told.append((name, reason)),
+  )  # fmt: skip
+  assert sorted(name for name, _ in told) == ['2.png', '5.png']
+  assert all(reason and '\n' not in reason for _, reason in told)
+  for batch, truth in found:
+    # The next image stands in, with its own label and truth, not the other's.
+    assert sorted(batch.ids) == [0, 1, 3, 3, 4, 6, 6]
+    np.testing.assert_array_equal(batch.labels, labels[batch.ids])
+    np.testing.assert_array_equal(truth, source.labels[batch.ids])
+    np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.ids)
+
+
+def test_a_labelled_image_is_replaced_by_a_labelled_one():
+  source = encoded([(2, 2)] * 7, broken=(4,))
+  labels = np.array([0, -1, -1, -1, 1, -1, -1])
+  for batch, _ in read_encoded(
+    source, labels, batch_size=4, steps=5, images=CANVAS, labelled_share=0.5
+  ):
+    assert np.sum(batch.labels >= 0) == 2 and 4 not in batch.ids
+  with pytest.raises(UserError, match='0.png|4.png'):
+    read_encoded(
+      encoded([(2, 2)] * 7, broken=(0, 4)), labels, batch_size=4, steps=5,
+      images=CANVAS, labelled_share=0.5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('hosts', [2, 7])
+def test_stand_ins_do_not_depend_on_hosts_start_and_workers(
+  hosts, parsed_flags
+):
+  source = encoded([(2, 2)] * 7, broken=(2, 3, 5))
+  run = functools.partial(
+    pipeline.batches, source, source.labels, seed=0, batch_size=14,
+    images=CANVAS,
+  )  # fmt: skip
+  whole = np.stack([b.ids for b, _ in run(start_step=0, num_steps=3)])
+  parts = [
+    np.stack([
+      b.ids
+      for b, _ in run(start_step=1, num_steps=2, host_index=h, host_count=hosts)
+    ])
+    for h in range(hosts)
+  ]  # fmt: skip
+  np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole[1:])
+  if hosts == 2:
+    told = []
+    mine = run(
+      start_step=0, num_steps=3, workers=2,
+      on_unreadable=lambda name, _: told.append(name),
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.stack([b.ids for b, _ in mine]), whole)
+    assert sorted(told) == ['2.png', '3.png', '5.png']
+
+
+def test_on_corrupt_error_stops_and_names_the_image():
+  source = encoded([(2, 2)] * 7, broken=(3,))
+  images = pipeline.Images(canvas=(4, 4), on_corrupt='error')
+  with pytest.raises(UserError, match='3.png cannot be decoded: '):
+    read_encoded(source, images=images)
+  crop = pipeline.Images(crop=(2, 1.0), on_corrupt='error')
+  with pytest.raises(UserError, match='3.png cannot be decoded'):
+    list(pipeline.in_order(source, batch_size=3, images=crop))
+
+
+def test_a_disk_that_is_gone_is_no_accident():
+  source = encoded([(2, 2)] * 7, broken=range(7))
+  with pytest.raises(UserError, match='100 images in a row cannot be decoded'):
+    read_encoded(source, images=CANVAS)
+
+
+def test_evaluation_leaves_broken_images_out():
+  source = encoded([(2, 2)] * 5, broken=(1, 4))
+  crop = pipeline.Images(crop=(2, 1.0))
+  told = []
+  found = list(
+    pipeline.in_order(
+      source, batch_size=2, images=crop,
+      on_unreadable=lambda name, _: told.append(name),
+    )
+  )  # fmt: skip
+  known = np.concatenate([known for _, known in found])
+  assert known.tolist() == [True, False, True, True, False]
+  assert not found[0][0][1].any() and told == ['1.png', '4.png']
+
+
+# -- masks --
+
+
+class FakeMasks:
+  """The left half of the image; none for image 2."""
+
+  def read(self, image_id):
+    if image_id == 2:
+      return None
+    return np.array([[True, False]])
+
+
+def test_masks_are_joined_by_id_and_lie_on_the_canvas():
+  images = pipeline.Images(canvas=(10, 10), masks=FakeMasks())
+  ((batch, _),) = read_encoded(encoded(SIZES), images=images)
+  assert batch.masks.shape == (14, 10, 10) and batch.masks.dtype == bool
+  for mask, (height, width), i in zip(batch.masks, batch.sizes, batch.ids):
+    expected = np.zeros((10, 10), bool)
+    half = np.arange(width) < width / 2 - 0.5 + (width % 2 == 0) * 0.5
+    expected[:height, :width] = True if i == 2 else half
+    agree = np.mean(mask == expected)
+    assert agree > 0.9 and not mask[height:].any() and not mask[:, width:].any()
+    if i == 2:
+      assert mask[:height, :width].all()

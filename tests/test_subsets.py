@@ -1,7 +1,10 @@
+import types
+
 import numpy as np
 import pytest
 from absl import logging
 
+from semppl_jax import config
 from semppl_jax.data import subsets
 from semppl_jax.errors import UserError
 
@@ -133,7 +136,12 @@ KNOWN = np.arange(12) % 3
 def listed(tmp_path, text, labels=KNOWN, names=NAMES):
   path = tmp_path / 'list.txt'
   path.write_bytes(text.encode('utf-8', 'surrogateescape'))
-  return subsets.select_listed(labels, names, str(path))
+  data = types.SimpleNamespace(
+    train=types.SimpleNamespace(labels=labels, names=names)
+  )
+  cfg = config.default().labels
+  cfg.file = str(path)
+  return subsets.visible_labels(cfg, data)
 
 
 def test_a_list_as_simclrs(tmp_path):
@@ -171,7 +179,7 @@ def test_lists_that_do_not_fit(text, words, tmp_path):
 def test_a_list_that_is_not_there(tmp_path):
   for path in (tmp_path / 'none', tmp_path, '~nobody_of_this_name/x'):
     with pytest.raises(UserError, match='cannot be read'):
-      subsets.select_listed(KNOWN, NAMES, str(path))
+      subsets.read_list(str(path))
 
 
 def test_names_that_fit_several_images_and_images_without_label(tmp_path):

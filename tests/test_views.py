@@ -29,8 +29,15 @@ LUMA = np.array([0.2989, 0.5870, 0.1140], np.float32)
 # Compiled whole: many small operations take longer one by one.
 adjust_hsv = jax.jit(views.adjust_hsv)
 blur = jax.jit(views.blur, static_argnames='radius')
-crop = jax.jit(views.crop, static_argnames=('size', 'antialias'))
-resize = jax.jit(views.resize, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnames=('size', 'antialias'))
+def crop(image, window, *, size, antialias=False):
+  """Of an image that fills its array."""
+  shape = jnp.array(image.shape[:2], jnp.float32)
+  return views.crop(image, window, shape, size=size, antialias=antialias)
+
+
 jax_resize = jax.jit(jax.image.resize, static_argnums=(1, 2, 3))
 ADJUST = (
   (jax.jit(pix.adjust_brightness), 0),
@@ -151,16 +158,28 @@ def test_a_crop_of_everything_is_a_resize(size, antialias):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
 
 
-def test_resize_is_bicubic_without_antialias_and_clipped():
-  images = photos(2, 12, 10)
-  images[:, 4:8, 4:8], images[:, 8:, 4:8] = 255, 0  # the kernel overshoots here
-  floats = images.astype(np.float32) / 255
-  raw = jax_resize(floats, (2, 7, 7, 3), 'cubic', False)
+def test_a_crop_is_clipped():
+  image = np.zeros((12, 10, 3), np.float32)
+  image[4:8, 4:8] = 1  # the kernel overshoots here
+  raw = jax_resize(image, (7, 7, 3), 'cubic', False)
   assert raw.min() < 0 and raw.max() > 1
-  actual = resize(images, 7)
-  np.testing.assert_allclose(actual, np.clip(raw, 0, 1), rtol=0, atol=1e-6)
-  same = resize(images[:, :10], 10)
-  np.testing.assert_allclose(same, floats[:, :10], rtol=0, atol=1e-6)
+  actual = crop(image, jnp.array([0.0, 0, 12, 10]), size=7)
+  np.testing.assert_allclose(actual, np.clip(raw, 0, 1), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+def test_what_lies_around_an_image_is_not_seen(antialias):
+  """An image in the corner of a larger array crops as it does alone."""
+  image = IMAGE[:20, :13]
+  canvas = np.random.RandomState(0).rand(32, 32, 3).astype(np.float32)
+  canvas[:20, :13] = image
+  for window in ([0, 0, 20, 13], [11.3, 4.2, 8.6, 8.7], [19, 12, 1, 1]):
+    window = jnp.array(window, jnp.float32)
+    alone = crop(image, window, size=9, antialias=antialias)
+    inside = views.crop(
+      canvas, window, jnp.array([20.0, 13.0]), size=9, antialias=antialias
+    )
+    np.testing.assert_allclose(inside, alone, rtol=0, atol=1e-6)
 
 
 # -- windows --
@@ -170,7 +189,9 @@ def windows(number, *args, seed=0):
   random = np.random.RandomState(seed)
   shapes = random.rand(number, 20).astype(np.float32)
   corners = random.rand(number, 2).astype(np.float32)
-  draw = jax.jit(jax.vmap(lambda s, c: views.random_window(s, c, *args)))
+  size, *rest = args
+  size = jnp.array(size, jnp.float32)
+  draw = jax.jit(jax.vmap(lambda s, c: views.random_window(s, c, size, *rest)))
   return np.asarray(draw(shapes, corners))
 
 
@@ -377,15 +398,11 @@ def test_a_view_does_not_depend_on_the_rest_of_batch_and_views(full):
   ],
 )
 def test_wrong_images_are_named(images):
-  for call in (
-    lambda: views.make_views(keys_of(3), images, settings()),
-    lambda: views.resize(images, 8),
-  ):
-    with pytest.raises(errors.UserError) as caught:
-      call()
-    message = str(caught.value)
-    assert str(images.dtype) in message and str(images.shape) in message
-    assert '\n' not in message and 'uint8 [n, height, width, 3]' in message
+  with pytest.raises(errors.UserError) as caught:
+    views.make_views(keys_of(3), images, settings())
+  message = str(caught.value)
+  assert str(images.dtype) in message and str(images.shape) in message
+  assert '\n' not in message and 'uint8 [n, height, width, 3]' in message
 
 
 @pytest.mark.parametrize(
@@ -395,3 +412,78 @@ def test_wrong_keys_are_named(keys):
   with pytest.raises(errors.UserError, match='one per image') as caught:
     views.make_views(keys, np.zeros((2, 8, 8, 3), np.uint8), settings())
   assert str(keys.shape) in str(caught.value)
+
+
+# -- images of many sizes, and saliency masks --
+
+
+def on_canvas(images, side):
+  canvas = np.full((len(images), side, side, 3), 99, np.uint8)
+  for place, image in zip(canvas, images):
+    place[: image.shape[0], : image.shape[1]] = image
+  return canvas, np.array([image.shape[:2] for image in images], np.int32)
+
+
+def test_images_of_many_sizes_are_seen_as_they_are_alone():
+  cfg = settings(**FULL)
+  images = [photos(1, *size)[0] for size in ((24, 24), (13, 30), (32, 9))]
+  canvas, sizes = on_canvas(images, 32)
+  keys = keys_of(3)
+  whole = jax.jit(functools.partial(views.make_views, cfg=cfg))(
+    keys, canvas, sizes=sizes
+  )
+  for i, image in enumerate(images):
+    alone = make(cfg, image[None], keys[i : i + 1])
+    for found, wanted in zip(whole, alone):
+      # Solarize turns rounding about its threshold into a jump.
+      far = np.abs(found[:, i] - wanted[:, 0]) > 1e-4
+      assert far.mean() < 1e-3
+
+
+def masked_views(probability, masks, images=None, **changes):
+  cfg = settings(**STILL | {'large_size': 20, 'num_large': 4} | changes)
+  cfg.saliency = probability
+  images = photos(len(masks), 20, 20) if images is None else images
+  make = jax.jit(functools.partial(views.make_views, cfg=cfg))
+  return images / np.float32(255), make(
+    keys_of(len(masks)), images, masks=masks
+  )
+
+
+def test_masked_background_is_mid_grey():
+  masks = np.zeros((2, 20, 20), bool)
+  masks[0, 5:9, 3:17] = True
+  floats, (large, _) = masked_views(1.0, masks)
+  expected = np.where(masks[..., None], floats, 0.5)
+  for view in large:
+    np.testing.assert_allclose(view, expected, rtol=0, atol=1e-6)
+
+
+def test_the_background_goes_before_the_crop():
+  """At the mask's edge the kernel sees grey, not what was there."""
+  masks = np.zeros((1, 20, 20), bool)
+  masks[:, :, :10] = True
+  floats, (large, _) = masked_views(1.0, masks, large_size=31)
+  hidden = np.where(masks[..., None], floats, np.float32(0.5))
+  wanted = jax_resize(hidden, (1, 31, 31, 3), 'cubic', False)
+  np.testing.assert_allclose(large[0], np.clip(wanted, 0, 1), rtol=0, atol=2e-5)
+
+
+def test_masking_comes_as_often_as_asked_and_to_large_views_alone():
+  masks = np.zeros((200, 20, 20), bool)
+  changes = {'num_small': 2, 'small_size': 20, 'small_area': (1.0, 1.0)}
+  floats, (large, small) = masked_views(0.3, masks, **changes)
+  grey = np.abs(np.asarray(large) - 0.5).max((2, 3, 4)) < 1e-6  # [4, 200]
+  assert abs(grey.mean() - 0.3) < 4 * (0.3 * 0.7 / 800) ** 0.5
+  assert 0 < np.mean(grey[0] & grey[1]) < 0.2  # views draw independently
+  np.testing.assert_allclose(small, np.stack([floats] * 2), rtol=0, atol=1e-6)
+
+
+def test_masks_change_nothing_else():
+  """Same crops and colours with masks of foreground alone, or none."""
+  images, masks = photos(3, 24, 24), np.ones((3, 24, 24), bool)
+  make = jax.jit(functools.partial(views.make_views, cfg=settings(**FULL)))
+  with_masks = make(keys_of(3), images, masks=masks)
+  without = make(keys_of(3), images)
+  for found, wanted in zip(with_masks, without):
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)

@@ -55,6 +55,14 @@ class Order:
     position = step * rest + place - self.num_labelled
     return self._draw(self.others, position, _UNLABELLED)
 
+  def stand_in(self, row: int) -> int:
+    """The next image of the row's own stream: labelled ones are kept apart."""
+    for rows in (self.labelled, self.others):  # both are sorted
+      place = int(np.searchsorted(rows, row))
+      if place < len(rows) and rows[place] == row:
+        return int(rows[(place + 1) % len(rows)])
+    raise ValueError(f'Row {row} is in no stream.')
+
   def _draw(self, rows: np.ndarray, position: int, stream: int) -> int:
     return int(
       rows[row(position, num_rows=len(rows), seed=self.seed, stream=stream)]

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from semppl_jax.data import tfds_files
 from semppl_jax.errors import UserError
 
 
-def visible_labels(cfg: Any, data: Any) -> np.ndarray:
+def visible_labels(cfg: Any, data: Any, path: str = '') -> np.ndarray:
   """The labels that the `labels` section of a config lets training see.
 
   Args:
-    cfg: file, or per_class or fraction, and seed; all empty: no labels.
+    cfg: file, subset, or per_class or fraction, and seed; all empty: no labels.
     data: the data set, a `sources.Dataset`.
+    path: the data set's, where the subset is looked for too.
 
   Returns:
     [N] int32, one for each training image, -1: none.
@@ -24,7 +26,7 @@ def visible_labels(cfg: Any, data: Any) -> np.ndarray:
   Raises:
     UserError: a value out of range, or a list that does not fit the images.
   """
-  if not cfg.file:
+  if not cfg.file and not cfg.subset:
     return select_labels(
       data.train.labels,
       per_class=cfg.per_class,
@@ -32,54 +34,57 @@ def visible_labels(cfg: Any, data: Any) -> np.ndarray:
       seed=cfg.seed,
       class_names=data.class_names,
     )
+  key = 'file' if cfg.file else 'subset'
   if data.train.names is None:
     raise UserError(
-      f'labels.file is {cfg.file}, but the images of this data set have no '
+      f'labels.{key} is {cfg[key]}, but the images of this data set have no '
       'names: set labels.per_class or labels.fraction.'
     )
-  return select_listed(data.train.labels, data.train.names, cfg.file)
+  if cfg.file:
+    wanted = read_list(cfg.file)
+  else:
+    wanted = _names_in_tfds(cfg.subset, path)
+  return select_listed(
+    data.train.labels, data.train.names, wanted, f'labels.{key} {cfg[key]}'
+  )
 
 
 def select_listed(
-  labels: np.ndarray, names: Sequence[str], path: str
+  labels: np.ndarray, names: Sequence[str], wanted: Sequence[str], what: str
 ) -> np.ndarray:
   """Hides all labels but those of the images in a list.
-
-  SimCLR's lists of 1% and 10% of ImageNet are such files.
 
   Args:
     labels: [N] known labels, -1: unknown.
     names: [N] 'CLASS/FILE' or 'FILE'.
-    path: a text file, one name a line; the class may be left out where the
-      file's name tells. A name that stands twice counts once.
+    wanted: the list; the class may be left out where the file's name tells.
+    what: the list is, for messages.
 
   Returns:
     [N] int32 labels that training sees, -1: none.
 
   Raises:
-    UserError: a list that cannot be read or is empty, a name that is not among
-      the images, that fits several, or whose image has no label.
+    UserError: a name that is not among the images, that fits several, or whose
+      image has no label.
   """
   places = _places(names)
   selected = np.full(len(labels), -1, np.int32)
-  wanted = _read_list(path)
   missing = [name for name in wanted if name not in places]
   if missing:
     close = difflib.get_close_matches(missing[0], places, n=1, cutoff=0.8)
     hint = f'; did you mean {close[0]!r}?' if close else '.'
     raise UserError(
-      f'labels.file {path}: {len(missing):,} of {len(wanted):,} names are not '
+      f'{what}: {len(missing):,} of {len(wanted):,} names are not '
       f'in the data, the first {missing[0][:200]!r}{hint}'
     )
   for name in wanted:
     row = places[name]
     if row is None:
       raise UserError(
-        f'labels.file {path}: several images are called {name!r}: write '
-        'CLASS/FILE.'
+        f'{what}: several images are called {name!r}: write CLASS/FILE.'
       )
     if labels[row] < 0:
-      raise UserError(f'labels.file {path}: image {name!r} has no label.')
+      raise UserError(f'{what}: image {name!r} has no label.')
     selected[row] = labels[row]
   return selected
 
@@ -93,7 +98,14 @@ def _places(names: Sequence[str]) -> dict[str, int | None]:
   return places
 
 
-def _read_list(path: str) -> list[str]:
+def read_list(path: str) -> list[str]:
+  """A text file's lines, such as SimCLR's lists of 1% and 10% of ImageNet.
+
+  A name that stands twice counts once.
+
+  Raises:
+    UserError: a list that cannot be read, or is empty.
+  """
   try:
     text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
   except (OSError, ValueError, RuntimeError) as error:
@@ -104,6 +116,15 @@ def _read_list(path: str) -> list[str]:
   if not wanted:
     raise UserError(f'labels.file {path} is empty.')
   return wanted
+
+
+def _names_in_tfds(name: str, path: str) -> Sequence[str]:
+  """The names of the training images of `imagenet2012_subset/1pct`, say."""
+  found = tfds_files.find(name, tfds_files.data_dir(path))
+  names = found.open('train').source.names
+  if names is None:
+    raise UserError(f'labels.subset {name}: its images have no file_name.')
+  return names
 
 
 def select_labels(

@@ -1,0 +1,224 @@
+"""Data sets by name: `load` makes the `dataset` section of a config one."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from semppl_jax import config
+from semppl_jax.data import array_files, image_files, tfds_files
+from semppl_jax.data.sources import Dataset, Joined, Records, Relabelled, Rows
+from semppl_jax.data.sources import split as stratified
+from semppl_jax.errors import UserError
+
+_TFDS = 'tfds:'  # before the name of any data set of tensorflow-datasets
+VALIDATION_RULES = ('stratified', 'first')
+
+
+def load(cfg: Any) -> Dataset:
+  """Opens a data set.
+
+  Args:
+    cfg: name (digits, arrays, folder, imagenet2012, tfds:NAME or synthetic),
+      path, image_size, num_examples, num_classes, train_split, test_split,
+      unlabelled_split, validation, validation_rule, seed. With validation above
+      0, so many training images with a known label are held out (the first
+      ones, or equal shares of each class), and take the test images' place;
+      these are not touched.
+
+  Returns:
+    The data set.
+
+  Raises:
+    UserError: one line that names the setting or the file and what would do.
+  """
+  data = _loader(cfg.name)(cfg)
+  if not cfg.validation:
+    return data
+  labels = data.train.labels
+  known = int(np.sum(labels >= 0))
+  if not 0 <= cfg.validation < max(known, 1):
+    raise UserError(
+      f'dataset.validation is {cfg.validation}; it must be at least 0 and '
+      f'less than the {known} training images with a label.'
+    )
+  if cfg.validation_rule == 'first':
+    held_out = np.flatnonzero(labels >= 0)[: cfg.validation]
+    rest = np.setdiff1d(np.arange(len(labels)), held_out)
+  else:
+    rest, held_out = stratified(labels, cfg.validation, cfg.seed)
+  return data._replace(
+    train=Rows(data.train, rest), test=Rows(data.train, held_out)
+  )
+
+
+def _loader(name: str) -> Callable[[Any], Dataset]:
+  if name.startswith(_TFDS):
+    return _tfds
+  if name not in _LOADERS:
+    raise UserError(
+      f'dataset.name is {name!r}; known: {", ".join(_LOADERS)}, '
+      f'tfds:NAME{config.nearest_name(name, _LOADERS)}'
+    )
+  return _LOADERS[name]
+
+
+def _digits(unused_cfg: Any) -> Dataset:
+  """scikit-learn's 1,797 handwritten digits: 1,500 to train, 297 to test."""
+  from sklearn import datasets  # late: a second that other data sets save
+
+  digits = datasets.load_digits()
+  images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 0 .. 16 grey
+  source = Records(
+    digits.target, array_files.three_channels(images).__getitem__
+  )
+  # The split is part of the data set: dataset.seed does not change it.
+  train, test = stratified(source.labels, 297, seed=0)
+  return Dataset(
+    Rows(source, train), Rows(source, test), 10, _numbers(10), (8, 8, 3),
+    'digits',
+  )  # fmt: skip
+
+
+def _synthetic(cfg: Any) -> Dataset:
+  """Noise, for trials of speed: there is nothing to learn.
+
+  A quarter as many test images as training images, at least one.
+  """
+  for key in ('num_examples', 'num_classes', 'image_size'):
+    _check_positive(cfg, key)
+  shape = (cfg.image_size, cfg.image_size, 3)
+
+  def make(split: int, count: int) -> Records:
+    read = functools.partial(_noise, (cfg.seed % 2**64, split), shape)
+    return Records(np.arange(count) % cfg.num_classes, read)
+
+  train, test = make(0, cfg.num_examples), make(1, cfg.num_examples // 4 or 1)
+  names = _numbers(cfg.num_classes)
+  return Dataset(
+    train, test, cfg.num_classes, names, shape, f'synthetic {cfg.seed} {shape}'
+  )
+
+
+def _arrays(cfg: Any) -> Dataset:
+  """An .npz file as `array_files.read` describes it."""
+  splits = array_files.read(_path(cfg))
+  make = lambda images, labels: Records(labels, images.__getitem__)
+  train = make(*splits['train'])
+  test = make(*splits['test']) if 'test' in splits else None
+  top = max(int(labels.max()) for _, labels in splits.values())
+  images = splits['train'][0]
+  return Dataset(
+    train, test, top + 1, _numbers(top + 1), images.shape[1:],
+    hashlib.sha256(images).hexdigest(),
+  )  # fmt: skip
+
+
+def _folder(cfg: Any) -> Dataset:
+  """DIR/train/CLASS/*, DIR/test/CLASS/* and DIR/unlabelled/**.
+
+  Test and unlabelled images may be missing. Without DIR/train, the images
+  directly in DIR count as unlabelled too.
+  """
+  folder = _path(cfg)
+  if not os.path.isdir(folder):
+    raise UserError(f'dataset.path {folder!r} is not a folder.')
+  train_folder = os.path.join(folder, 'train')
+  classes = image_files.subfolders(train_folder)
+  paths, labels = image_files.by_class(train_folder, classes)
+  loose = image_files.find(os.path.join(folder, 'unlabelled'))
+  if not os.path.isdir(train_folder):
+    loose = image_files.find(folder, deep=False) + loose
+  if not paths and not loose:
+    raise UserError(
+      f'dataset.path {folder!r} has no images: they belong in '
+      'train/CLASS/, unlabelled/, or directly in it.'
+    )
+  train = _files(paths + loose, labels + [-1] * len(loose))
+  test_folder = os.path.join(folder, 'test')
+  test_paths, test_labels = image_files.by_class(test_folder, classes)
+  test = _files(test_paths, test_labels) if test_paths else None
+  relative = [os.path.relpath(path, folder) for path in paths + loose]
+  fingerprint = hashlib.sha256('\n'.join(relative).encode()).hexdigest()
+  return Dataset(
+    train, test, len(classes), tuple(classes), _canvas(cfg), fingerprint
+  )
+
+
+def _files(paths: Sequence[str], labels: Sequence[int]) -> Records:
+  """Image files as a source."""
+  return Records(
+    labels,
+    functools.partial(_read_file, paths),
+    encoded=True,
+    names=['/'.join(path.split(os.sep)[-2:]) for path in paths],
+  )
+
+
+def _imagenet(cfg: Any) -> Dataset:
+  """ImageNet 2012 as tfds stores it: its validation set is the test set."""
+  return _tfds(cfg, name='imagenet2012')
+
+
+def _tfds(cfg: Any, name: str = '') -> Dataset:
+  """Any image data set of tensorflow-datasets, stored as array_record."""
+  found = tfds_files.find(name or cfg.name.removeprefix(_TFDS), cfg.path)
+  train_split = cfg.train_split or 'train'
+  train = found.open(train_split)
+  test_split = cfg.test_split or found.first_of('test', 'validation')
+  test = found.open(test_split).source if test_split else None
+  unlabelled = cfg.unlabelled_split or found.first_of('unlabelled')
+  source, described = train.source, train_split
+  if unlabelled:
+    more = found.open(unlabelled).source
+    hidden = Relabelled(more, np.full(len(more), -1))
+    source, described = Joined([source, hidden]), f'{train_split}+{unlabelled}'
+  names = train.class_names
+  return Dataset(
+    source, test, len(names), names, _canvas(cfg), f'{found}/{described}'
+  )
+
+
+_LOADERS = {
+  'digits': _digits,
+  'arrays': _arrays,
+  'folder': _folder,
+  'imagenet2012': _imagenet,
+  'synthetic': _synthetic,
+}
+
+
+def _read_file(paths: Sequence[str], index: int) -> bytes:
+  return image_files.read(paths[index])
+
+
+def _noise(
+  key: tuple[int, int], shape: tuple[int, int, int], index: int
+) -> np.ndarray:
+  random = np.random.default_rng((*key, index))
+  return random.integers(0, 256, shape, np.uint8)
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+  """Class names for classes that have none."""
+  return tuple(str(i) for i in range(count))
+
+
+def _canvas(cfg: Any) -> tuple[int, int, int]:
+  """The shape of arrays that hold an encoded image, whole, in a corner."""
+  _check_positive(cfg, 'image_size')
+  return (cfg.image_size, cfg.image_size, 3)
+
+
+def _path(cfg: Any) -> str:
+  if not cfg.path:
+    raise UserError(f'dataset.path is empty; dataset.name={cfg.name} needs it.')
+  return os.path.expanduser(cfg.path)
+
+
+def _check_positive(cfg: Any, key: str) -> None:
+  if not cfg[key] >= 1:
+    raise UserError(f'dataset.{key} is {cfg[key]}; it must be at least 1.')

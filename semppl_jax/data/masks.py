@@ -1,0 +1,378 @@
+"""Saliency masks on disk: which pixels of an image are foreground.
+
+A store is a folder with masks.json, which says whose masks they are, and shards
+masks-00012.array_record of S records each (the last one may have fewer). Record
+i of shard s belongs to the image with id s S + i: a PNG of one bit a pixel, at
+low resolution, True: foreground; or nothing at all: this image has no mask.
+`python -m semppl_jax.saliency` writes it.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+from PIL import Image
+
+from semppl_jax import files
+from semppl_jax.errors import UserError
+
+_FORMAT = 1
+_TOOL = 'python -m semppl_jax.saliency'
+# A store is at most so many files, which each process that reads it holds open.
+_MOST_SHARDS = 256
+_FEWEST_RECORDS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Whose masks a store has, and how they lie in it: what masks.json says.
+
+  Attributes:
+    dataset: the data set in words; it decides nothing.
+    fingerprint: of the data set.
+    num_images: N; ids are 0 .. N - 1.
+    shard_size: S.
+    method: how the masks were made; a store has one for all.
+  """
+
+  dataset: str
+  fingerprint: str
+  num_images: int
+  shard_size: int
+  method: str
+
+  @property
+  def num_shards(self) -> int:
+    """How many shards a complete store has."""
+    return -(-self.num_images // self.shard_size)
+
+  def ids(self, shard: int) -> range:
+    """The images whose masks are in a shard."""
+    start = shard * self.shard_size
+    return range(start, min(start + self.shard_size, self.num_images))
+
+
+def shard_size(num_images: int) -> int:
+  """How many records a shard has in a new store."""
+  return max(_FEWEST_RECORDS, -(-num_images // _MOST_SHARDS))
+
+
+def shard_path(folder: str | pathlib.Path, shard: int) -> pathlib.Path:
+  """The file of a shard."""
+  return pathlib.Path(folder) / f'masks-{shard:05d}.array_record'
+
+
+def create(folder: str | pathlib.Path, layout: Layout) -> Layout:
+  """Makes the folder and its masks.json, or checks that they say the same.
+
+  Args:
+    folder: of the store.
+    layout: what it shall hold.
+
+  Returns:
+    What it holds; of a store that was there, shards keep their size.
+
+  Raises:
+    UserError: the folder cannot be made, or holds other masks.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / 'masks.json'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      return _checked(path, _read_layout(path), layout)
+    if stray := sorted(folder.glob('masks-*.array_record')):
+      raise UserError(
+        f'{stray[0]} is there, but no masks.json says whose masks these are: '
+        'delete them or choose another folder.'
+      )
+    text = {'format': _FORMAT} | dataclasses.asdict(layout)
+    files.write_text(path, json.dumps(text, indent=2) + '\n')
+    return layout
+  except OSError as error:
+    raise UserError(
+      f'{folder} cannot be written: {error.strerror}. Choose another folder.'
+    ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: str | pathlib.Path) -> Iterator[None]:
+  """While it lasts, no other process writes the store.
+
+  Args:
+    folder: of the store.
+
+  Raises:
+    UserError: another process writes it.
+  """
+  # Held by the open file: whatever ends the process, ends the lock.
+  with (pathlib.Path(folder) / 'masks.json').open('rb') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(
+        f'{folder}: another process writes these masks; wait for it.'
+      ) from None
+    except OSError:
+      pass  # a file system without locks
+    yield
+
+
+def missing(folder: str | pathlib.Path, layout: Layout) -> list[int]:
+  """The shards that are not there yet."""
+  there = set(os.listdir(folder))
+  return [
+    shard
+    for shard in range(layout.num_shards)
+    if shard_path(folder, shard).name not in there
+  ]
+
+
+def write_shard(
+  folder: str | pathlib.Path,
+  layout: Layout,
+  shard: int,
+  masks: Iterable[np.ndarray | None],
+) -> None:
+  """Writes a shard that is there whole or not at all.
+
+  Args:
+    folder: of the store.
+    layout: its layout.
+    shard: which one.
+    masks: one [h, w] bool for each of `layout.ids(shard)`, in their order;
+      None: this image has none.
+
+  Raises:
+    UserError: the file cannot be written.
+    ValueError: too few masks, or too many.
+  """
+  records = [b'' if mask is None else _encode(mask) for mask in masks]
+  wanted = len(layout.ids(shard))
+  if len(records) != wanted:
+    raise ValueError(f'{len(records)} masks for {wanted} images.')
+  path = shard_path(folder, shard)
+  part = path.with_name(f'{path.name}.part')
+  _write_records(part, records)
+  _to_disk(part)  # else its name could reach the disk before its content
+  os.replace(part, path)
+  _to_disk(path.parent)
+
+
+class Masks:
+  """Reads the masks of a data set; threads and processes may share it.
+
+  Args:
+    folder: of the store.
+    fingerprint: of the data set.
+    num_images: N, the images of the data set; None: not checked.
+
+  Raises:
+    UserError: one line that names the file and what would do.
+  """
+
+  def __init__(
+    self,
+    folder: str | pathlib.Path,
+    fingerprint: str,
+    num_images: int | None = None,
+  ):
+    self._folder = pathlib.Path(folder).expanduser()
+    path = self._folder / 'masks.json'
+    if not path.exists():
+      raise UserError(
+        f'{folder} has no masks ({path} is not there): make them; '
+        f'`{_TOOL} --help` says how.'
+      )
+    self._layout = _read_layout(path)
+    _check_data(path, self._layout, fingerprint, num_images)
+    lacking = len(missing(self._folder, self._layout))
+    if lacking:
+      total = self._layout.num_shards
+      raise UserError(
+        f'{folder} is incomplete: {total - lacking} of {total} shards are '
+        f'there: run the same command again (`{_TOOL}`); it makes the rest.'
+      )
+    self._readers: dict[int, Any] = {}
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return self._layout.num_images
+
+  def read(self, image_id: int) -> np.ndarray | None:
+    """The mask of an image.
+
+    Args:
+      image_id: the image's number in its data set.
+
+    Returns:
+      [h, w] bool at low resolution, True: foreground; None: it has none.
+
+    Raises:
+      UserError: a damaged file.
+      ValueError: no image of the data set has this id.
+    """
+    path, record = self._record(image_id)
+    try:
+      return _decode(record) if record else None
+    except Exception as error:  # of a damaged file Pillow raises one of many
+      raise _damaged(path, image_id, error) from error
+
+  def has(self, image_id: int) -> bool:
+    """Whether an image has a mask; cheaper than reading it, errors alike."""
+    return bool(self._record(image_id)[1])
+
+  def _record(self, image_id: int) -> tuple[pathlib.Path, bytes]:
+    if not 0 <= image_id < len(self):
+      raise ValueError(f'There are masks 0 .. {len(self) - 1}, not {image_id}.')
+    shard, index = divmod(int(image_id), self._layout.shard_size)
+    path = shard_path(self._folder, shard)
+    try:
+      return path, self._reader(shard, path).read([index])[0]
+    except RuntimeError as error:
+      raise _damaged(path, image_id, error) from error
+
+  def _reader(self, shard: int, path: pathlib.Path) -> Any:
+    # Readers may be shared by threads, the dictionary is filled by one.
+    if shard not in self._readers:
+      with self._lock:
+        if shard not in self._readers:
+          num_records = len(self._layout.ids(shard))
+          self._readers[shard] = _open(path, num_records)
+    return self._readers[shard]
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Readers and locks stay behind: a process opens its own when it reads.
+    return {'_folder': self._folder, '_layout': self._layout}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._readers, self._lock = {}, threading.Lock()
+
+
+def fit(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+  """A mask at an image's size: [h, w] bool -> [height, width] bool.
+
+  Nearest neighbour, as all of a pixel is foreground or none of it.
+  """
+  # The old pixel in which the middle of a new one lies, in whole numbers.
+  rows, columns = (
+    (2 * np.arange(new) + 1) * old // (2 * new)
+    for new, old in zip((height, width), mask.shape)
+  )
+  return mask.take(rows, axis=0).take(columns, axis=1)
+
+
+def _read_layout(path: pathlib.Path) -> Layout:
+  advice = f'delete the folder and make it anew (`{_TOOL} --help`)'
+  try:
+    said = dict(json.loads(path.read_text('utf-8')))
+  except (ValueError, TypeError, OSError):
+    raise UserError(f'{path} cannot be read as JSON: {advice}.') from None
+  if (version := said.pop('format', None)) != _FORMAT:
+    raise UserError(
+      f'{path} has format {version}, not {_FORMAT}: another version of this '
+      f'program wrote it; {advice}.'
+    )
+  types = {f.name: f.type for f in dataclasses.fields(Layout)}
+  wrong = [k for k, t in types.items() if type(said.get(k)) is not t]
+  if wrong or said['num_images'] < 1 or said['shard_size'] < 1:
+    wrong = wrong or ['num_images', 'shard_size']
+    raise UserError(f'{path} has no good {", ".join(wrong)}: {advice}.')
+  return Layout(**{key: said[key] for key in types})
+
+
+def _check_data(
+  path: pathlib.Path, layout: Layout, fingerprint: str, num_images: int | None
+) -> None:
+  """Masks of another data set would hide what they should show."""
+  if num_images is not None and layout.num_images != num_images:
+    raise UserError(
+      f'{path}: these are the masks of {layout.num_images:,} images '
+      f'({layout.dataset}), but the data set has {num_images:,}: make masks '
+      f'of it with `{_TOOL}`, in another folder.'
+    )
+  if layout.fingerprint != fingerprint:
+    raise UserError(
+      f'{path}: these are the masks of other images ({layout.dataset}, '
+      f'fingerprint {layout.fingerprint[:40]!r}, not {fingerprint[:40]!r}): '
+      f'make masks of these with `{_TOOL}`, in another folder.'
+    )
+
+
+def _checked(path: pathlib.Path, there: Layout, wanted: Layout) -> Layout:
+  """The layout that is there, if a run for `wanted` can go on with it."""
+  _check_data(path, there, wanted.fingerprint, wanted.num_images)
+  if there.method != wanted.method:
+    raise UserError(
+      f'{path}: these masks were made by {there.method!r}, not by '
+      f'{wanted.method!r}: choose another folder.'
+    )
+  return there
+
+
+def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:
+  try:
+    # One record a group, as every read is of one.
+    writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
+    for record in records:
+      writer.write(record)
+    writer.close()
+  except RuntimeError as error:
+    raise UserError(f'{path} cannot be written: {_first_line(error)}') from None
+
+
+def _to_disk(path: pathlib.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _open(path: pathlib.Path, num_records: int) -> Any:
+  # Reads come in random order: reading ahead would be for nothing.
+  reader = array_record_module.ArrayRecordReader(
+    str(path),
+    options='readahead_buffer_size:0,max_parallelism:0',
+    file_reader_buffer_size=2**15,
+  )
+  if not reader.ok() or reader.num_records() != num_records:
+    raise UserError(
+      f'{path} is damaged: {reader.num_records()} of {num_records} records can '
+      f'be read. Delete it and run `{_TOOL}` again.'
+    )
+  return reader
+
+
+def _damaged(path: pathlib.Path, image_id: int, error: Exception) -> UserError:
+  return UserError(
+    f'{path} is damaged at the mask of image {image_id} '
+    f'({_first_line(error)[:100]}): delete it and run `{_TOOL}` again.'
+  )
+
+
+def _encode(mask: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(np.asarray(mask, bool)).save(file, 'PNG')
+  return file.getvalue()
+
+
+def _decode(record: bytes) -> np.ndarray:
+  with Image.open(io.BytesIO(record), formats=['PNG']) as image:
+    if image.mode != '1':
+      raise ValueError(f'its mode is {image.mode}, not 1 bit')
+    return np.array(image)
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0]
