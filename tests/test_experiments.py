@@ -46,7 +46,7 @@ _FOLDER = pathlib.Path(digits.__file__).parent
 def test_every_experiment_is_valid_on_1_and_8_devices(name):
   cfg = importlib.import_module(f'experiments.{name}').get_config()
   validate = config.validate
-  if cfg.task in eval_config.TASKS:
+  if cfg.task in eval_config.TASKS + eval_config.TABLES:
     cfg.checkpoint, validate = 'some/file', eval_config.validate
   for num_devices in (1, 8):
     validate(cfg, num_devices)

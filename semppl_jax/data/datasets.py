@@ -178,7 +178,12 @@ def _tfds(cfg: Any, name: str = '') -> Dataset:
     source, described = Joined([source, hidden]), f'{train_split}+{unlabelled}'
   names = train.class_names
   return Dataset(
-    source, test, len(names), names, _canvas(cfg), f'{found}/{described}'
+    source,
+    test,
+    len(names),
+    names,
+    _canvas(cfg),
+    f'{found}/{described}: {len(source)} images',
   )
 
 

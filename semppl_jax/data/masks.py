@@ -269,7 +269,9 @@ def fit(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     (2 * np.arange(new) + 1) * old // (2 * new)
     for new, old in zip((height, width), mask.shape)
   )
-  return mask.take(rows, axis=0).take(columns, axis=1)
+  # All are in range: 'clip' saves NumPy's check, more than half of the time.
+  wide = mask.take(columns, axis=1, mode='clip')  # [h, width]
+  return wide.take(rows, axis=0, mode='clip')
 
 
 def _read_layout(path: pathlib.Path) -> Layout:

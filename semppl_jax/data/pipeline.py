@@ -209,7 +209,8 @@ class _Teller:
     on_unreadable: OnUnreadable | None,
   ):
     self._source, self._images = source, images
-    self._tell = on_unreadable or _warn
+    # Not `or`: a counter of nothing yet is falsy.
+    self._tell = _warn if on_unreadable is None else on_unreadable
     self._told: set[int] = set()
 
   def __call__(self, unreadable: np.ndarray) -> None:

@@ -173,13 +173,19 @@ def select_labels(
     elif len(rows) < wanted:
       short.append(f'{name} ({len(rows)})')
   if missing:
-    logging.warning('Classes without labels: %s', ', '.join(missing))
+    logging.warning('Classes without labels: %s', _some(missing))
   if short:
     logging.warning(
         'Classes with fewer than labels.per_class=%d labels: %s',
-        per_class, ', '.join(short),
+        per_class, _some(short),
     )  # fmt: skip
   return selected
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+  """The first names, and how many more there are."""
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(names[:most]) + more
 
 
 def _ordered(labels: np.ndarray, label: int, seed: int) -> np.ndarray:
