@@ -10,7 +10,7 @@ run is finished, 2 for a mistake in settings or input (one line says which),
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -36,15 +36,24 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
     if flag.value is None:
       raise UserError(f'--{name} is missing; see --helpshort.')
   # Imported late: a wrong flag is refused before JAX starts.
-  from semppl_jax import eval_tasks, follow, pretrain, report
+  from semppl_jax import report
 
-  cfg, task = _CONFIG.value, pretrain.pretrain
-  if 'checkpoint' in cfg:  # an evaluation's; its task is checked there
-    task = follow.follow if cfg.follow else eval_tasks.run_task
-  results = task(cfg, _WORKDIR.value)
+  results = _task(_CONFIG.value)(_CONFIG.value, _WORKDIR.value)
   print(report.table(results))
   print(f'Results, plots and checkpoints: {_WORKDIR.value}')
   return results
+
+
+def _task(cfg: Any) -> Callable[[Any, str], dict[str, Any]]:
+  """What the config asks for; the config itself is checked there."""
+  from semppl_jax import eval_tasks, follow, pretrain, robustness, transfer
+
+  if 'checkpoint' not in cfg:  # no evaluation's
+    return pretrain.pretrain
+  if cfg.follow:
+    return follow.follow
+  tables = {'robustness': robustness.run, 'transfer': transfer.run}
+  return tables.get(cfg.task, eval_tasks.run_task)
 
 
 def _parse(argv: list[str]) -> list[str]:

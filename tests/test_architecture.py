@@ -14,22 +14,26 @@ _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 FLOORS = {
   0: (
     'errors', 'structs', 'schedules', 'parallel', 'config', 'signals', 'files',
-    'differences',
+    'differences', 'resampling',
   ),
   1: (
     'views', 'crops', 'encoders', 'losses', 'negatives', 'label_queue',
-    'pseudo_labels', 'optimizers', 'passes', 'inference', 'data', 'checkpoint',
+    'pseudo_labels', 'optimizers', 'passes', 'data', 'checkpoint',
     'claims', 'pickles', 'released', 'name_matching', 'trees', 'metrics',
-    'run_log', 'eval_config',
+    'run_log', 'eval_config', 'probes',
   ),
-  2: ('networks', 'loop', 'weight_files'),
+  2: (
+    'networks', 'loop', 'weight_files', 'inference', 'tables', 'saliency',
+    'to_array_record',
+  ),
   3: ('train_state', 'objective', 'recognition'),
   4: ('pretrain_step', 'classifier_step', 'weights'),
   5: ('runs', 'evaluate', 'eval_runs', 'report'),
   6: ('pretrain', 'classifier_fit', 'convert'),
-  7: ('eval_tasks',),
-  8: ('follow',),
-  9: ('main',),
+  7: ('grid_search',),
+  8: ('eval_tasks', 'robustness', 'transfer'),
+  9: ('follow',),
+  10: ('main',),
 }  # fmt: skip
 _FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Everyone may raise errors and name arrays.

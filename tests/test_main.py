@@ -58,10 +58,10 @@ def test_an_unknown_config_file_and_an_unknown_variant(tmp_path):
   assert done.stderr.strip() == (
     "error: --config: there is no file 'experiments/nope.py'."
   )
-  variant = str(_ROOT / 'experiments' / 'imagenet_resnet50.py:5pct')
+  variant = str(_ROOT / 'experiments' / 'imagenet.py:5pct')
   done = _call(tmp_path, config=variant)
   assert done.returncode == 2
-  assert "'5pct'; known: 1pct, 10pct" in done.stderr
+  assert "'5pct'; known: resnet_50_1x_1pct, " in done.stderr
   assert 'Traceback' not in done.stderr
 
 

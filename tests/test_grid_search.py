@@ -1,0 +1,129 @@
+"""Which pair of learning rates is taken; nothing is trained here.
+
+tests/test_eval_tasks.py and tests/test_transfer.py search with trainings.
+"""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from semppl_jax import classifier_fit, errors, grid_search, run_log
+from semppl_jax.data import sources
+
+LABELS = np.array([0, 1] * 10)
+PAIRS = [(0.1, 0.0), (0.1, 0.01), (0.2, 0.0), (0.2, 0.01)]
+
+
+class Setup(types.SimpleNamespace):
+  def _replace(self, **changes):
+    return Setup(**(vars(self) | changes))
+
+
+@pytest.fixture
+def faked(monkeypatch):
+  """Trainings that end in given logits; and what they were asked for."""
+  fake = types.SimpleNamespace(logits={}, asked=[], readable=None)
+
+  def setup(run, labels, encode, rate, encoder_rate):
+    del run, encode
+    return Setup(labels=labels, rates=(rate, encoder_rate), total_steps=100)
+
+  def fit(run, setup, source, labels, workdir):
+    del run, source, workdir
+    fake.asked.append((setup, labels))
+    if fake.logits[setup.rates] is None:
+      raise run_log.NotFiniteError(3, 'not finite')
+    return setup.rates, 1.0
+
+  def predict(run, state, source):
+    del run
+    logits = np.zeros((len(source), 2), np.float32)
+    logits[:, 1] = fake.logits[state]
+    readable = np.full(len(source), fake.readable is not False)
+    return classifier_fit.Predictions(logits, readable)
+
+  for name, function in (('setup', setup), ('fit', fit), ('predict', predict)):
+    monkeypatch.setattr(classifier_fit, name, function)
+  return fake
+
+
+def make_run(pairs=PAIRS, **holdout):
+  rates, encoder_rates = (tuple(dict.fromkeys(x)) for x in zip(*pairs))
+  space = types.SimpleNamespace
+  grid = space(
+    learning_rates=rates,
+    encoder_learning_rates=encoder_rates,
+    **({'holdout': 0.2} | holdout),
+  )
+  optimizer = space(learning_rate=0.3, encoder_learning_rate=0.03)
+  source = sources.Records(LABELS, lambda i: None)
+  return space(
+    cfg=space(grid=grid, optimizer=optimizer, seed=0),
+    labels=LABELS,
+    data=space(train=source),
+    nets=space(encode=None),
+  )
+
+
+def test_no_choice_takes_no_training(faked, tmp_path):
+  run = make_run(PAIRS[:1])
+  assert grid_search.search(run, str(tmp_path)) == ((0.1, 0.0), None)
+  run.cfg.grid.learning_rates = run.cfg.grid.encoder_learning_rates = ()
+  assert grid_search.search(run, str(tmp_path)) == ((0.3, 0.03), None)
+  assert not faked.asked
+
+
+def test_top1_decides_and_of_equals_the_loss(faked, tmp_path):
+  # Logits of class 1; both classes are held out alike.
+  faked.logits = dict(zip(PAIRS, (2.0, -0.5, 1.0, None)))
+  best, score = grid_search.search(make_run(), str(tmp_path))
+  assert (best, score) == ((0.1, 0.01), 0.5)
+  for setup, labels in faked.asked:
+    assert setup.total_steps == 100
+    hidden = np.flatnonzero(labels < 0)
+    assert np.bincount(LABELS[hidden]).tolist() == [2, 2]  # a fifth
+    np.testing.assert_array_equal(np.delete(labels, hidden), setup.labels[
+      setup.labels >= 0])  # fmt: skip
+  lost = json.loads((tmp_path / '0.2_0.01' / 'results.json').read_text())
+  assert lost == {'top1': 0.0, 'top5': 0.0, 'loss': None}
+  # Again: all is read.
+  assert grid_search.search(make_run(), str(tmp_path)) == (best, score)
+  assert len(faked.asked) == 4
+
+
+def test_given_rows_steps_and_measure(faked, tmp_path):
+  faked.logits = dict(zip(PAIRS, (1.0, -1.0, 1.0, 1.0)))
+  rows = np.array([0, 1, 3, 5])  # one of class 0, three of class 1
+  seen = []
+
+  def likes_0(predicted, truth):
+    seen.append(truth.tolist())
+    return float(np.mean(predicted == 0))
+
+  found = grid_search.search(
+    make_run(holdout=None), str(tmp_path), rows=rows, steps=7, measure=likes_0
+  )
+  assert found == ((0.1, 0.01), 1.0)  # with top-1, the other ones
+  assert seen == [[0, 1, 1, 1]] * 4
+  for setup, labels in faked.asked:
+    assert setup.total_steps == 7
+    np.testing.assert_array_equal(np.flatnonzero(labels < 0), rows)
+  again = grid_search.search(make_run(), str(tmp_path), measure=likes_0)
+  assert again == found and len(faked.asked) == 4
+
+
+def test_no_pair_is_finite(faked, tmp_path):
+  faked.logits = dict.fromkeys(PAIRS)
+  with pytest.raises(errors.UserError, match='not finite with any pair'):
+    grid_search.search(make_run(), str(tmp_path / 'none'))
+  faked.logits, faked.readable = dict.fromkeys(PAIRS, 1.0), False
+  with pytest.raises(errors.UserError, match='not finite with any pair'):
+    grid_search.search(make_run(), str(tmp_path / 'unreadable'))
+
+
+def test_all_images_held_out(faked, tmp_path):
+  with pytest.raises(errors.UserError, match='grid.holdout 0.99 of 20'):
+    grid_search.search(make_run(holdout=0.99), str(tmp_path))
+  assert not faked.asked

@@ -1,0 +1,124 @@
+"""Logistic regression and its measures, against cases worked by hand."""
+
+import numpy as np
+import pytest
+from scipy import optimize, special
+
+from semppl_jax import errors, probes
+
+# Training: three of class 0 at -1, one of class 1 at +1; held out: one of each.
+X = np.array([[-1.0], [-1], [-1], [1], [-1], [1]])
+LABELS = np.array([0, 0, 0, 1, 0, 1])
+HELD_OUT = np.array([False] * 4 + [True] * 2)
+
+
+def regression(x=X, labels=LABELS, held_out=HELD_OUT, queries=X, **kwargs):
+  settings = {'measure': probes.top1, 'max_iterations': 1000} | kwargs
+  return probes.regression(x, labels, held_out, queries, **settings)
+
+
+@pytest.mark.parametrize('scale, shift', [(1, 0), (10, 0), (0.1, 0), (1, 7)])
+def test_the_strength_is_that_of_the_papers_sum(scale, shift):
+  """Where the penalty begins to hide the rare class.
+
+  With f = w x + b and p = sigmoid(f), the difference of two classes' weights
+  being w: sum of losses + strength / 4 w^2. At the minimum 3 p(-1) + p(1) = 1
+  and w = 4 (1 - p(1)) / strength. The class at +1 is just found when
+  p(1) = 1/2, that is b = -w, hence p(-1) = 1/6 = sigmoid(-2 w), w = ln(5) / 2:
+  strength = 2 / w = 4 / ln(5) = 2.485. It grows with the square of a feature.
+  """
+  edge = 4 / np.log(5) * scale**2
+  strengths = edge * np.array([100, 3, 1.01, 0.99, 0.5, 0.001])
+  found = regression(scale * X + shift, strengths=strengths)
+  # The strongest of those that find it: ties go to the stronger penalty.
+  assert found.scores.tolist() == [0.5, 0.5, 0.5, 1, 1, 1]
+  assert found.l2 == strengths[3]
+
+
+def test_the_choice_is_trained_anew_on_all_rows():
+  """With the held-out ones, four rows and two, instead of three and one.
+
+  As above: 4 p(-1) + 2 p(1) = 2 and w = 8 (1 - p(1)) / strength. The edge:
+  p(-1) = 1/4, w = ln(3) / 2, strength = 8 / ln(3) = 7.28 instead of 2.485.
+  """
+  for strength, rare in ((5.0, 1), (7.2, 1), (7.4, 0)):
+    found = regression(strengths=[strength], queries=np.array([[-1.0], [1]]))
+    assert found.scores == [0.5]  # without them, it is always hidden
+    assert found.predicted.tolist() == [0, rare]
+
+
+def test_three_classes_as_another_optimiser_finds_them():
+  random = np.random.RandomState(0)
+  labels = np.arange(60) % 3
+  x = random.normal(size=(60, 4)) * 3 + 0.7 * labels[:, None] + 5
+  held_out = np.arange(60) >= 45
+  strength = 0.5
+
+  def objective(theta):
+    w, b = theta[:12].reshape(4, 3), theta[12:]
+    scores = x @ w + b
+    losses = special.logsumexp(scores, 1) - scores[np.arange(60), labels]
+    return losses.sum() + strength / 2 * np.sum(w**2)
+
+  best = optimize.minimize(objective, np.zeros(15), tol=1e-9).x
+  queries = random.normal(size=(400, 4)) * 3 + 5.7
+  scores = queries @ best[:12].reshape(4, 3) + best[12:]
+  found = regression(x, labels, held_out, queries, strengths=[strength])
+  gap = np.sort(scores, axis=1)
+  clear = gap[:, 2] - gap[:, 1] > 0.01
+  assert clear.sum() > 380
+  np.testing.assert_array_equal(found.predicted[clear], scores.argmax(1)[clear])
+
+
+def test_a_class_that_only_held_out_rows_have():
+  labels = np.array([0, 0, 0, 1, 2, 1])
+  found = regression(
+    np.array([[-1.0], [-1], [-1], [1], [9], [1]]), labels, strengths=[0.01],
+    queries=np.array([[9.0], [1]]),
+  )  # fmt: skip
+  assert found.scores == [0.5]
+  assert found.predicted.tolist() == [2, 1]
+
+
+def test_one_class_is_refused_and_constant_features_are_not():
+  with pytest.raises(errors.UserError, match='of one class'):
+    regression(labels=np.zeros(6, int), strengths=[1.0])
+  found = regression(np.ones((6, 1)), strengths=[1.0])
+  assert found.predicted.tolist() == [0] * 6  # the frequent one
+
+
+def test_fits_that_stop_too_early_are_counted():
+  random = np.random.RandomState(0)
+  x, labels = random.normal(size=(40, 10)), np.arange(40) % 3
+  held_out = np.arange(40) >= 30
+  for most, count in ((1, 3), (1000, 0)):
+    found = regression(
+      x, labels, held_out, x, strengths=[0.1, 0.01], max_iterations=most
+    )
+    assert found.unfinished == count
+
+
+def test_measures_of_unbalanced_predictions():
+  truth = np.array([0] * 8 + [1] * 2 + [3])
+  predicted = np.array([0] * 8 + [0, 1] + [2])
+  assert probes.top1(predicted, truth) == pytest.approx(9 / 11)
+  # Classes 0, 1 and 3: all, half and none of their images; 2 has no image.
+  assert probes.mean_per_class(predicted, truth) == pytest.approx(1.5 / 3)
+
+
+def test_the_measure_chooses():
+  """The same rows: top-1 likes the frequent class, the mean does not."""
+  x = np.array([[-1.0]] * 4 + [[1]] + [[-1.0]] * 2 + [[1.0]] * 4)
+  labels = np.array([0] * 4 + [1] + [0] * 2 + [1] + [0] * 3)
+  held_out = np.arange(11) >= 5
+  strengths = [100.0, 0.01]
+  found = {
+    name: regression(x, labels, held_out, strengths=strengths, measure=measure)
+    for name, measure in probes.MEASURES.items()
+  }
+  # All are called 0: 5 of 6, and (1 + 0) / 2. By their place: 3 of 6, and
+  # (2 / 5 + 1) / 2.
+  assert found['top-1'].scores == pytest.approx([5 / 6, 1 / 2])
+  assert found['top-1'].l2 == 100
+  assert found['mean per class'].scores == pytest.approx([0.5, 0.7])
+  assert found['mean per class'].l2 == 0.01
