@@ -7,6 +7,7 @@ and on 4 devices.
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 import tfds_data
@@ -19,7 +20,8 @@ from experiments import (
   eval_semi_supervised,
   imagenet,
 )
-from semppl_jax import eval_tasks, main, parallel, pretrain, structs
+from semppl_jax import eval_tasks, main, parallel, pretrain, structs, views
+from semppl_jax import runs as runs_lib
 from semppl_jax.data import masks, pipeline
 
 # 24 training images of four classes, 8 of them labelled; one is broken.
@@ -59,12 +61,14 @@ def make_config(data_dir, num_devices, variant='resnet_50_1x_1pct', **changes):
   cfg = imagenet.get_config(variant)
   cfg.update(
     batch_size=12, num_epochs=2.0, num_devices=num_devices, progress=False,
-    log_every_steps=1, checkpoint_every_steps=3,
+    log_every_steps=1, checkpoint_every_steps=50,
   )  # fmt: skip
   cfg.dataset.update(path=str(data_dir), image_size=64)
-  cfg.encoder.update(name='tiny', projector_hidden=16, embedding_size=8)
+  cfg.encoder.update(
+    name='digits', stem='small', projector_hidden=16, embedding_size=8
+  )
   cfg.views.update(
-    large_size=32, small_size=24, num_large=2, num_small=1, jitter=0.0,
+    large_size=16, small_size=12, num_large=2, num_small=1, jitter=0.0,
     grayscale=0.0, solarize=(0.0, 0.0),
   )  # compiles much faster  # fmt: skip
   cfg.loss.num_negatives = 4
@@ -77,10 +81,9 @@ def make_config(data_dir, num_devices, variant='resnet_50_1x_1pct', **changes):
   return cfg
 
 
-@pytest.fixture(scope='module')
-def runs(data_dir, tmp_path_factory):
+def train(data_dir, folder):
   """A finished run for each number of devices, and what reached them."""
-  folder, seen = tmp_path_factory.mktemp('runs'), {}
+  seen = {}
   shard = parallel.shard
 
   def watch(tree, num_devices):
@@ -94,7 +97,21 @@ def runs(data_dir, tmp_path_factory):
       d: pretrain.pretrain(make_config(data_dir, d), str(folder / str(d)))
       for d in DEVICES
     }
-  return folder, results, seen
+  return results, seen
+
+
+def test_from_pretraining_to_each_evaluation(data_dir, tmp_path, subtests):
+  """One test, for the run that all of it is about takes a minute."""
+  results, seen = train(data_dir, tmp_path)
+  with subtests.test('pre-training'):
+    check_results(results, tmp_path)
+  with subtests.test('devices'):
+    check_devices(seen, tmp_path)
+  with subtests.test('labels'):
+    check_labels(seen)
+  for task in _TASKS:
+    with subtests.test(task):
+      check_evaluation(task, data_dir, tmp_path)
 
 
 def metrics(folder, key):
@@ -102,8 +119,7 @@ def metrics(folder, key):
   return [json.loads(line)[key] for line in lines]
 
 
-def test_pretraining_and_its_results(runs):
-  folder, results, _ = runs
+def check_results(results, folder):
   for d in DEVICES:
     result = results[d]
     assert result['step'] == 4 == len(metrics(folder / str(d), 'loss'))
@@ -117,8 +133,8 @@ def test_pretraining_and_its_results(runs):
     assert result['linear_all_top1'] is None  # a task of its own at this size
 
 
-def test_the_number_of_devices_changes_nothing(runs):
-  folder, _, seen = runs
+def check_devices(seen, folder):
+  """Their number changes nothing."""
   for one, four in zip(seen[1], seen[4], strict=True):
     for a, b in zip(one[:4], four[:4]):
       np.testing.assert_array_equal(a, b)
@@ -127,9 +143,8 @@ def test_the_number_of_devices_changes_nothing(runs):
     np.testing.assert_allclose(one, four, rtol=2e-3)
 
 
-def test_labels_outside_the_subset_never_reach_a_device(runs):
+def check_labels(seen):
   """Of all that is put on devices, labels are those of SimCLR's list alone."""
-  _, _, seen = runs
   batches = seen[1]
   ids = np.concatenate([batch.ids for batch in batches])
   labels = np.concatenate([batch.labels for batch in batches])
@@ -149,26 +164,25 @@ _TASKS = {
 }
 
 
-@pytest.mark.parametrize('task', _TASKS)
-def test_each_evaluation(task, data_dir, runs, tmp_path):
+def check_evaluation(task, data_dir, folder):
   module, variant = _TASKS[task]
-  folder, _, _ = runs
+  workdir = folder / task
   found = {}
   for d in DEVICES:
     cfg = module.get_config(variant)
     cfg.checkpoint = str(folder / '1')
     cfg.update(batch_size=8, num_epochs=1.0, num_devices=d, progress=False)
     cfg.dataset.update(path=str(data_dir), image_size=64)
-    cfg.crops.size = 32
+    cfg.crops.size = 16
     cfg.grid.update(learning_rates=(0.1,), encoder_learning_rates=(0.01,))
     cfg.evaluation.batch_size = 8
-    found[d] = eval_tasks.run_task(cfg, str(tmp_path / str(d)))
+    found[d] = eval_tasks.run_task(cfg, str(workdir / str(d)))
   one, four = (found[d] for d in DEVICES)
   assert one['num_test'] == 8 and 0 <= one['top1'] <= one['top5'] <= 1
   wanted = 24 if variant == 'imagenet' else len(LABELLED)
   assert one['num_labels'] == wanted
   # All eight classes' names are those of ImageNet.
-  classes = json.loads((tmp_path / '1' / 'per_class.json').read_text())
+  classes = json.loads((workdir / '1' / 'per_class.json').read_text())
   assert len(classes) == 1000 and classes['n01440764']['images'] == 2
   if task == 'knn':
     assert one['top1'] == four['top1']
@@ -176,23 +190,14 @@ def test_each_evaluation(task, data_dir, runs, tmp_path):
     assert one['loss'] == pytest.approx(four['loss'], rel=2e-3)
 
 
-def test_10pct_and_a_share_of_labelled_images(data_dir, tmp_path):
-  """The other option: so many labelled images in every batch."""
+def test_saliency_masks_and_a_share_of_labelled_images(
+  data_dir, tmp_path, monkeypatch
+):
+  """The options: masks by id reach the views; half of a batch is labelled."""
   cfg = make_config(
-    data_dir, 1, 'sk_resnet_50_1x_10pct', labels__share=0.5, num_epochs=1.0,
-    encoder__selective_kernels=False,
+    data_dir, 4, 'resnet_50_4x_10pct', num_epochs=1.0, views__saliency=1.0,
+    labels__share=0.5, encoder__width=1,
   )  # fmt: skip
-  results = pretrain.pretrain(cfg, str(tmp_path))
-  assert results['step'] == 2
-  fill = metrics(tmp_path, 'queue_fill')
-  np.testing.assert_allclose(fill, [6 / 24, 12 / 24])
-
-
-def test_saliency_masks_join_a_run(data_dir, tmp_path):
-  """Masks by id reach the views; without their background a view is grey."""
-  cfg = make_config(data_dir, 4, num_epochs=0.5, views__saliency=1.0)
-  from semppl_jax import runs as runs_lib
-
   data = runs_lib.prepare(cfg).data
   layout = masks.Layout(
     'ImageNet', data.fingerprint, len(data.train), shard_size=10, method='none'
@@ -206,9 +211,22 @@ def test_saliency_masks_join_a_run(data_dir, tmp_path):
   run = runs_lib.prepare(cfg)
   batch, _ = next(iter(runs_lib.input_batches(run, 0)))
   assert batch.masks.shape == (12, 64, 64) and not batch.masks.any()
+  made = views.make_views
+  seen = []
+
+  def watch(keys, images, cfg, sizes, masks):
+    seen.append((sizes.shape, masks.shape))
+    return made(keys, images, cfg, sizes, masks)
+
+  monkeypatch.setattr(views, 'make_views', watch)
   results = pretrain.pretrain(cfg, str(tmp_path / 'run'))
-  assert results['step'] == 1
-  assert metrics(tmp_path / 'run', 'loss')[0] > 0
+  assert results['step'] == 2
+  assert seen and set(seen) == {((3, 2), (3, 64, 64))}  # on each of 4 devices
+  keys = jax.random.split(jax.random.key(0), 12)
+  large, _ = made(keys, batch.images, cfg.views, batch.sizes, batch.masks)
+  np.testing.assert_allclose(large, 0.5, atol=1e-5)  # nothing is foreground
+  fill = metrics(tmp_path / 'run', 'queue_fill')
+  np.testing.assert_allclose(fill, [6 / 24, 12 / 24])
   cfg.dataset.masks = str(tmp_path)
   with pytest.raises(main.UserError, match='masks'):
     runs_lib.prepare(cfg)

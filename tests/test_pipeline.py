@@ -125,6 +125,24 @@ def test_starting_at_a_step_continues_the_run(start, share):
   assert_same(rest, reference(61, labelled_share=share)[start:])
 
 
+@pytest.mark.parametrize('most', [1, 5, 11, 24])
+@pytest.mark.parametrize('threads', [0, 3])
+def test_pieces_of_a_batch_are_joined_in_order(most, threads, monkeypatch):
+  """Also where they do not divide it; and the short batch of evaluation."""
+  expected = reference(61)
+  monkeypatch.setattr(pipeline, '_MOST_IN_A_PIECE', most)
+  assert_same(all_hosts(61, 2, threads=threads), expected)
+  crop = pipeline.Images(crop=(2, 1.0))
+  found = list(
+    pipeline.in_order(
+      encoded([(2, 2)] * 31), batch_size=13, images=crop, threads=threads
+    )
+  )
+  assert [len(known) for _, known in found] == [13, 13, 5]
+  pixels = np.concatenate([arrays[:, 0, 0, 0] for arrays, _ in found])
+  np.testing.assert_allclose(pixels, np.arange(31) / 255)
+
+
 def test_no_steps_left():
   assert one_host(61, start_step=9, num_steps=0) == []
 

@@ -7,8 +7,8 @@ replaced by the next of its kind, wherever the run was started.
 """
 
 import dataclasses
-import functools
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,6 +29,9 @@ ON_CORRUPT = ('replace', 'error')
 
 # So many unreadable images in a row are no accident: the disk is gone, say.
 _MOST_STAND_INS = 100
+
+_MOST_IN_A_PIECE = 64  # images; a canvas of 512 x 512 is 0.8 MB
+_MOST_THREADS = 32  # of a process: Python's own share of the work is serial
 
 OnUnreadable = Callable[[str, str], None]  # (image's name, reason)
 
@@ -109,7 +112,8 @@ def batches(
     labelled_share: see `order.lay_out`.
     workers: processes that read and decode; 0: this one. Grain starts them
       only where absl's command line is parsed, as `main` does.
-    threads: readers in each process; 0: none; None: as suits the source.
+    threads: that read and decode where there are no workers; 0: none; None: as
+      suits the source.
     images: how they become arrays.
     on_unreadable: told of every image that another one stands in for, once;
       None: a warning is logged.
@@ -146,9 +150,8 @@ def batches(
     per_host=per_host,
     images=images,
   )
-  workers = min(workers, num_steps)
-  dealt = _Dealt(record, num_steps * per_host, per_host, max(workers, 1))
-  every = _read(dealt, source.encoded, workers, threads, images)
+  pieces = _Pieces(record, num_steps * per_host, per_host, images)
+  every = _read(pieces, source.encoded, workers, threads)
   return _training_batches(every, source, images, on_unreadable)
 
 
@@ -178,11 +181,8 @@ def in_order(
   Raises:
     UserError: an image that cannot be decoded, if that is an error.
   """
-  workers = min(workers, -(-len(source) // batch_size))
-  dealt = _Dealt(
-    _InOrder(source, images), len(source), batch_size, max(workers, 1)
-  )
-  every = _read(dealt, source.encoded, workers, threads, images)
+  pieces = _Pieces(_InOrder(source, images), len(source), batch_size, images)
+  every = _read(pieces, source.encoded, workers, threads)
   tell = _Teller(source, images, on_unreadable)
   for x in every:
     tell(x['unreadable'])
@@ -310,53 +310,56 @@ def _mask(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dealt:
-  """Records in the order in which grain asks for them.
+class _Pieces:
+  """Parts of batches, in their order: what a thread or a worker makes at once.
 
-  Grain deals records out to W worker processes like cards: worker w gets
-  w, w + W, .. and makes its batches from them. The records are laid out so that
-  what it gets are the whole batches w, w + W, .. in their order.
+  Not single images: each hand-over between threads costs as much as a tenth of
+  a JPEG. Not whole batches: as many as there are threads are in memory.
   """
 
   record: Callable[[int], dict[str, Any]]
-  count: int
+  count: int  # of records
   per_batch: int
-  lanes: int  # W
+  images: Images
+
+  @property
+  def per_piece(self) -> int:
+    """A batch's records over as few pieces as their size allows."""
+    return -(-self.per_batch // self.in_a_batch)
+
+  @property
+  def in_a_batch(self) -> int:
+    """Pieces of a batch that is not the last one."""
+    return -(-self.per_batch // _MOST_IN_A_PIECE)
 
   def __len__(self) -> int:
-    # A whole last round, with a batch for every worker; see below.
-    num_batches = -(-self.count // self.per_batch)
-    return -(-num_batches // self.lanes) * self.lanes * self.per_batch
+    whole, rest = divmod(self.count, self.per_batch)
+    return whole * self.in_a_batch + -(-rest // self.per_piece)
 
-  def __getitem__(self, i: int) -> dict[str, Any] | None:
-    turn, lane = divmod(i, self.lanes)
-    batch, offset = divmod(turn, self.per_batch)
-    place = (batch * self.lanes + lane) * self.per_batch + offset
-    return self.record(place) if place < self.count else None  # None: skipped
+  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    batch, piece = divmod(i, self.in_a_batch)
+    start = batch * self.per_batch + piece * self.per_piece
+    end = min(start + self.per_piece, (batch + 1) * self.per_batch, self.count)
+    records = [self.record(place) for place in range(start, end)]
+    return _put_together(records, self.images)
 
 
 def _read(
-  dealt: _Dealt,
-  encoded: bool,
-  workers: int,
-  threads: int | None,
-  images: Images,
+  pieces: _Pieces, encoded: bool, workers: int, threads: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
   """Batches of records, made by threads in this process or in workers."""
-  if not dealt.count:
+  if not pieces.count:
     return
   if threads is None:  # in memory, threads cost more than they bring
-    threads = 8 if encoded else 0
-  options = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=16 * threads
-  )
-  data = grain.MapDataset.source(dealt).to_iter_dataset(options)
-  put = functools.partial(_put_together, images=images)
-  data = data.batch(dealt.per_batch, drop_remainder=False, batch_fn=put)
+    threads = min(_MOST_THREADS, os.cpu_count() or 1) if encoded else 0
+  threads = 0 if workers else threads  # a worker's own thread is enough
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+  data = grain.MapDataset.source(pieces).to_iter_dataset(options)
   if workers:
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
     data = data.mp_prefetch(options, _ignore_interrupt)
-  elif threads:
+  data = data.batch(pieces.in_a_batch, drop_remainder=False, batch_fn=_join)
+  if workers or threads:
     # The next batch is put together while the device works on this one.
     data = experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2)
   iterator = iter(data)
@@ -367,6 +370,14 @@ def _read(
     if workers:  # else Python warns at exit of shared memory that grain keeps
       del iterator, data
       gc.collect()
+
+
+def _join(pieces: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  if len(pieces) == 1:
+    return pieces[0]
+  return {
+    key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]
+  }
 
 
 def _put_together(
