@@ -18,7 +18,7 @@ Run: python -m semppl_jax.main --config=experiments/imagenet.py:VARIANT \
   --config.dataset.path=DIR --config.dataset.workers=CORES --workdir=WORKDIR
 Then: experiments/eval_semi_supervised.py:imagenet_1pct and eval_linear.py.
 
-Batch 4096 (four large and two small views an image), 300 epochs, 93,834 steps.
+Batch 4096 (four large and two small views an image), 300 epochs, 93,835 steps.
 Cost: `python -m benchmarks.cost` counts the step's floating-point operations;
 README.md has the table. Not run: there is no ImageNet on our machines, and no
 pod. Data, step and evaluation run in the tests, on small data in the same

@@ -22,6 +22,8 @@ COSMETIC = config.COSMETIC + (
   'evaluation.batch_size',
   'follow',
   'follow_seconds',
+  'robustness.missing',
+  'transfer.missing',
 )
 
 
@@ -181,6 +183,11 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
     raise UserError(
       'features is cached, but crops.augment draws new crops at every step: '
       'set crops.augment=False, or features=online.'
+    )
+  if cfg.follow and cfg.task in TABLES:
+    raise UserError(
+      f'follow is on, but task {cfg.task} looks at one checkpoint: set '
+      'follow=False.'
     )
   _check_crops(cfg)
   _check_grid(cfg)

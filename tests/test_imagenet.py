@@ -20,9 +20,9 @@ from experiments import (
   eval_semi_supervised,
   imagenet,
 )
-from semppl_jax import eval_tasks, main, parallel, pretrain, structs, views
+from semppl_jax import errors, eval_tasks, parallel, pretrain, structs, views
 from semppl_jax import runs as runs_lib
-from semppl_jax.data import masks, pipeline
+from semppl_jax.data import masks
 
 # 24 training images of four classes, 8 of them labelled; one is broken.
 CLASSES = (0, 1, 500, 999)
@@ -228,12 +228,11 @@ def test_saliency_masks_and_a_share_of_labelled_images(
   fill = metrics(tmp_path / 'run', 'queue_fill')
   np.testing.assert_allclose(fill, [6 / 24, 12 / 24])
   cfg.dataset.masks = str(tmp_path)
-  with pytest.raises(main.UserError, match='masks'):
+  with pytest.raises(errors.UserError, match='masks'):
     runs_lib.prepare(cfg)
 
 
 def test_on_corrupt_error_stops_training(data_dir, tmp_path):
   cfg = make_config(data_dir, 1, dataset__on_corrupt='error')
-  with pytest.raises(main.UserError, match='JPEG cannot be decoded: '):
+  with pytest.raises(errors.UserError, match='JPEG cannot be decoded: '):
     pretrain.pretrain(cfg, str(tmp_path))
-  assert pipeline.ON_CORRUPT == ('replace', 'error')

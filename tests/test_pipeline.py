@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from semppl_jax.data import order, pipeline, sources
+from semppl_jax.data import order, pipeline, reading, sources
 from semppl_jax.errors import UserError
 
 HIDDEN = 5  # a label that the source knows and the subset hides
@@ -130,7 +130,7 @@ def test_starting_at_a_step_continues_the_run(start, share):
 def test_pieces_of_a_batch_are_joined_in_order(most, threads, monkeypatch):
   """Also where they do not divide it; and the short batch of evaluation."""
   expected = reference(61)
-  monkeypatch.setattr(pipeline, '_MOST_IN_A_PIECE', most)
+  monkeypatch.setattr(reading, '_MOST_IN_A_PIECE', most)
   assert_same(all_hosts(61, 2, threads=threads), expected)
   crop = pipeline.Images(crop=(2, 1.0))
   found = list(

@@ -98,8 +98,8 @@ def _breaks_after(monkeypatch, steps, act):
   original = runs.input_batches
   pending = [act]
 
-  def batches(run, start):
-    for number, batch in enumerate(original(run, start), start=1):
+  def batches(run, start, *args):
+    for number, batch in enumerate(original(run, start, *args), start=1):
       yield batch
       if number == steps and pending:
         pending.pop()()

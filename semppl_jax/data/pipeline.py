@@ -7,62 +7,24 @@ replaced by the next of its kind, wherever the run was started.
 """
 
 import dataclasses
-import gc
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
 from absl import logging
-from grain import experimental
 
 from semppl_jax import structs
 from semppl_jax.data import images as images_lib
 from semppl_jax.data import masks as masks_lib
 from semppl_jax.data import order as order_lib
-from semppl_jax.data import sources
+from semppl_jax.data import reading, sources
+from semppl_jax.data.canvas import Images
 from semppl_jax.errors import UserError
-
-ON_CORRUPT = ('replace', 'error')
 
 # So many unreadable images in a row are no accident: the disk is gone, say.
 _MOST_STAND_INS = 100
 
-_MOST_IN_A_PIECE = 64  # images; a canvas of 512 x 512 is 0.8 MB
-_MOST_THREADS = 32  # of a process: Python's own share of the work is serial
-
 OnUnreadable = Callable[[str, str], None]  # (image's name, reason)
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-  """How a record's image becomes an array of a batch.
-
-  Without canvas and crop, images are arrays and pass as they are.
-
-  Attributes:
-    canvas: (H, W) of arrays in whose corner images of any size lie whole;
-      larger ones are shrunk.
-    crop: (size in pixels, share of the shorter side) of the middle, as the
-      release's evaluation sees it: float32 [size, size, 3] in [0, 1].
-    masks: saliency masks by image id; None: none.
-    on_corrupt: 'replace' or 'error': an image that cannot be decoded.
-  """
-
-  canvas: tuple[int, int] | None = None
-  crop: tuple[int, float] | None = None
-  masks: masks_lib.Masks | None = None
-  on_corrupt: str = 'replace'
-
-  def array(self, data: bytes | np.ndarray) -> np.ndarray:
-    """A record's image; raises images.Unreadable."""
-    if self.crop is not None:
-      size, share = self.crop
-      whole = images_lib.decode(data)
-      return images_lib.center_crop(whole, size=size, share=share)
-    return images_lib.load(data, min(self.canvas) if self.canvas else None)
 
 
 def whole(cfg: Any, data: sources.Dataset) -> Images:
@@ -150,8 +112,8 @@ def batches(
     per_host=per_host,
     images=images,
   )
-  pieces = _Pieces(record, num_steps * per_host, per_host, images)
-  every = _read(pieces, source.encoded, workers, threads)
+  pieces = reading.Pieces(record, num_steps * per_host, per_host, images)
+  every = reading.batches(pieces, source.encoded, workers, threads)
   return _training_batches(every, source, images, on_unreadable)
 
 
@@ -181,8 +143,10 @@ def in_order(
   Raises:
     UserError: an image that cannot be decoded, if that is an error.
   """
-  pieces = _Pieces(_InOrder(source, images), len(source), batch_size, images)
-  every = _read(pieces, source.encoded, workers, threads)
+  pieces = reading.Pieces(
+    _InOrder(source, images), len(source), batch_size, images
+  )
+  every = reading.batches(pieces, source.encoded, workers, threads)
   tell = _Teller(source, images, on_unreadable)
   for x in every:
     tell(x['unreadable'])
@@ -255,7 +219,7 @@ class _Shuffled:
         continue
       return {
         'image': image,
-        'mask': _mask(self.images.masks, record['id'], image),
+        'mask': self.images.mask(record['id'], image),
         'label': self.labels[row],
         'id': np.int32(record['id']),
         'truth': np.int32(record['label']),
@@ -295,121 +259,3 @@ def _stop_if_asked(
       f'{sources.name(source, row)} cannot be decoded: {error} '
       '(dataset.on_corrupt=replace goes on without it).'
     ) from error
-
-
-def _mask(
-  masks: masks_lib.Masks | None, image_id: int, image: np.ndarray
-) -> np.ndarray | None:
-  """The foreground of an image, [h, w] bool; all of it, where none is known."""
-  if masks is None:
-    return None
-  found = masks.read(image_id)
-  if found is None:
-    return np.ones(image.shape[:2], bool)
-  return masks_lib.fit(found, *image.shape[:2])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pieces:
-  """Parts of batches, in their order: what a thread or a worker makes at once.
-
-  Not single images: each hand-over between threads costs as much as a tenth of
-  a JPEG. Not whole batches: as many as there are threads are in memory.
-  """
-
-  record: Callable[[int], dict[str, Any]]
-  count: int  # of records
-  per_batch: int
-  images: Images
-
-  @property
-  def per_piece(self) -> int:
-    """A batch's records over as few pieces as their size allows."""
-    return -(-self.per_batch // self.in_a_batch)
-
-  @property
-  def in_a_batch(self) -> int:
-    """Pieces of a batch that is not the last one."""
-    return -(-self.per_batch // _MOST_IN_A_PIECE)
-
-  def __len__(self) -> int:
-    whole, rest = divmod(self.count, self.per_batch)
-    return whole * self.in_a_batch + -(-rest // self.per_piece)
-
-  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-    batch, piece = divmod(i, self.in_a_batch)
-    start = batch * self.per_batch + piece * self.per_piece
-    end = min(start + self.per_piece, (batch + 1) * self.per_batch, self.count)
-    records = [self.record(place) for place in range(start, end)]
-    return _put_together(records, self.images)
-
-
-def _read(
-  pieces: _Pieces, encoded: bool, workers: int, threads: int | None
-) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of records, made by threads in this process or in workers."""
-  if not pieces.count:
-    return
-  if threads is None:  # in memory, threads cost more than they bring
-    threads = min(_MOST_THREADS, os.cpu_count() or 1) if encoded else 0
-  threads = 0 if workers else threads  # a worker's own thread is enough
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-  data = grain.MapDataset.source(pieces).to_iter_dataset(options)
-  if workers:
-    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
-    data = data.mp_prefetch(options, _ignore_interrupt)
-  data = data.batch(pieces.in_a_batch, drop_remainder=False, batch_fn=_join)
-  if workers or threads:
-    # The next batch is put together while the device works on this one.
-    data = experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2)
-  iterator = iter(data)
-  try:
-    yield from iterator
-  finally:
-    iterator.close()
-    if workers:  # else Python warns at exit of shared memory that grain keeps
-      del iterator, data
-      gc.collect()
-
-
-def _join(pieces: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  if len(pieces) == 1:
-    return pieces[0]
-  return {
-    key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]
-  }
-
-
-def _put_together(
-  records: Sequence[dict[str, Any]], images: Images
-) -> dict[str, np.ndarray]:
-  """Arrays [n, ...] of n records; those of images lie on the canvas."""
-  arrays = lambda key: [record[key] for record in records]
-  plain = [k for k in records[0] if k not in ('image', 'mask')]
-  batch = {key: np.stack(arrays(key)) for key in plain}
-  masked = images.masks is not None
-  if images.canvas is None:
-    batch['image'] = np.stack(arrays('image'))
-    return batch | ({'mask': np.stack(arrays('mask'))} if masked else {})
-  batch['image'] = _on_canvas(arrays('image'), images.canvas)
-  sizes = [image.shape[:2] for image in arrays('image')]
-  batch['size'] = np.array(sizes, np.int32)
-  if masked:
-    batch['mask'] = _on_canvas(arrays('mask'), images.canvas)
-  return batch
-
-
-def _on_canvas(
-  parts: Sequence[np.ndarray], canvas: tuple[int, int]
-) -> np.ndarray:
-  """[n, H, W, ...], each part [h, w, ...] in the top left corner."""
-  whole = np.zeros((len(parts), *canvas, *parts[0].shape[2:]), parts[0].dtype)
-  for place, part in zip(whole, parts):
-    height, width = part.shape[:2]
-    place[:height, :width] = part
-  return whole
-
-
-def _ignore_interrupt(*unused_args: int) -> None:
-  """Ctrl-C reaches workers too; the main process still needs their batches."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)

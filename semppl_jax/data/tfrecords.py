@@ -34,8 +34,7 @@ def read(path: pathlib.Path, expected: int) -> Iterator[bytes]:
       yield _read_checked(file, length, size, what)
   if number != expected:
     raise UserError(
-      f'{path} holds {number} records, but dataset_info.json says '
-      f'{expected}.'
+      f'{path} holds {number} records, but dataset_info.json says {expected}.'
     )
 
 

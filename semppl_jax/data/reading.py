@@ -1,0 +1,107 @@
+"""Batches made of records by threads or worker processes, with grain.
+
+The order is that of the records, whatever makes them.
+"""
+
+import dataclasses
+import gc
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from grain import experimental
+
+from semppl_jax.data import canvas
+
+_MOST_IN_A_PIECE = 64  # images; a canvas of 512 x 512 is 0.8 MB
+_MOST_THREADS = 32  # of a process: Python's own share of the work is serial
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+  """Parts of batches, in their order: what a thread or a worker makes at once.
+
+  Not single images: each hand-over between threads costs as much as a tenth of
+  a JPEG. Not whole batches: as many as there are threads are in memory.
+  """
+
+  record: Callable[[int], dict[str, Any]]
+  count: int  # of records
+  per_batch: int
+  images: canvas.Images
+
+  @property
+  def per_piece(self) -> int:
+    """A batch's records over as few pieces as their size allows."""
+    return -(-self.per_batch // self.in_a_batch)
+
+  @property
+  def in_a_batch(self) -> int:
+    """Pieces of a batch that is not the last one."""
+    return -(-self.per_batch // _MOST_IN_A_PIECE)
+
+  def __len__(self) -> int:
+    whole, rest = divmod(self.count, self.per_batch)
+    return whole * self.in_a_batch + -(-rest // self.per_piece)
+
+  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    batch, piece = divmod(i, self.in_a_batch)
+    start = batch * self.per_batch + piece * self.per_piece
+    end = min(start + self.per_piece, (batch + 1) * self.per_batch, self.count)
+    records = [self.record(place) for place in range(start, end)]
+    return canvas.put_together(records, self.images)
+
+
+def batches(
+  pieces: Pieces, encoded: bool, workers: int, threads: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+  """Batches of records, made by threads in this process or in workers.
+
+  Args:
+    pieces: of all batches.
+    encoded: whether records take time to decode.
+    workers: processes; 0: this one.
+    threads: of this process, where there are no workers; None: as many as it
+      has cores for encoded records, else none.
+
+  Returns:
+    An iterator over {key: [n, ...]}; close it to stop threads and processes.
+  """
+  if not pieces.count:
+    return
+  if threads is None:  # in memory, threads cost more than they bring
+    threads = min(_MOST_THREADS, os.cpu_count() or 1) if encoded else 0
+  threads = 0 if workers else threads  # a worker's own thread is enough
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+  data = grain.MapDataset.source(pieces).to_iter_dataset(options)
+  if workers:
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+    data = data.mp_prefetch(options, _ignore_interrupt)
+  data = data.batch(pieces.in_a_batch, drop_remainder=False, batch_fn=_join)
+  if workers or threads:
+    # The next batch is put together while the device works on this one.
+    data = experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=2)
+  iterator = iter(data)
+  try:
+    yield from iterator
+  finally:
+    iterator.close()
+    if workers:  # else Python warns at exit of shared memory that grain keeps
+      del iterator, data
+      gc.collect()
+
+
+def _join(pieces: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  if len(pieces) == 1:
+    return pieces[0]
+  return {
+    key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]
+  }
+
+
+def _ignore_interrupt(*unused_args: int) -> None:
+  """Ctrl-C reaches workers too; the main process still needs their batches."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,37 @@
+"""What evaluation refuses before it begins."""
+
+import pytest
+
+from semppl_jax import eval_config
+from semppl_jax.errors import UserError
+
+
+@pytest.mark.parametrize('task', eval_config.TABLES)
+def test_tables_follow_no_run(task):
+  cfg = eval_config.default()
+  cfg.update(task=task, checkpoint='some/run', follow=True)
+  with pytest.raises(UserError, match=f'follow is on, but task {task}'):
+    eval_config.validate(cfg, 1)
+  cfg.follow = False
+  eval_config.validate(cfg, 1)
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'task': 'robustnes'}, "did you mean 'robustness'"),
+    ({'transfer.mode': 'fine'}, 'known: linear, fine_tune'),
+    ({'robustness.missing': 'ignore'}, 'known: error, skip'),
+    ({'dataset.on_corrupt': 'skip'}, 'known: replace, error'),
+    ({'dataset.validation_rule': 'last'}, 'known: stratified, first'),
+    ({'transfer.num_l2': 0}, 'it must be at least 1'),
+    ({'labels.per_class': 1, 'labels.subset': 'x/y'}, 'only one of them'),
+  ],
+)
+def test_refuses_in_one_line(changes, words):
+  cfg = eval_config.default()
+  cfg.checkpoint = 'some/file'
+  cfg.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=words) as e:
+    eval_config.validate(cfg, 1)
+  assert '\n' not in str(e.value)
