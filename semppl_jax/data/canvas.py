@@ -5,13 +5,15 @@ as the release's evaluation sees them.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from semppl_jax.data import images as images_lib
 from semppl_jax.data import masks as masks_lib
+
+_ON_CANVAS = ('image', 'mask')  # what differs in size from image to image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,40 +63,44 @@ class Images:
 
 
 def put_together(
-  records: Sequence[dict[str, Any]], images: Images
+  records: Iterable[dict[str, Any]], count: int, images: Images
 ) -> dict[str, np.ndarray]:
   """Arrays [n, ...] of n records; those of images lie on the canvas.
 
   Args:
-    records: all with the same keys; 'image' [h, w, ...] and 'mask' [h, w] (or
+    records: n with the same keys; 'image' [h, w, ...] and 'mask' [h, w] (or
       None) may differ in size where there is a canvas.
+    count: n.
     images: how they became arrays.
 
   Returns:
     The same keys, but 'mask' only with masks; and 'size' [n, 2] int32, height
     and width, with a canvas.
   """
-  arrays = lambda key: [record[key] for record in records]
-  plain = [k for k in records[0] if k not in ('image', 'mask')]
-  batch = {key: np.stack(arrays(key)) for key in plain}
-  masked = images.masks is not None
-  if images.canvas is None:
-    batch['image'] = np.stack(arrays('image'))
-    return batch | ({'mask': np.stack(arrays('mask'))} if masked else {})
-  batch['image'] = _on_canvas(arrays('image'), images.canvas)
-  sizes = [image.shape[:2] for image in arrays('image')]
-  batch['size'] = np.array(sizes, np.int32)
-  if masked:
-    batch['mask'] = _on_canvas(arrays('mask'), images.canvas)
+  batch: dict[str, np.ndarray] = {}
+  # One by one: a decoded image's memory serves the next one at once. Kept until
+  # the batch is whole, it would be new for each, which costs half a decoding.
+  for i, record in enumerate(records):
+    if images.canvas is not None:
+      record['size'] = np.array(record['image'].shape[:2], np.int32)
+    for key, value in record.items():
+      if value is None:  # no mask
+        continue
+      if key not in batch:
+        batch[key] = _room(key, np.asarray(value), count, images)
+      if key in _ON_CANVAS and images.canvas is not None:
+        height, width = value.shape[:2]
+        batch[key][i, :height, :width] = value
+      else:
+        batch[key][i] = value
   return batch
 
 
-def _on_canvas(
-  parts: Sequence[np.ndarray], canvas: tuple[int, int]
+def _room(
+  key: str, value: np.ndarray, count: int, images: Images
 ) -> np.ndarray:
-  """[n, H, W, ...], each part [h, w, ...] in the top left corner."""
-  whole = np.zeros((len(parts), *canvas, *parts[0].shape[2:]), parts[0].dtype)
-  for place, part in zip(whole, parts):
-    height, width = part.shape[:2]
-    place[:height, :width] = part
-  return whole
+  """Zeros for n arrays like this one, or for as many canvases."""
+  shape = value.shape
+  if key in _ON_CANVAS and images.canvas is not None:
+    shape = (*images.canvas, *shape[2:])
+  return np.zeros((count, *shape), value.dtype)

@@ -51,8 +51,8 @@ class Pieces:
     batch, piece = divmod(i, self.in_a_batch)
     start = batch * self.per_batch + piece * self.per_piece
     end = min(start + self.per_piece, (batch + 1) * self.per_batch, self.count)
-    records = [self.record(place) for place in range(start, end)]
-    return canvas.put_together(records, self.images)
+    records = (self.record(place) for place in range(start, end))
+    return canvas.put_together(records, end - start, self.images)
 
 
 def batches(
