@@ -15,7 +15,7 @@ TensorFlow and the two archives of ImageNet). The labelled images are SimCLR's
 lists; --config.labels.subset= --config.labels.file=LIST reads a list itself.
 
 Run: python -m semppl_jax.main --config=experiments/imagenet.py:VARIANT \
-  --config.dataset.path=DIR --config.dataset.workers=CORES --workdir=WORKDIR
+  --config.dataset.path=DIR --workdir=WORKDIR
 Then: experiments/eval_semi_supervised.py:imagenet_1pct and eval_linear.py.
 
 Batch 4096 (four large and two small views an image), 300 epochs, 93,835 steps.

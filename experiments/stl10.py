@@ -6,7 +6,7 @@ class. Settings are ours, carried over from ImageNet where nothing forbids it.
 
 Data: `tfds build stl10 --data_dir=DIR --file_format=array_record`.
 Run: python -m semppl_jax.main --config=experiments/stl10.py \
-  --config.dataset.path=DIR --config.dataset.workers=4 --workdir=runs/stl10
+  --config.dataset.path=DIR --workdir=runs/stl10
 B = 256, 100 epochs of 105,000 images, 41,015 steps, one device. Not run on
 STL-10 or a GPU: it runs in the tests for a few steps, on images in its format.
 Score and cost: not known; the paper has none for it.
