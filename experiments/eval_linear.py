@@ -1,8 +1,10 @@
 """Linear evaluation: a classifier on the frozen encoder, all labels.
 
-DeepMind's protocol to the letter: Nesterov momentum 0.9, learning rate
+DeepMind's protocol: Nesterov momentum 0.9, learning rate
 0.3 x B / 256, cosine to 0, no weight decay, 100 epochs of B = 1024, random
-resized crops and flips; test: the middle of the image. Variants:
+resized crops and flips (of images that are shrunk to dataset.image_size where
+they are larger; the release crops the file); test: the middle of the image.
+Variants:
 
   imagenet      the protocol; data: see imagenet.py
   imagenet_1pct, imagenet_10pct   the same on SimCLR's labelled subset alone

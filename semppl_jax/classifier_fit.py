@@ -99,7 +99,8 @@ def fit(
       start_step=start,
       num_steps=setup.total_steps - start,
       labelled_share=1.0,
-      workers=run.cfg.dataset.workers,
+      # Features are in memory: workers would each be sent a copy.
+      workers=0 if setup.encode is None else run.cfg.dataset.workers,
       images=_images(run, setup),
       on_unreadable=run.unreadable,
     )

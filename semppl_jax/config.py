@@ -23,6 +23,7 @@ COSMETIC = (
   'progress',
   'num_devices',
   'dataset.workers',
+  'dataset.on_corrupt',  # until it stops a run, both do the same
 )
 
 
@@ -164,8 +165,9 @@ def default() -> ml_collections.ConfigDict:
     {
       'batch_size': 256,
       'center': 0.875,  # side of the crop / shorter side of the image [P]
-      # So many unlabelled training images are looked at in the end, to judge
-      # their pseudo-labels; 0: all
+      # So many unlabelled training images are looked at in the end: their
+      # pseudo-labels are judged, the probe of all labels learns from them; 0:
+      # all
       'train_images': 50_000,
       'k': 1,  # neighbours of knn_top1 among the labelled training images
       'probes': True,  # logistic regression on the frozen encoder at the end

@@ -3,8 +3,9 @@
 They are those of DeepMind's SemPPL release: windows of whole pixels, cut out
 first and then resized (bicubic, Keys a = -0.5, half-pixel centres, no
 antialiasing, clipped to [0, 1]), so that a resized pixel never sees what lies
-beyond its window. The release cuts with TensorFlow on the host. Its test crop
-is cut on the host here too: `data.images.center_crop`.
+beyond its window. The release cuts with TensorFlow on the host, from the
+original file; here an image larger than dataset.image_size is shrunk first. The
+release's test crop is cut on the host here too: `data.images.center_crop`.
 """
 
 import jax

@@ -1,6 +1,6 @@
 """Settings of evaluation, one data set or many; and what can be wrong.
 
-The defaults are linear evaluation in DeepMind's release, to the letter. Marks
+The defaults are linear evaluation in DeepMind's release. Marks
 at the line ends: [P] the release or the paper, [ours] our setting.
 """
 

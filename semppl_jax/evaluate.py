@@ -240,7 +240,7 @@ def scores(
   """The numbers of results.json; None where there is nothing to measure.
 
   Args:
-    train: features of the N training images.
+    train: features of N training images: `rows_to_judge`.
     test: features of the test images, or None without a test split.
     labels: [N] labels that training saw, -1: none.
     truth: [N] true labels, -1: unknown.
@@ -253,7 +253,7 @@ def scores(
       supervised-only baseline). classifier_top1: the classifier that trained
       along. knn_top1: encoder features against the labelled training images.
       linear_labelled_top1, linear_all_top1: logistic regression on the
-      features of the labelled images, of all.
+      features of the labelled images, of all N.
   """
   labels, truth = (np.where(train.readable, x, -1) for x in (labels, truth))
   if test is not None:

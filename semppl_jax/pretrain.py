@@ -107,15 +107,17 @@ def finish(
   """Evaluates the final state, writes the plots and, last, results.json."""
   begun = time.monotonic()
   unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))
-  embed = lambda source: evaluate.features(
-    state, run.setup.nets, run.cfg, source, run.devices, unreadable
+  embed = lambda source, tell=unreadable: evaluate.features(
+    state, run.setup.nets, run.cfg, source, run.devices, tell
   )
   seen = evaluate.rows_to_judge(
     run.labels, run.cfg.evaluation.train_images, run.cfg.seed
   )
   train_features = embed(sources.Rows(run.data.train, seen))
   test = run.data.test
-  test_features = None if test is None else embed(test)
+  # A test image may be called what a training image is called.
+  tell = lambda name, reason: unreadable(f'test: {name}', reason)
+  test_features = None if test is None else embed(test, tell)
   scores = evaluate.scores(
     train_features,
     test_features,

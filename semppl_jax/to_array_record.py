@@ -289,9 +289,6 @@ def _without_interrupts() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-# -- TFRecord: uint64 length, its checksum, data, its checksum; and so on --
-
-
 def _line(error: BaseException) -> str:
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

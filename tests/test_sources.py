@@ -34,7 +34,10 @@ def test_rows_keep_ids_and_names():
   assert [rows[i]['id'] for i in range(2)] == [4, 1]
   assert rows.names == ['n4', 'n1'] and rows.labels.tolist() == [4, 1]
   assert sources.name(rows, 0) == 'n4'
-  assert sources.name(make(2, names=False), 1) == 'image 1'
+  unnamed = sources.Rows(make(5, names=False), np.array([4, 1]))
+  assert sources.name(unnamed, 0) == 'image 4'  # its id, not its row
+  hidden = sources.Relabelled(unnamed, np.array([-1, -1]))
+  assert sources.number(hidden, 1) == 1
 
 
 @pytest.mark.parametrize('count', [0, 7, 12])

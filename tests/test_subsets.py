@@ -137,7 +137,7 @@ def listed(tmp_path, text, labels=KNOWN, names=NAMES):
   path = tmp_path / 'list.txt'
   path.write_bytes(text.encode('utf-8', 'surrogateescape'))
   data = types.SimpleNamespace(
-    train=types.SimpleNamespace(labels=labels, names=names)
+    train=types.SimpleNamespace(labels=labels, names=names), held_out=()
   )
   cfg = config.default().labels
   cfg.file = str(path)

@@ -74,13 +74,24 @@ def test_an_index_is_written_once_and_read_again(imagenet, monkeypatch):
   assert again.train.names == first.train.names
 
 
-def test_a_broken_index_is_made_anew(imagenet):
+@pytest.mark.parametrize('content', [b'PK broken', b'', b'PK\x03\x04 cut'])
+def test_a_broken_index_is_made_anew(imagenet, content):
   first = load_imagenet(imagenet)
   folder = next(imagenet.glob('imagenet2012/*'))
   for path in folder.glob('semppl_jax_index_*'):
-    path.write_bytes(b'PK broken')
+    path.write_bytes(content)
   again = load_imagenet(imagenet)
   np.testing.assert_array_equal(again.train.labels, first.train.labels)
+
+
+def test_slices_have_indices_of_their_own(tmp_path):
+  labels = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+  splits = {'train': tfds_data.examples('cifar10', labels)}
+  tfds_data.write(tmp_path, 'cifar10', splits, shuffle=False)
+  found = tfds_files.find('cifar10', str(tmp_path))
+  for split, wanted in (('train[:5]', labels[:5]), ('train[-5:]', labels[5:])):
+    for _ in range(2):  # read, and from the index
+      assert found.open(split).source.labels.tolist() == wanted
 
 
 def test_an_index_of_another_preparation_is_not_used(imagenet):
@@ -176,7 +187,46 @@ def test_environment_says_where_data_lies(imagenet, monkeypatch):
   assert len(load_imagenet('').train) == 7
 
 
+def test_imagenets_test_set_is_its_validation_split(tmp_path):
+  """Also where its own test split, which has no labels, was prepared."""
+  name = 'imagenet2012'
+  splits = {
+    'train': tfds_data.examples(name, [0, 1]),
+    'validation': tfds_data.examples(name, [5], 1, 'validation'),
+    'test': tfds_data.examples(name, [-1, -1], 2, 'test'),
+  }
+  tfds_data.write(tmp_path, name, splits)
+  assert load_imagenet(tmp_path).test.labels.tolist() == [5]
+  data = load(name='tfds:imagenet2012', path=str(tmp_path))
+  assert data.test.labels.tolist() == [5]
+
+
+def test_fingerprint_tells_orders_apart(tmp_path):
+  found = []
+  for shuffle in (True, False):
+    folder = tmp_path / str(shuffle)
+    splits = {'train': tfds_data.examples('imagenet2012', IMAGENET)}
+    tfds_data.write(folder, 'imagenet2012', splits, shuffle=shuffle)
+    found.append(load_imagenet(folder).fingerprint)
+  assert found[0] != found[1]
+
+
 # -- labelled subsets --
+
+
+def test_listed_images_that_are_held_out_are_not_trained_on(imagenet):
+  data = load_imagenet(imagenet, validation=3, validation_rule='first')
+  whole = load_imagenet(imagenet)
+  lines = imagenet / 'list.txt'
+  lines.write_text('\n'.join(whole.train.names[1:5]))
+  cfg = config.default()
+  cfg.labels.file = str(lines)
+  labels = subsets.visible_labels(cfg.labels, data)
+  seen = {data.train.names[i] for i in np.flatnonzero(labels >= 0)}
+  assert seen == set(whole.train.names[3:5])
+  lines.write_text('n00000000_1.JPEG')
+  with pytest.raises(UserError, match='1 of 1 names are not in the data'):
+    subsets.visible_labels(cfg.labels, data)
 
 
 def test_subset_of_tfds_is_that_of_its_file_names(imagenet):

@@ -10,7 +10,14 @@ import numpy as np
 
 from semppl_jax import config
 from semppl_jax.data import array_files, image_files, tfds_files
-from semppl_jax.data.sources import Dataset, Joined, Records, Relabelled, Rows
+from semppl_jax.data.sources import (
+  Dataset,
+  Joined,
+  Records,
+  Relabelled,
+  Rows,
+  Source,
+)
 from semppl_jax.data.sources import split as stratified
 from semppl_jax.errors import UserError
 
@@ -50,8 +57,9 @@ def load(cfg: Any) -> Dataset:
     rest = np.setdiff1d(np.arange(len(labels)), held_out)
   else:
     rest, held_out = stratified(labels, cfg.validation, cfg.seed)
+  test = Rows(data.train, held_out)
   return data._replace(
-    train=Rows(data.train, rest), test=Rows(data.train, held_out)
+    train=Rows(data.train, rest), test=test, held_out=test.names or ()
   )
 
 
@@ -99,7 +107,12 @@ def _synthetic(cfg: Any) -> Dataset:
   train, test = make(0, cfg.num_examples), make(1, cfg.num_examples // 4 or 1)
   names = _numbers(cfg.num_classes)
   return Dataset(
-    train, test, cfg.num_classes, names, shape, f'synthetic {cfg.seed} {shape}'
+    train,
+    test,
+    cfg.num_classes,
+    names,
+    shape,
+    f'synthetic {cfg.seed} {shape} {cfg.num_examples}',
   )
 
 
@@ -168,7 +181,11 @@ def _tfds(cfg: Any, name: str = '') -> Dataset:
   found = tfds_files.find(name or cfg.name.removeprefix(_TFDS), cfg.path)
   train_split = cfg.train_split or 'train'
   train = found.open(train_split)
-  test_split = cfg.test_split or found.first_of('test', 'validation')
+  # ImageNet's own test split has no labels.
+  preferred = ('validation',) if str(found).startswith('imagenet2012') else ()
+  test_split = cfg.test_split or found.first_of(
+    *preferred, 'test', 'validation'
+  )
   test = found.open(test_split).source if test_split else None
   unlabelled = cfg.unlabelled_split or found.first_of('unlabelled')
   source, described = train.source, train_split
@@ -183,7 +200,7 @@ def _tfds(cfg: Any, name: str = '') -> Dataset:
     len(names),
     names,
     _canvas(cfg),
-    f'{found}/{described}: {len(source)} images',
+    f'{found}/{described}: {_digest(source)}',
   )
 
 
@@ -205,6 +222,12 @@ def _noise(
 ) -> np.ndarray:
   random = np.random.default_rng((*key, index))
   return random.integers(0, 256, shape, np.uint8)
+
+
+def _digest(source: Source) -> str:
+  """Of all labels and names, in their order: another order, other masks."""
+  text = source.labels.tobytes() + '\n'.join(source.names or ()).encode()
+  return f'{len(source)} images, {hashlib.sha256(text).hexdigest()}'
 
 
 def _numbers(count: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from semppl_jax.errors import UserError
 
 # Streams have permutations of their own, and so has the order in a batch.
-_ALL, _LABELLED, _UNLABELLED, _MIX = range(4)
+_ALL, _LABELLED, _UNLABELLED, _MIX, _STAND_IN = range(5)
 
 
 def row(position: int, *, num_rows: int, seed: int, stream: int = 0) -> int:
@@ -55,12 +55,17 @@ class Order:
     position = step * rest + place - self.num_labelled
     return self._draw(self.others, position, _UNLABELLED)
 
-  def stand_in(self, row: int) -> int:
-    """The next image of the row's own stream: labelled ones are kept apart."""
+  def stand_in(self, row: int, attempt: int) -> int:
+    """Another image of the row's own stream: labelled ones are kept apart.
+
+    Drawn anew for each attempt: neighbours in a damaged file are damaged too.
+    """
     for rows in (self.labelled, self.others):  # both are sorted
       place = int(np.searchsorted(rows, row))
       if place < len(rows) and rows[place] == row:
-        return int(rows[(place + 1) % len(rows)])
+        entropy = (self.seed & (2**64 - 1), _STAND_IN, row, attempt)
+        drawn = np.random.SeedSequence(entropy).generate_state(1)[0]
+        return int(rows[int(drawn) % len(rows)])
     raise ValueError(f'Row {row} is in no stream.')
 
   def _draw(self, rows: np.ndarray, position: int, stream: int) -> int:

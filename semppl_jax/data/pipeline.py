@@ -3,7 +3,7 @@
 Host h of H gets the h-th of the H contiguous slices of every global batch.
 Neither the number of hosts nor that of worker processes changes a batch, and
 the saved position of a run is its step. An image that cannot be decoded is
-replaced by the next of its kind, wherever the run was started.
+replaced by another of its kind, the same one wherever the run was started.
 """
 
 import dataclasses
@@ -186,7 +186,8 @@ class _Teller:
         self._images.array(self._source[row]['image'])
       except images_lib.Unreadable as e:
         reason = str(e)
-      self._tell(sources.name(self._source, row), reason)
+      number = sources.number(self._source, row)
+      self._tell(sources.name(self._source, row), f'{reason} (id {number})')
 
 
 def _warn(name: str, reason: str) -> None:
@@ -209,13 +210,13 @@ class _Shuffled:
     step, offset = divmod(place, self.per_host)
     wanted = self.order.row(self.start_step + step, self.first + offset)
     row = wanted
-    for _ in range(_MOST_STAND_INS):
+    for attempt in range(_MOST_STAND_INS):
       try:
         record = self.source[row]
         image = self.images.array(record['image'])
       except images_lib.Unreadable as e:
         _stop_if_asked(self.images, self.source, row, e)
-        row = self.order.stand_in(row)
+        row = self.order.stand_in(wanted, attempt)
         continue
       return {
         'image': image,

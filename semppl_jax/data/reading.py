@@ -73,7 +73,7 @@ def batches(
   if not pieces.count:
     return
   if threads is None:  # in memory, threads cost more than they bring
-    threads = min(_MOST_THREADS, os.cpu_count() or 1) if encoded else 0
+    threads = min(_MOST_THREADS, _cores()) if encoded else 0
   threads = 0 if workers else threads  # a worker's own thread is enough
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   data = grain.MapDataset.source(pieces).to_iter_dataset(options)
@@ -92,6 +92,13 @@ def batches(
     if workers:  # else Python warns at exit of shared memory that grain keeps
       del iterator, data
       gc.collect()
+
+
+def _cores() -> int:
+  """Processors that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _join(pieces: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -36,6 +36,7 @@ class Dataset(NamedTuple):
   class_names: tuple[str, ...]  # K names
   image_shape: tuple[int, int, int]  # (H, W, 3) of arrays that hold an image
   fingerprint: str  # of the training images: masks of others do not fit
+  held_out: Sequence[str] = ()  # names of training images kept for validation
 
 
 class Records:
@@ -127,7 +128,16 @@ def name(source: Source, index: int) -> str:
   """What an image is called in a message."""
   if source.names is not None:
     return source.names[index]
-  return f'image {index}'
+  return f'image {number(source, index)}'
+
+
+def number(source: Source, index: int) -> int:
+  """An image's id, also of one that cannot be read."""
+  if isinstance(source, Rows):
+    return number(source._source, int(source._rows[index]))
+  if isinstance(source, Relabelled):
+    return number(source._source, index)
+  return index
 
 
 def split(

@@ -44,6 +44,9 @@ def visible_labels(cfg: Any, data: Any, path: str = '') -> np.ndarray:
     wanted = read_list(cfg.file)
   else:
     wanted = _names_in_tfds(cfg.subset, path)
+  if data.held_out:  # known, but not to be trained on
+    elsewhere = _places(data.held_out)
+    wanted = [name for name in wanted if name not in elsewhere]
   return select_listed(
     data.train.labels, data.train.names, wanted, f'labels.{key} {cfg[key]}'
   )

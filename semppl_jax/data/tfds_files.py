@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -222,11 +223,14 @@ def _index(
 ) -> tuple[np.ndarray, list[str] | None]:
   """Labels and names of all records, from the index file or read anew."""
   for path in _index_files(folder, split):
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    # What a damaged file raises.
+    with contextlib.suppress(
+      OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
+    ):
       with np.load(path, allow_pickle=False) as kept:
         labels, names = kept['labels'], kept['names']
       if len(labels) == len(data):
-        return labels, list(names) if keys.name else None
+        return labels, names.tolist() if keys.name else None
   labels, names = _read_index(data, keys, f'{folder}: {split}')
   for path in _index_files(folder, split):
     # The next run reads everything again where nothing can be written.
@@ -242,6 +246,8 @@ def _index_files(folder: pathlib.Path, split: str) -> Iterator[pathlib.Path]:
   # Another preparation of the same version may have another order.
   stamp = int((folder / _INFO).stat().st_mtime)
   plain = re.sub(r'\W', '_', split)
+  if plain != split:  # 'train[:80%]' is not 'train[-80:]'
+    plain += hashlib.sha256(split.encode()).hexdigest()[:8]
   yield folder / f'semppl_jax_index_{plain}_{stamp}.npz'
   cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
   place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
