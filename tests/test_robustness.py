@@ -1,5 +1,6 @@
 """The trained head on other test sets, against what comes out by hand."""
 
+import copy
 import json
 import re
 
@@ -172,6 +173,13 @@ def test_all_sets_by_hand(evaluated):
   part = read(workdir / 'sets' / 'imagenet_c' / 'fog' / '2.json')
   assert part['top1'] == 0.5 and part['images'] == 2
   assert len(list((workdir / 'sets').rglob('*.json'))) == 17
+
+
+def test_all_sets_on_four_devices(prepared, tmp_path):
+  prepared = copy.deepcopy(prepared)
+  prepared.num_devices = 4
+  results = robustness.run(prepared, str(tmp_path))
+  assert {k: results[k] for k in EXPECTED} == pytest.approx(EXPECTED)
 
 
 def test_the_table_by_hand(evaluated):

@@ -376,7 +376,8 @@ def tuned(path, *sets, **changes):
   return cfg
 
 
-def test_fine_tuning(data_dir, tmp_path, trainings, monkeypatch):
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_fine_tuning(data_dir, tmp_path, trainings, monkeypatch, num_devices):
   """Rates are chosen without the validation images; then all are used."""
   decays = []
   network = weights.Checkpoint.network
@@ -386,7 +387,8 @@ def test_fine_tuning(data_dir, tmp_path, trainings, monkeypatch):
     return network(self)
 
   monkeypatch.setattr(weights.Checkpoint, 'network', spied)
-  results = transfer.run(tuned(data_dir, 'pets'), str(tmp_path))
+  cfg = tuned(data_dir, 'pets', num_devices=num_devices)
+  results = transfer.run(cfg, str(tmp_path))
   assert results == read(tmp_path / 'results.json')
   _, validation = transfer_sets.load('pets', tuned(data_dir).dataset)
   assert len(trainings) == 3
