@@ -1,11 +1,10 @@
-"""Other inputs than ours, made on the host: six crops, or the decoder alone.
+"""Another input than ours: six crops made on the host.
 
-Both decode each JPEG once, with libjpeg-turbo (fast DCT, smooth upsampling of
-colour). `crops` cuts and resizes all views on the host with OpenCV, which is
-what a device without spare time would want; `canvas` only lays whole images
-into arrays of one size, as `semppl_jax.data.pipeline` does. Grain runs both.
+Each JPEG is decoded once, with libjpeg-turbo (fast DCT, smooth upsampling of
+colour); all views are cut and resized on the host with OpenCV, which is what a
+device without spare time would want. Grain runs it.
 
-`rate` is the clock for these and for any other iterator over batches: images
+`rate` is the clock for this and for any other iterator over batches: images
 per second of processor time, of all threads and all worker processes.
 """
 
@@ -26,7 +25,6 @@ import psutil
 import simplejpeg
 from grain import python as grain_python
 
-CANVAS = 512  # pixels, of either side
 ASPECT = (3 / 4, 4 / 3)  # of crops: width / height
 TRIES = 10  # shapes drawn per crop
 PAGE = 4096  # bytes
@@ -53,7 +51,6 @@ def measure(
   jpegs: Sequence[bytes],
   seconds: float,
   *,
-  make: str = 'crops',
   batch_size: int = 32,
   workers: int = 0,
   threads: int = 1,
@@ -61,10 +58,8 @@ def measure(
   """How fast JPEGs become batches.
 
   Args:
-    jpegs: files, over and over; none larger than the canvas.
+    jpegs: files, over and over.
     seconds: how long the clock runs.
-    make: 'crops', uint8 {'large': [b, 4, 224, 224, 3], 'small': [b, 2, 96, 96,
-      3]}, or 'canvas', {'image': [b, 512, 512, 3] uint8, 'size': [b, 2] int32}.
     batch_size: b.
     workers: processes of grain's; 0: this one.
     threads: of this process, where there are no workers: each makes a batch at
@@ -77,7 +72,6 @@ def measure(
   start = functools.partial(
     batches,
     jpegs,
-    make=make,
     batch_size=batch_size,
     workers=workers,
     threads=threads,
@@ -151,14 +145,13 @@ def cpu_seconds() -> float:
 def batches(
   jpegs: Sequence[bytes],
   *,
-  make: str,
   batch_size: int,
   workers: int,
   threads: int,
 ) -> Iterator[Batch]:
   """Endless batches; for the arguments, see `measure`."""
   threads = 0 if workers else threads
-  batch_fn = functools.partial(MAKERS[make], shared=bool(workers))
+  batch_fn = functools.partial(crops, shared=bool(workers))
   data = grain.MapDataset.source(_Endless(jpegs))
   data = data.batch(batch_size, batch_fn=batch_fn).to_iter_dataset(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
@@ -180,17 +173,6 @@ class _Endless:
     return i, self.jpegs[i % len(self.jpegs)]
 
 
-def canvas(files: Sequence[tuple[int, bytes]], shared: bool) -> Batch:
-  """Whole images in the corners of zeros, and their heights and widths."""
-  places = _zeros((len(files), CANVAS, CANVAS, 3), shared)
-  sizes = np.empty((len(files), 2), np.int32)
-  for place, size, (_, data) in zip(places, sizes, files):
-    image = decode(data)
-    size[:] = height, width = image.shape[:2]
-    place[:height, :width] = image
-  return {'image': places, 'size': sizes}
-
-
 def crops(files: Sequence[tuple[int, bytes]], shared: bool) -> Batch:
   """All views of all images."""
   cv2.setNumThreads(1)  # it would start one per core in each of grain's
@@ -206,9 +188,6 @@ def crops(files: Sequence[tuple[int, bytes]], shared: bool) -> Batch:
         part = image[top : top + height, left : left + width]
         cv2.resize(part, out.shape[:2], out, interpolation=cv2.INTER_CUBIC)
   return batch
-
-
-MAKERS = {'crops': crops, 'canvas': canvas}
 
 
 def window(

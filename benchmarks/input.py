@@ -87,12 +87,8 @@ WAYS: dict[str, Callable[..., dict[str, float]]] = {
   'tf.data, decoding once': functools.partial(
     tf_data.measure, threads=1, decode_once=True
   ),
-  'host crops, this process': functools.partial(
-    host_crops.measure, make='crops', threads=1
-  ),
-  'host crops, 1 worker': functools.partial(
-    host_crops.measure, make='crops', workers=1
-  ),
+  'host crops, this process': functools.partial(host_crops.measure, threads=1),
+  'host crops, 1 worker': functools.partial(host_crops.measure, workers=1),
   OURS: functools.partial(ours, threads=1),
   'ours, this process, 2 threads': functools.partial(ours, threads=2),
   'ours, 2 workers': functools.partial(ours, workers=2),
