@@ -26,6 +26,7 @@ setuptools.setup(
     'dm-pix>=0.4.3',
     'grain>=0.2.12',
     'jax>=0.10',
+    'jmp>=0.0.4',
     'matplotlib>=3.8',
     'ml-collections>=1.0',
     'numpy>=2.0',

@@ -58,9 +58,7 @@ def images_of(run: runs.Run) -> structs.Batch:
 def count(variant: str) -> float:
   """Floating-point operations of one step, per image."""
   run = prepare(variant)
-  state = jax.eval_shape(
-    lambda: train_state.init(run.cfg, run.setup.nets, run.setup.optimizer, 1)
-  )
+  state = jax.eval_shape(lambda: train_state.init(*run.setup[:3], run.devices))
   step = functools.partial(pretrain_step.train_step, setup=run.setup)
   mapped = parallel.map_step(step, run.devices, donate=False)
   batch = parallel.shard(images_of(run), 1)
@@ -71,8 +69,7 @@ def count(variant: str) -> float:
 def measure(batch_size: int, repeats: int = 3) -> dict[str, float]:
   """Seconds of a step of ResNet-50 1x here: the median after the first."""
   run = prepare('resnet_50_1x_10pct', batch_size)
-  state = train_state.init(run.cfg, run.setup.nets, run.setup.optimizer, 1)
-  state = parallel.place(state, run.devices)
+  state = train_state.init(*run.setup[:3], run.devices)
   step = functools.partial(pretrain_step.train_step, setup=run.setup)
   mapped = parallel.map_step(step, run.devices)
   batch = parallel.shard(images_of(run), 1)

@@ -4,6 +4,9 @@ A checkpoint is one folder WORKDIR/checkpoints/STEP that appears as a whole or
 not at all. It holds the leaves under their names in the tree, and a list of
 their dtypes and shapes, so that what does not fit is refused before it is read.
 Leaves are plain arrays; a key is derived from the step and never saved.
+
+In a job of several hosts all of them call every method, in the same order, on
+one folder that all of them see; process 0's view of that folder counts.
 """
 
 import json
@@ -16,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from semppl_jax import differences
+from semppl_jax import differences, hosts
 from semppl_jax.errors import CheckpointError, UserError
 
 _FORMAT = 1
@@ -38,15 +41,15 @@ class Checkpointer:
     Args:
       step: the number of steps done; one that is on disk already is left alone.
       arrays: a pytree of NumPy or JAX arrays; copied before this returns, so
-        that the caller may donate or overwrite them.
+        that the caller may donate or overwrite them. What lies on several
+        hosts must be a copy already; each writes its own part.
       info: what else to keep, of JSON types.
     """
     self._manager.wait_until_finished()
-    if self._is_complete(step):
+    if hosts.agree(self._is_complete(step)):
       return
     self._delete_incomplete()
-    # np.array, not asarray: on a CPU the latter is a window on JAX's buffer.
-    leaves = {name: np.array(leaf) for name, leaf in _named(arrays).items()}
+    leaves = {name: _own_copy(x) for name, x in _named(arrays).items()}
     document = {
       'format': _FORMAT,
       'info': dict(info),
@@ -64,14 +67,14 @@ class Checkpointer:
   def discard(self, step: int) -> None:
     """Deletes the checkpoint of that step, if there is one."""
     self._manager.wait_until_finished()
-    if step in self._manager.all_steps():
+    if hosts.agree(step in self._manager.all_steps()):
       self._manager.delete(step)
 
   def latest_step(self) -> int | None:
     """The step of the newest whole checkpoint, None if there is none."""
     self._manager.wait_until_finished()
     steps = filter(self._is_complete, self._manager.all_steps())
-    return max(steps, default=None)
+    return hosts.agree(max(steps, default=None))
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any], int]:
     """Reads the newest whole checkpoint.
@@ -111,13 +114,12 @@ class Checkpointer:
     return self._manager.restore(step, args=ocp.args.Composite(**parts))
 
   def _leaves(self, step: int, wanted: dict[str, Any]) -> list[np.ndarray]:
-    empty = {
-      name: np.zeros(shape, dtype)
+    kinds = {
+      name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
       for name, (dtype, shape) in wanted.items()
-      if 0 in shape
     }
-    found = self._read(step, arrays=ocp.args.PyTreeRestore())['arrays'] | empty
-    return [np.asarray(found[name]) for name in wanted]
+    found = _read_leaves(self._folder / str(step) / 'arrays', kinds)
+    return [found[name] for name in wanted]
 
   def _check(self, step: int, document: Any, wanted: dict[str, Any]) -> None:
     where = f'Checkpoint {step} in {self._folder}'
@@ -145,14 +147,21 @@ class Checkpointer:
 
   def _delete_incomplete(self) -> None:
     # Only here: who only reads must not touch what another process writes.
-    for step in self._manager.all_steps():
-      if not self._is_complete(step):
-        self._manager.delete(step)
+    steps = [n for n in self._manager.all_steps() if not self._is_complete(n)]
+    for step in hosts.agree(steps):
+      self._manager.delete(step)
 
 
 def _named(tree: Any) -> dict[str, Any]:
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {'state' + jax.tree_util.keystr(p): leaf for p, leaf in leaves}
+
+
+def _own_copy(leaf: Any) -> Any:
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return leaf
+  # np.array, not asarray: on a CPU the latter is a window on JAX's buffer.
+  return np.array(leaf)
 
 
 def _kind(leaf: Any) -> list[Any]:

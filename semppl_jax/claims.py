@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semppl_jax import differences, files
@@ -33,7 +33,7 @@ def claim(
     raise UserError(
       f'--workdir {workdir} cannot be made: {error.strerror}. Choose another.'
     ) from None
-  there, here = _standing(folder), dict(_flat(json.loads(text)))
+  there, here = _standing(folder), dict(differences.flat(json.loads(text)))
   if there == here:
     return
   differing = differences.between(
@@ -53,7 +53,7 @@ def _standing(folder: pathlib.Path) -> dict[str, Any] | None:
   path = folder / 'config.json'
   advice = 'choose another --workdir, or bring the file back'
   try:
-    return dict(_flat(dict(json.loads(path.read_text('utf-8')))))
+    return dict(differences.flat(dict(json.loads(path.read_text('utf-8')))))
   except FileNotFoundError:
     if any((folder / 'checkpoints').glob('[0-9]*')):
       raise UserError(
@@ -62,11 +62,3 @@ def _standing(folder: pathlib.Path) -> dict[str, Any] | None:
     return None
   except (ValueError, TypeError, OSError):
     raise UserError(f'{path} cannot be read as JSON: {advice}.') from None
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple]:
-  for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value

@@ -87,9 +87,8 @@ def fit(
 
   def train(saver):
     state, elapsed = loop.restore(
-      saver, from_portable(fresh),
-      to_portable=classifier_step.to_portable, from_portable=from_portable,
-    )  # fmt: skip
+      saver, from_portable(fresh), like=fresh, from_portable=from_portable
+    )
     start = int(state.step[0])
     batches = pipeline.batches(
       source,

@@ -22,6 +22,8 @@ COSMETIC = (
   'keep_checkpoints',
   'progress',
   'num_devices',
+  'profile_steps',
+  'remat',  # up to rounding
   'dataset.workers',
   'dataset.on_corrupt',  # until it stops a run, both do the same
 )
@@ -39,6 +41,16 @@ def default() -> ml_collections.ConfigDict:
   cfg.checkpoint_every_steps = 500
   cfg.keep_checkpoints = 3
   cfg.progress = True  # a progress bar on the terminal
+  # Of activations: float32, or bfloat16 with float32 parameters, BatchNorm
+  # statistics, softmaxes and kNN [ours]
+  cfg.precision = 'float32'
+  # True: less memory, a third more work; see networks.build
+  cfg.remat = False
+  # Parts of the batch that the networks see one after another, each with
+  # BatchNorm statistics of its own; see pretrain_step.train_step [ours]
+  cfg.accumulate = 1
+  # First and last step (from 1) of a profiler trace in WORKDIR/profile
+  cfg.profile_steps = (0, 0)
   cfg.dataset = ml_collections.ConfigDict(
     {
       # digits, arrays, folder, imagenet2012, tfds:NAME, synthetic
@@ -215,12 +227,9 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   check_ranges(cfg, _RANGES)
   _check_loss(cfg)
   check_choices(cfg, _CHOICES)
+  check_profile(cfg)
   _check_labels(cfg)
-  if cfg.batch_size % num_devices:
-    raise UserError(
-      f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
-      'devices that share it.'
-    )
+  _check_parts(cfg, num_devices)
   if cfg.queue.capacity % num_devices:
     raise UserError(
       f'queue.capacity {cfg.queue.capacity} is not a multiple of the '
@@ -230,6 +239,24 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
     raise UserError(
       f'batch_size {cfg.batch_size} has too few images for '
       f'loss.num_negatives {cfg.loss.num_negatives}: it must be larger.'
+    )
+
+
+def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  if cfg.batch_size % num_devices:
+    raise UserError(
+      f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
+      'devices that share it.'
+    )
+  if cfg.batch_size % (num_devices * cfg.accumulate):
+    raise UserError(
+      f'batch_size {cfg.batch_size} is not a multiple of accumulate '
+      f'{cfg.accumulate} times the {num_devices} devices that share it.'
+    )
+  if cfg.accumulate > 1 and cfg.loss.exclude_same_label:
+    raise UserError(
+      f'accumulate is {cfg.accumulate}, but loss.exclude_same_label needs the '
+      'pseudo-labels of the whole batch at once: set one of them back.'
     )
 
 
@@ -255,6 +282,7 @@ SHARED_CHOICES = {  # with evaluation
 }
 _RANGES = SHARED_RANGES | {
   'batch_size': (2, None),
+  'accumulate': (1, None),
   'labels.share': (0, 1),
   'encoder.width': (1, None),
   'encoder.projector_hidden': (1, None),
@@ -283,6 +311,7 @@ _CHOICES = SHARED_CHOICES | {
   'loss.stop_gradient': ('entropy', 'teacher'),
   'encoder.stem': ('imagenet', 'small'),
   'encoder.padding': ('same', 'symmetric'),
+  'precision': ('float32', 'bfloat16'),
 }
 
 
@@ -314,6 +343,16 @@ def check_choices(
     if value not in known:
       hint = nearest_name(value, known)
       raise UserError(f'{key} is {value!r}; known: {", ".join(known)}{hint}')
+
+
+def check_profile(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses what is not a first and a last step."""
+  steps = tuple(cfg.profile_steps)
+  if len(steps) != 2 or not 0 <= steps[0] <= steps[1]:
+    raise UserError(
+      f'profile_steps is {steps}; it must be (first, last) step, from 1; '
+      '(0, 0): none.'
+    )
 
 
 def _check_loss(cfg: ml_collections.ConfigDict) -> None:

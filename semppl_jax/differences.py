@@ -1,14 +1,17 @@
 """What differs between two sets of named values, in words."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _ABSENT = 'absent'
 
 
 def between(
-  there: Mapping[str, Any], here: Mapping[str, Any], ignore: Sequence[str] = ()
+  there: Mapping[str, Any],
+  here: Mapping[str, Any],
+  ignore: Sequence[str] = (),
+  words: tuple[str, str] = ('there', 'here'),
 ) -> list[str]:
   """One phrase for each name that has another value there than here.
 
@@ -16,6 +19,7 @@ def between(
     there: what stands on disk.
     here: what is wanted.
     ignore: names that may differ.
+    words: what the two are called.
   """
   pairs = {
     name: (there.get(name, _ABSENT), here.get(name, _ABSENT))
@@ -23,7 +27,7 @@ def between(
     if name not in ignore
   }
   return [
-    f'{name} is {_text(old)} there and {_text(new)} here'
+    f'{name} is {_text(old)} {words[0]} and {_text(new)} {words[1]}'
     for name, (old, new) in pairs.items()
     if old != new
   ]
@@ -37,3 +41,14 @@ def first_few(phrases: Sequence[str], show: int = 3) -> str:
   """The first phrases, and how many more there are."""
   more = f' (and {len(phrases) - show} more)' if len(phrases) > show else ''
   return '; '.join(phrases[:show]) + more
+
+
+def flat(
+  tree: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """(dotted name, value) of nested values; an empty mapping is a value."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      yield from flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value

@@ -12,6 +12,7 @@ that their module names are ours:
     mix_conv}, in place of conv_1 and batchnorm_1
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -101,12 +102,14 @@ class ResNet(hk.Module):
   in group 0 of the basic-block networks: so has the release.
   """
 
-  def __init__(self, architecture: Architecture, bn: Mapping):
+  def __init__(
+    self, architecture: Architecture, bn: Mapping, remat: bool = False
+  ):
     spec = ENCODERS[architecture.encoder]
     prefix = 'sk_' if architecture.selective_kernels else ''
     super().__init__(name=prefix + spec.module)
     self._pool = architecture.stem == 'imagenet'
-    parts = Parts(architecture, bn)
+    parts = Parts(architecture, bn, remat)
     self._stem = _stem(spec.stem_channels * architecture.width, parts)
     rows = zip(spec.blocks, spec.channels, spec.strides, strict=True)
     self._groups = [
@@ -125,7 +128,8 @@ class ResNet(hk.Module):
       x = hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
     for group in self._groups:
       x = group(x, is_training)
-    return jnp.mean(x, axis=(1, 2))  # [n, h, w, e] -> [n, e]
+    # [n, h, w, e] -> [n, e]
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, 'float32'))
 
 
 _Layer = Callable[[jax.Array, bool], jax.Array]
@@ -136,6 +140,7 @@ class Parts(NamedTuple):
 
   architecture: Architecture
   bn: Mapping  # hk.BatchNorm's arguments
+  remat: bool = False  # whether the backward pass computes blocks again
 
   def conv(
     self, name: str, channels: int, kernel: int, stride: int = 1
@@ -193,6 +198,7 @@ class BlockGroup(hk.Module):
     self, blocks: int, channels: int, stride: int, parts: Parts, name: str
   ):
     super().__init__(name=name)
+    self._remat = parts.remat
     self._blocks = [Block(channels, stride, True, parts, 'block_0')]
     for i in range(1, blocks):
       self._blocks.append(Block(channels, 1, False, parts, f'block_{i}'))
@@ -200,7 +206,8 @@ class BlockGroup(hk.Module):
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
     """[n, H, W, any] -> [n, h, w, c]."""
     for block in self._blocks:
-      x = block(x, is_training)
+      apply = functools.partial(block, is_training=is_training)
+      x = hk.remat(apply)(x) if self._remat else apply(x)
     return x
 
 
@@ -268,8 +275,10 @@ class SelectiveKernels(hk.Module):
     branches = _halves(self._branches(x, is_training))  # [2, n, h, w, c]
     context = jnp.mean(branches.sum(axis=0), axis=(1, 2), keepdims=True)
     weights = self._mix(self._squeeze(context, is_training))  # [n, 1, 1, 2 c]
-    weights = jax.nn.softmax(_halves(weights), axis=0)  # [2, n, 1, 1, c]
-    return jnp.sum(branches * weights, axis=0)
+    # A softmax is taken in float32, whatever the branches are in.
+    weights = _halves(weights).astype(jnp.promote_types(x.dtype, 'float32'))
+    weights = jax.nn.softmax(weights, axis=0).astype(x.dtype)
+    return jnp.sum(branches * weights, axis=0)  # weights: [2, n, 1, 1, c]
 
 
 def _average_pool(x: jax.Array, stride: int) -> jax.Array:

@@ -13,6 +13,7 @@ from semppl_jax import (
   config,
   encoders,
   eval_config,
+  hosts,
   inference,
   networks,
   parallel,
@@ -56,6 +57,7 @@ def without_data(
   cfg: ml_collections.ConfigDict, step: int | None = None
 ) -> EvalRun:
   """`prepare` but for the data set, for evaluations of many."""
+  hosts.alone('Evaluation')
   devices = parallel.some_devices(cfg.num_devices)
   eval_config.validate(cfg, len(devices))
   loaded = weights.load_checkpoint(

@@ -14,6 +14,7 @@ from semppl_jax import (
   claims,
   eval_config,
   eval_tasks,
+  hosts,
   metrics,
   parallel,
   released,
@@ -45,6 +46,7 @@ def follow(
   Raises:
     UserError: a setting that cannot work, or a checkpoint that is a file.
   """
+  hosts.alone('Evaluation')
   devices = parallel.some_devices(cfg.num_devices)
   eval_config.validate(cfg, len(devices))
   job = _folder(cfg)

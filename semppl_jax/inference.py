@@ -1,4 +1,4 @@
-"""A function of images over a whole data set, on all devices."""
+"""A function of images over a whole data set, on all devices of all hosts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from semppl_jax import parallel
-from semppl_jax.data import pipeline
+from semppl_jax import hosts, parallel
+from semppl_jax.data import pipeline, sources
 
 
 def over_images(
@@ -25,9 +25,9 @@ def over_images(
 
   Args:
     forward: (state, arrays [b, ...]) -> arrays [b, ...], on one device's part.
-    state: leaves [D, ...].
-    source: N records, by index.
-    devices: the D devices.
+    state: leaves [D, ...], of this host's devices.
+    source: N records, by index; every host reads a share of them.
+    devices: all devices of the job.
     batch_size: images at a time, rounded up to a multiple of D; the last batch
       is filled up, so that there is one shape to compile for.
     images: how they become arrays, all of one shape.
@@ -40,17 +40,34 @@ def over_images(
   """
   mapped = parallel.map_evaluation(forward, devices)
   size = -(-batch_size // len(devices)) * len(devices)
-  parts, readable = [], []
-  for arrays, known in pipeline.in_order(
-    source, batch_size=size, workers=workers, images=images,
-    on_unreadable=on_unreadable,
-  ):  # fmt: skip
-    filled = np.resize(arrays, (size,) + arrays.shape[1:])
-    outputs = mapped(state, parallel.shard(filled, len(devices)))
-    flat = [np.asarray(x).reshape((size,) + x.shape[2:]) for x in outputs]
-    parts.append([x[: len(arrays)] for x in flat])
-    readable.append(known)
-  return (
-    [np.concatenate(column) for column in zip(*parts)],
-    np.concatenate(readable),
-  )
+  per_host = size // hosts.count()
+  local = len(parallel.here(devices))
+  mine = _rows(len(source), size, per_host)
+  inputs = pipeline.in_order(
+    sources.Rows(source, mine), batch_size=per_host, workers=workers,
+    images=images, on_unreadable=on_unreadable,
+  )  # fmt: skip
+  parts = []
+  for start, (arrays, known) in zip(
+    range(0, len(source), size), inputs, strict=True
+  ):
+    filled = np.resize(arrays, (per_host,) + arrays.shape[1:])
+    outputs = mapped(state, parallel.shard(filled, local))
+    columns = [*map(parallel.unshard, outputs), np.resize(known, per_host)]
+    count = min(size, len(source) - start)
+    parts.append([np.concatenate(hosts.gather(x))[:count] for x in columns])
+  *found, readable = (np.concatenate(column) for column in zip(*parts))
+  return found, readable
+
+
+def _rows(count: int, size: int, per_host: int) -> np.ndarray:
+  """The images of this host's slices of all batches.
+
+  Where the last batch has none for it, image 0: all hosts take equal steps.
+  """
+  rows = []
+  for start in range(0, count, size):
+    begin = start + hosts.index() * per_host
+    own = np.arange(begin, min(begin + per_host, start + size, count))
+    rows.append(own if len(own) else np.zeros(1, int))
+  return np.concatenate(rows) if rows else np.zeros(0, int)

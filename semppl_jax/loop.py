@@ -5,8 +5,19 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from semppl_jax import checkpoint, metrics, parallel, run_log, signals
+from semppl_jax import (
+  checkpoint,
+  hosts,
+  memory,
+  metrics,
+  parallel,
+  profiling,
+  run_log,
+  signals,
+)
+from semppl_jax.errors import UserError
 
 
 class Job(NamedTuple):
@@ -16,9 +27,11 @@ class Job(NamedTuple):
     Any  # seed, batch_size, log_every_steps, checkpoint_every_steps, progress
   )
   total_steps: int
-  devices: list[jax.Device]
+  devices: list[jax.Device]  # of all hosts
   workdir: str
   saver: checkpoint.Checkpointer
+  parts: int = 1  # in which a batch is taken, see parallel.shard
+  profile_steps: tuple[int, int] = (0, 0)  # see profiling.Profile
 
 
 def fit(
@@ -36,9 +49,9 @@ def fit(
   Args:
     job: where and how long.
     step_fn: (state, batch, key) -> (state, metrics, ...), not yet mapped.
-    state: with a field `step`; leaves [D, ...] on the host.
+    state: with a field `step`; leaves [D, ...].
     inputs: (batch of NumPy arrays [B, ...], what stays on the host), from the
-      state's step on.
+      state's step on; this host's slice of them.
     to_portable: the state as it is saved.
     describe: (batch, what stays on the host, the step's further outputs) -> how
       its metrics are written; None: as they are.
@@ -49,39 +62,87 @@ def fit(
 
   Raises:
     NotFiniteError: nothing is saved of a state that led to it.
-    Interrupted: SIGINT or SIGTERM; the step was finished and saved.
+    UserError: the devices' memory is too small.
+    Interrupted: SIGINT or SIGTERM, here or on another host; the step was
+      finished and saved, the same one on all hosts.
   """
-  cfg, num_devices = job.cfg, len(job.devices)
+  cfg = job.cfg
+  mine = parallel.here(job.devices)
   state = parallel.place(state, job.devices)
   start = int(state.step[0])
-  mapped = parallel.map_step(step_fn, job.devices)
+  mapped = parallel.map_step(_with_wish(step_fn), job.devices)
   base_key = jax.random.key(cfg.seed)
   begun = time.monotonic()
   clock = lambda: elapsed + time.monotonic() - begun
-  writer = metrics.MetricsWriter(job.workdir, step=start)
+  first = hosts.is_first()
+  writer = metrics.MetricsWriter(job.workdir, step=start) if first else None
   log = run_log.Log(writer, cfg, job.total_steps, start, clock)
+
+  def put(batch):
+    shards = parallel.shard(batch, len(mine), job.parts)
+    return parallel.place(shards, job.devices)
 
   def save(step, state):
     log.flush()  # no checkpoint of a state whose loss was not looked at
     info = {'position': step, 'elapsed_seconds': clock()}
     job.saver.save(step, to_portable(state), info)
 
-  def update(state, batch, truth):
-    batch_on_devices = parallel.shard(batch, num_devices)
-    state, scalars, *outputs = mapped(state, batch_on_devices, base_key)
+  def update(state, on_devices, batch, truth):
+    wish = np.full(len(mine), stop.received, np.int32)
+    arguments = (state, (on_devices, wish), base_key)
+    state, scalars, *outputs = _guarded(mapped, arguments, job)
     how = describe and describe(batch, truth, *outputs)
-    return state, log.add(scalars, how or run_log.plainly)
+    return state, scalars, log.add(scalars, how or run_log.plainly)
 
-  with signals.StopSignal() as stop:
-    for batch, truth in inputs:
-      state, step = update(state, batch, truth)
-      if stop.received:
+  profile = profiling.Profile(job.workdir, job.profile_steps)
+  with signals.StopSignal() as stop, profile:
+    step = start
+    for batch_and_truth in parallel.prefetch(inputs, put):
+      profile.before(step + 1)
+      state, scalars, step = update(state, *batch_and_truth)
+      profile.after(step, scalars)
+      wanted = stop.received if hosts.count() == 1 else log.stop
+      if wanted:
         save(step, state)
-        _leave(job.saver, step, stop.received)
+        _leave(job.saver, step, wanted)
       if step % cfg.checkpoint_every_steps == 0 or step == job.total_steps:
         save(step, state)
   log.close()
   return state, clock()
+
+
+def _with_wish(step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
+  """A step that also tells every host which signal one of them has received.
+
+  Its input is (batch, wish [] int32, 0: none); all hosts read the same number
+  from the same step's metrics, and so stop after the same step.
+  """
+
+  def step(state, inputs, key):
+    batch, wish = inputs
+    state, metrics, *outputs = step_fn(state, batch, key)
+    return state, metrics | {run_log.STOP: parallel.largest(wish)}, *outputs
+
+  return step
+
+
+def _guarded(mapped: Any, arguments: tuple, job: Job) -> tuple:
+  """A step; in one line what is wrong, if it does not fit into memory."""
+  try:
+    return mapped(*arguments)
+  except jax.errors.JaxRuntimeError as error:
+    if not memory.is_exhausted(error):
+      raise
+    # Only here: what is compiled at the first step cannot be asked.
+    kinds = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments
+    )
+    try:
+      compiled = mapped.lower(*kinds).compile()
+    except jax.errors.JaxRuntimeError:
+      compiled = None  # where memory is given out at compile time: TPUs
+    line = memory.advice(job.cfg.batch_size, job.parts, job.devices, compiled)
+    raise UserError(line) from error
 
 
 def saved(
@@ -106,7 +167,7 @@ def restore(
   saver: checkpoint.Checkpointer,
   fresh: Any,
   *,
-  to_portable: Callable[[Any], Any],
+  like: Any,
   from_portable: Callable[[Any], Any],
 ) -> tuple[Any, float]:
   """The newest checkpoint's state or a fresh one, and the seconds behind it.
@@ -114,12 +175,12 @@ def restore(
   Args:
     saver: the checkpoints.
     fresh: the state before the first step, leaves [D, ...].
-    to_portable: the state as it is saved.
-    from_portable: its inverse, for these devices.
+    like: shapes and dtypes of the state as it is saved.
+    from_portable: makes of it one for these devices.
   """
   if saver.latest_step() is None:
     return fresh, 0.0
-  portable, info, step = saver.restore(to_portable(fresh))
+  portable, info, step = saver.restore(like)
   run_log.say(f'Going on from the checkpoint of step {step}.')
   return from_portable(portable), info['elapsed_seconds']
 

@@ -5,8 +5,13 @@
 Settings are overridden with --config.KEY=VALUE. The exit status is 0 when the
 run is finished, 2 for a mistake in settings or input (one line says which),
 128 + N after signal N (the state is saved; the same command goes on).
+
+On several hosts the same command runs on each. JAX finds the others by itself
+on TPU pods (with --distributed=on), under SLURM, GKE and Open MPI; elsewhere
+--coordinator, --num_processes and --process_id say it.
 """
 
+import os
 import pathlib
 import re
 import sys
@@ -24,6 +29,18 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run.')
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed', 'auto', ('auto', 'on', 'off'),
+  'Whether this is one process of several; auto: as flags or environment say.',
+)  # fmt: skip
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT where process 0 waits for the others.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of this job.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'This one, from 0.')
+_CONNECT_SECONDS = flags.DEFINE_integer(
+  'connect_seconds', 300, 'How long the processes wait for each other.'
+)
 
 USER_ERROR = 2
 
@@ -36,11 +53,16 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
     if flag.value is None:
       raise UserError(f'--{name} is missing; see --helpshort.')
   # Imported late: a wrong flag is refused before JAX starts.
-  from semppl_jax import report
+  from semppl_jax import hosts, report
 
+  told = hosts.Address(
+    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  )
+  hosts.connect(told, _DISTRIBUTED.value, _CONNECT_SECONDS.value)
   results = _task(_CONFIG.value)(_CONFIG.value, _WORKDIR.value)
-  print(report.table(results))
-  print(f'Results, plots and checkpoints: {_WORKDIR.value}')
+  if hosts.is_first():
+    print(report.table(results))
+    print(f'Results, plots and checkpoints: {_WORKDIR.value}')
   return results
 
 
@@ -99,6 +121,17 @@ def _flatten(cfg: Any, prefix: str = '') -> list[str]:
 def _guarded(argv: Sequence[str]) -> None:
   try:
     run(argv)
+  except RuntimeError as e:
+    from semppl_jax import hosts
+
+    if hosts.count() == 1:
+      raise
+    # The collective that broke says what it saw; the cause is elsewhere.
+    reason = str(e).splitlines()[0][:200]
+    _exit(
+      'another process of this job has ended, so this one ends, too; the same '
+      f'command on all hosts goes on from the last checkpoint ({reason})'
+    )
   except UserError as e:
     _exit(str(e))
   except OSError as e:  # a folder that cannot be written, a full disk
@@ -111,6 +144,12 @@ def _guarded(argv: Sequence[str]) -> None:
 
 def _exit(message: str) -> None:
   print(f'error: {message}', file=sys.stderr)
+  from semppl_jax import hosts
+
+  if hosts.is_connected():
+    # At the usual exit JAX waits for the other processes, maybe for minutes.
+    sys.stderr.flush()
+    os._exit(USER_ERROR)
   sys.exit(USER_ERROR)
 
 

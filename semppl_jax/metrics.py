@@ -108,7 +108,7 @@ class MetricsWriter:
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes one line, at once; values are scalars of any numeric kind."""
-    row = {'step': int(step)} | {k: _plain(v) for k, v in values.items()}
+    row = {'step': int(step)} | {k: plain(v) for k, v in values.items()}
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
     for name, value in row.items():
@@ -137,7 +137,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
   NumPy and JAX scalars and arrays become numbers and lists; what is not finite
   becomes null.
   """
-  text = json.dumps(_plain(obj), indent=2, allow_nan=False)
+  text = json.dumps(plain(obj), indent=2, allow_nan=False)
   files.write_text(pathlib.Path(path), text + '\n')
 
 
@@ -167,14 +167,14 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
-def _plain(value: Any) -> Any:
-  """In JSON's own types; not finite: None."""
+def plain(value: Any) -> Any:
+  """In JSON's own types; what is not finite becomes None."""
   if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
+    return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
-    return [_plain(v) for v in value]
+    return [plain(v) for v in value]
   if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-    return _plain(np.asarray(value).tolist())
+    return plain(np.asarray(value).tolist())
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

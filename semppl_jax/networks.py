@@ -9,15 +9,19 @@ BatchNorm uses the batch's statistics, averaged over `parallel.AXIS` where
 axis. In evaluation mode it uses the running averages and needs no axis.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import jmp
 
 from semppl_jax import encoders, errors, parallel, structs
+
+PRECISIONS = ('float32', 'bfloat16')
 
 Tree = Mapping[str, Mapping[str, jax.Array]]
 
@@ -72,6 +76,8 @@ def build(
   bn_decay: float = 0.9,
   bn_eps: float = 1e-5,
   cross_replica: bool = True,
+  precision: str = 'float32',
+  remat: bool = False,
 ) -> Networks:
   """Builds the online and target networks of SemPPL (BYOL's parts).
 
@@ -90,15 +96,24 @@ def build(
     bn_decay: decay of BatchNorm's running averages, per pass in training mode.
     bn_eps: added to BatchNorm's variances.
     cross_replica: average training statistics over `parallel.AXIS`.
+    precision: of activations and of what products take in, 'float32' or
+      'bfloat16'. Parameters, BatchNorm, softmaxes, the spatial mean and all
+      outputs are float32 in any case.
+    remat: the backward pass computes each residual block again instead of
+      keeping what is inside it: less memory, a third more work.
 
   Raises:
-    UserError: an unknown encoder, stem or padding, a width below 1, or
-      selective kernels in an encoder without bottleneck blocks.
+    UserError: an unknown precision, encoder, stem or padding, a width below 1,
+      or selective kernels in an encoder without bottleneck blocks.
   """
   architecture = encoders.Architecture(
     encoder, width, stem, selective_kernels, padding
   )
   encoders.check(architecture)
+  if precision not in PRECISIONS:
+    raise errors.UserError(
+      f'precision {precision!r} is unknown; known: {", ".join(PRECISIONS)}'
+    )
 
   def forward(images, is_training, heads, axis):
     bn = {
@@ -108,7 +123,7 @@ def build(
       'eps': bn_eps,
       'cross_replica_axis': axis,
     }
-    network = encoders.ResNet(architecture, bn)
+    network = encoders.ResNet(architecture, bn, remat)
     embedding = network(_normalise(images), is_training)  # [n, e]
     projection = prediction = logits = None
     if 'projector' in heads:
@@ -126,9 +141,13 @@ def build(
 
   axis = parallel.AXIS if cross_replica else None
   heads = ('projector', 'predictor') + (('classifier',) if num_classes else ())
-  online = _apply(functools.partial(forward, heads=heads, axis=axis))
-  target = _apply(functools.partial(forward, heads=heads[:1], axis=axis))
-  encoder_only = _apply(functools.partial(forward, heads=(), axis=axis))
+  online = _apply(functools.partial(forward, heads=heads, axis=axis), precision)
+  target = _apply(
+    functools.partial(forward, heads=heads[:1], axis=axis), precision
+  )
+  encoder_only = _apply(
+    functools.partial(forward, heads=(), axis=axis), precision
+  )
 
   def init(key, images):
     # The axis may be unbound here, and is of no use: weights do not depend on
@@ -152,13 +171,34 @@ def target_tree(tree: Tree) -> Tree:
   }
 
 
-def _apply(forward: Callable[..., structs.Outputs]) -> Callable[..., Any]:
+def _apply(
+  forward: Callable[..., structs.Outputs], precision: str
+) -> Callable[..., Any]:
   transformed = hk.transform_with_state(forward)
 
   def apply(params, state, images, is_training):
-    return transformed.apply(params, state, None, images, is_training)
+    with _policies(precision):
+      return transformed.apply(params, state, None, images, is_training)
 
   return apply
+
+
+@contextlib.contextmanager
+def _policies(precision: str) -> Iterator[None]:
+  """Mixed precision for the networks that are applied within."""
+  if precision == 'float32':
+    yield
+    return
+  low = jnp.dtype(precision)
+  networks = jmp.Policy(jnp.float32, low, jnp.float32)
+  # Of a thousand activations a mean, and the difference of two squares, need
+  # more than bfloat16's eight bits.
+  norms = jmp.Policy(jnp.float32, jnp.float32, low)
+  with contextlib.ExitStack() as stack:
+    for module in (encoders.ResNet, Head):
+      stack.enter_context(hk.mixed_precision.push_policy(module, networks))
+    stack.enter_context(hk.mixed_precision.push_policy(hk.BatchNorm, norms))
+    yield
 
 
 def _normalise(images: jax.Array) -> jax.Array:

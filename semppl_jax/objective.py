@@ -1,5 +1,7 @@
 """From scores per image to the loss: global means and their weighted sum."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -54,19 +56,24 @@ def weighted_sum(
   )
 
 
-def classifier(logits: jax.Array | None, labels: jax.Array) -> Terms:
+def classifier(
+  logits: jax.Array | None, labels: jax.Array, everyones: jax.Array
+) -> Terms:
   """Cross-entropy and top-1 of the classifier, on labelled images only.
 
   Args:
     logits: [V, b, K], or None without a classifier.
     labels: [b] int32, -1: left out.
+    everyones: [B] int32, of the global batch: how many images count.
   """
   if logits is None:
     return {'loss_classifier': jnp.zeros(())}
   per_view = losses.classification(logits, labels)  # [V, b]
   hit = (logits.argmax(axis=-1) == labels).astype(jnp.float32)  # [V, b]
-  mean = parallel.masked_mean
+  mean = functools.partial(
+    parallel.masked_mean, mask=labels >= 0, everyones=everyones >= 0
+  )
   return {
-    'loss_classifier': mean(per_view.mean(axis=0), labels >= 0),
-    'classifier_accuracy': mean(hit.mean(axis=0), labels >= 0),
+    'loss_classifier': mean(per_view.mean(axis=0)),
+    'classifier_accuracy': mean(hit.mean(axis=0)),
   }

@@ -1,11 +1,13 @@
 """Everything that knows that there are several devices. The only pmap.
 
-Host-side arrays carry a leading axis of local devices; inside a mapped function
-it is gone and `AXIS` names it. All reductions are written so that the mean over
-devices is the global mean, whatever the number of devices.
+Host-side arrays carry a leading axis of this host's devices; inside a mapped
+function it is gone and `AXIS` names all devices of all hosts. All reductions
+are written so that the mean over devices is the global mean, whatever the
+number of devices.
 """
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -68,60 +70,126 @@ def mean(tree: Any) -> Any:
   return jax.lax.pmean(tree, AXIS)
 
 
+def largest(x: jax.Array) -> jax.Array:
+  """The largest of the devices' values."""
+  return jax.lax.pmax(x, AXIS)
+
+
 def gather(x: jax.Array, axis: int = 0) -> jax.Array:
   """Joins the devices' parts along `axis`: [.., b, ..] -> [.., B, ..]."""
   return jax.lax.all_gather(x, AXIS, axis=axis, tiled=True)
 
 
-def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+def masked_mean(
+  values: jax.Array, mask: jax.Array, everyones: jax.Array | None = None
+) -> jax.Array:
   """The device's part of the global mean over the images with mask True.
 
-  D x (local masked sum) / (count over all devices): its mean over devices is
-  the global masked mean, and so is its gradient's. 0 where the count is 0.
+  B/b x (local masked sum) / (count in the global batch): its mean over devices,
+  and over the parts of a batch that is taken in parts, is the global masked
+  mean, and so is its gradient's. 0 where the count is 0.
 
   Args:
     values: [b] float or bool.
     mask: [b] bool.
+    everyones: [B] bool, the mask of the global batch; None: it is the b images
+      of each of the devices, which then add up their counts.
   """
-  count = jax.lax.psum(jnp.sum(mask), AXIS)  # [] int32, over all devices
   total = jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
-  return size() * total / jnp.maximum(count, 1)
+  if everyones is None:
+    count, share = jax.lax.psum(jnp.sum(mask), AXIS), size()
+  else:
+    count, share = jnp.sum(everyones), len(everyones) // len(mask)
+  return share * total / jnp.maximum(count, 1)
+
+
+def own(x: jax.Array) -> jax.Array:
+  """This device's part of what all know: [B, ..] -> [b, ..]."""
+  return x[places(len(x) // size())]
 
 
 def some_devices(number: int) -> list[jax.Device]:
-  """The first devices that JAX sees; 0: all.
+  """The first devices that JAX sees, host by host; 0: all.
 
   Raises:
-    UserError: there are not as many, or several processes run this job.
+    UserError: there are not as many, or fewer than all in a job of several
+      processes.
   """
-  if jax.process_count() > 1:
-    raise errors.UserError(
-      f'{jax.process_count()} processes run this job; only 1 is supported yet.'
-    )
-  devices = jax.devices()
+  # Host by host, so that a host's slice of the batch is that of its devices.
+  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   if number > len(devices):
     raise errors.UserError(
       f'num_devices is {number}, but there are {len(devices)}.'
     )
+  if jax.process_count() > 1 and number not in (0, len(devices)):
+    raise errors.UserError(
+      f'num_devices is {number}, but the {jax.process_count()} processes of '
+      f'this job have {len(devices)}, and all are used: leave it at 0.'
+    )
   return devices[: number or len(devices)]
 
 
+def here(devices: Sequence[jax.Device]) -> list[jax.Device]:
+  """Those of the devices that belong to this host."""
+  return [d for d in devices if d.process_index == jax.process_index()]
+
+
+def has_bfloat16(device: jax.Device) -> bool:
+  """Whether a device computes in bfloat16, rather than imitating it."""
+  if device.platform == 'gpu':
+    # Of NVIDIA: from Ampere on. Others have names, not numbers.
+    number = str(getattr(device, 'compute_capability', ''))
+    return not number.replace('.', '').isdigit() or float(number) >= 8
+  return device.platform != 'cpu'
+
+
 def replicate(tree: Any, num_devices: int) -> Any:
-  """Gives every leaf a leading device axis of equal copies (host side)."""
-  return jax.tree.map(
-    lambda x: jnp.broadcast_to(x, (num_devices,) + jnp.shape(x)), tree
-  )
+  """Gives every leaf a leading device axis of equal copies (host side).
+
+  Views of one copy, in the host's memory; traced arrays stay traced.
+  """
+
+  def copies(x):
+    traced = isinstance(x, jax.core.Tracer)
+    xp, x = (jnp, x) if traced else (np, np.asarray(x))
+    return xp.broadcast_to(x, (num_devices,) + x.shape)
+
+  return jax.tree.map(copies, tree)
 
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
-  """Puts part i of every leaf [D, ...] on device i, as a mapped step does.
+  """Puts part i of every leaf on this host's device i, as a mapped step does.
 
   A state that lies elsewhere would be moved at the first step, and the second
   step, whose input lies right, would be compiled anew.
+
+  Args:
+    tree: leaves [D, ...], or of a host's part of D devices.
+    devices: all devices of the job.
   """
-  mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+  mesh = jax.sharding.Mesh(np.asarray(here(devices)), (AXIS,))
   layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
   return jax.device_put(tree, layout)
+
+
+def joined(x: jax.Array, devices: Sequence[jax.Device], axis: int) -> jax.Array:
+  """All devices' parts as one array that lies where they lie.
+
+  Nothing travels: of several hosts, each sees its own parts only. A copy, so
+  that a step may take x for its result.
+
+  Args:
+    x: this host's [D, ...], on its devices.
+    devices: all devices of the job.
+    axis: of the result, along which the parts are joined, in order.
+  """
+  parts = [shard.data[0] for shard in x.addressable_shards]
+  shape = list(parts[0].shape)
+  shape[axis] *= len(devices)
+  mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+  names = jax.sharding.PartitionSpec(*[None] * axis, AXIS)
+  layout = jax.sharding.NamedSharding(mesh, names)
+  return jax.make_array_from_single_device_arrays(tuple(shape), layout, parts)
 
 
 def first(tree: Any) -> Any:
@@ -129,8 +197,51 @@ def first(tree: Any) -> Any:
   return jax.tree.map(lambda x: x[0], tree)
 
 
-def shard(tree: Any, num_devices: int) -> Any:
-  """[B, ..] -> [D, B/D, ..] of every leaf (host side)."""
-  return jax.tree.map(
-    lambda x: np.reshape(x, (num_devices, -1) + np.shape(x)[1:]), tree
-  )
+def shard(tree: Any, num_devices: int, parts: int = 1) -> Any:
+  """[B, ..] -> [D, B/D, ..] of every leaf (host side).
+
+  Args:
+    tree: leaves [B, ..], a host's slice.
+    num_devices: D, this host's.
+    parts: m, in which the batch is taken, one after another: every part is
+      shared by all devices, [B, ..] -> [D, m, B/(m D), ..]; 1: no such axis.
+  """
+
+  def split(x):
+    if parts == 1:
+      return np.reshape(x, (num_devices, -1) + np.shape(x)[1:])
+    x = np.reshape(x, (parts, num_devices, -1) + np.shape(x)[1:])
+    return np.ascontiguousarray(np.swapaxes(x, 0, 1))
+
+  return jax.tree.map(split, tree)
+
+
+def unshard(x: Any, parts: int = 1) -> np.ndarray:
+  """The inverse of `shard` of one array, on the host: [B, ..]."""
+  x = np.asarray(x)
+  if parts > 1:
+    x = np.swapaxes(x, 0, 1)  # [m, D, B/(m D), ..]
+  return x.reshape((-1,) + x.shape[2 + (parts > 1) :])
+
+
+def prefetch(
+  inputs: Iterable[tuple[Any, ...]],
+  put: Callable[[Any], Any],
+  ahead: int = 1,
+) -> Iterator[tuple[Any, ...]]:
+  """Starts to send batches to the devices before they are asked for.
+
+  Args:
+    inputs: tuples whose first part is a batch on the host.
+    put: sends it.
+    ahead: how many batches.
+
+  Returns:
+    An iterator over (batch on the devices, batch on the host, ...).
+  """
+  waiting: collections.deque = collections.deque()
+  for batch, *rest in inputs:
+    waiting.append((put(batch), batch, *rest))
+    if len(waiting) > ahead:
+      yield waiting.popleft()
+  yield from waiting

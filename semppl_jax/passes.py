@@ -47,6 +47,38 @@ def encode(
   return jax.tree.map(lambda *x: jnp.concatenate(x), *outputs), bn_state
 
 
+def in_turn(
+  take: Callable[[Any, Any], tuple[Any, Any, Any]], carry: Any, parts: Any
+) -> tuple[Any, Any, Any]:
+  """Takes the parts of a batch one after another.
+
+  Args:
+    take: (carry, part) -> (carry, what is averaged, what is kept of each).
+    carry: goes from part to part.
+    parts: leaves [m, ...]; with m = 1 there is no loop.
+
+  Returns:
+    The last carry, the means over the parts, and what was kept, leaves
+    [m, ...].
+  """
+  number = len(jax.tree.leaves(parts)[0])
+  first = jax.tree.map(lambda x: x[0], parts)
+  if number == 1:
+    carry, averaged, kept = take(carry, first)
+    return carry, averaged, jax.tree.map(lambda x: x[None], kept)
+  sums = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, carry, first)[1]
+  )
+
+  def body(carry, part):
+    carry, sums = carry
+    carry, averaged, kept = take(carry, part)
+    return (carry, jax.tree.map(jnp.add, sums, averaged)), kept
+
+  (carry, sums), kept = jax.lax.scan(body, (carry, sums), parts)
+  return carry, jax.tree.map(lambda x: x / number, sums), kept
+
+
 def unit(x: jax.Array) -> jax.Array:
   """Rows of length 1, in float32 at least; a zero row stays zero."""
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -14,11 +14,14 @@ import ml_collections
 import numpy as np
 
 from semppl_jax import (
+  alike,
   checkpoint,
   claims,
   config,
   evaluate,
+  hosts,
   loop,
+  parallel,
   pretrain_step,
   report,
   run_log,
@@ -35,7 +38,8 @@ UNREADABLE = 'unreadable.jsonl'  # images that others stood in for, if any
 def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   """Trains, evaluates, and writes everything below `workdir`.
 
-  Continues from the newest checkpoint there; a finished run is not touched.
+  Continues from the newest checkpoint there; a finished run is not touched. In
+  a job of several processes all of them call this, with a folder that all see.
 
   Args:
     cfg: the resolved config.
@@ -49,9 +53,14 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       another experiment, or a loss that is not finite.
     Interrupted: SIGINT or SIGTERM; the state is saved.
   """
-  run = runs.prepare(cfg)
-  claims.claim(workdir, cfg.to_dict(), ignore=config.COSMETIC)
-  done = metrics_lib.read_json(os.path.join(workdir, RESULTS))
+  alike.check(cfg.to_dict() | {'workdir': workdir})
+  run = hosts.together(lambda: runs.prepare(cfg))
+  hosts.together(
+    lambda: claims.claim(workdir, cfg.to_dict(), ignore=config.COSMETIC),
+    first_only=True,
+  )
+  results = os.path.join(workdir, RESULTS)
+  done = hosts.agree(hosts.together(lambda: metrics_lib.read_json(results)))
   if done is not None:
     run_log.say(f'{workdir}: this run is finished, at step {done["step"]}.')
     return done
@@ -72,31 +81,40 @@ def train(
   """
   state, elapsed = restore_or_init(run, saver)
   unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))
-  job = loop.Job(run.cfg, run.setup.total_steps, run.devices, workdir, saver)
+  job = loop.Job(
+      run.cfg, run.setup.total_steps, run.devices, workdir, saver,
+      parts=run.cfg.accumulate, profile_steps=run.cfg.profile_steps,
+  )  # fmt: skip
   return loop.fit(
     job,
     functools.partial(pretrain_step.train_step, setup=run.setup),
     state,
     runs.input_batches(run, int(state.step[0]), unreadable),
-    to_portable=train_state.to_portable,
+    to_portable=functools.partial(train_state.to_portable, devices=run.devices),
     describe=lambda batch, truth, labels: functools.partial(
-      run_log.pretraining, labels=labels, given=batch.labels, truth=truth
+      _describe, labels=labels, given=batch.labels, truth=truth, run=run
     ),
     elapsed=elapsed,
   )
+
+
+def _describe(scalars, *, labels, given, truth, run):
+  labels = parallel.unshard(labels, run.cfg.accumulate)
+  return run_log.pretraining(scalars, labels=labels, given=given, truth=truth)
 
 
 def restore_or_init(
   run: runs.Run, saver: checkpoint.Checkpointer
 ) -> tuple[train_state.TrainState, float]:
   """The newest checkpoint's state or a fresh one, and the seconds behind it."""
-  num_devices = len(run.devices)
+  cfg, nets, optimizer = run.setup[:3]
+  fresh = train_state.init(cfg, nets, optimizer, run.devices)
   return loop.restore(
     saver,
-    train_state.init(run.cfg, run.setup.nets, run.setup.optimizer, num_devices),
-    to_portable=train_state.to_portable,
+    fresh,
+    like=train_state.like(cfg, fresh),
     from_portable=functools.partial(
-      train_state.from_portable, num_devices=num_devices
+      train_state.from_portable, devices=run.devices
     ),
   )
 
@@ -126,20 +144,22 @@ def finish(
     test_truth=None if test is None else test.labels,
     cfg=run.cfg,
   )
-  report.plots(
-    workdir,
-    embeddings=None if test is None else test_features.embeddings,
-    labels=None if test is None else test.labels,
-    class_names=run.data.class_names,
-  )
+  if hosts.is_first():
+    report.plots(
+      workdir,
+      embeddings=None if test is None else test_features.embeddings,
+      labels=None if test is None else test.labels,
+      class_names=run.data.class_names,
+    )
   step = int(state.step[0])
   results = {'step': step} | scores | {
       'num_labels': int(np.sum(run.labels >= 0)),
-      'unreadable_images': len(unreadable),
+      'unreadable_images': unreadable.on_all_hosts(),
       'seconds': seconds,
       'evaluation_seconds': time.monotonic() - begun,
       'images_per_second': step * run.cfg.batch_size / max(seconds, 1e-9),
       'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }  # fmt: skip
-  metrics_lib.write_json(os.path.join(workdir, RESULTS), results)
-  return results
+  if hosts.is_first():
+    metrics_lib.write_json(os.path.join(workdir, RESULTS), results)
+  return hosts.agree(metrics_lib.plain(results))

@@ -59,50 +59,79 @@ class Gathered(NamedTuple):
   ids: jax.Array  # [B] int32
 
 
+class Part(NamedTuple):
+  """A part of the batch: all of it, or one of m that are taken in turn.
+
+  b and B are those of the part here, on one device and on all.
+  """
+
+  views: structs.Views  # of b images
+  targets: jax.Array  # [V_L, b, d] target projections, unit vectors
+  labels: jax.Array  # [b] int32
+  ids: jax.Array  # [B] int32, of all devices' images
+  keys: Keys
+
+
 def train_step(
   state: TrainState, batch: structs.Batch, base_key: jax.Array, *, setup: Setup
 ) -> tuple[TrainState, Metrics, jax.Array]:
   """One update on one device's part of the batch.
 
+  With cfg.accumulate = m > 1 the networks see the batch in m parts, one after
+  another, and the gradients are averaged: memory for activations is that of a
+  part. Negatives, the queue and its vote are those of the whole batch; what
+  changes is BatchNorm, whose statistics are those of a part on all devices.
+
   Args:
     state: see TrainState.
-    batch: b images with their labels and ids.
+    batch: b images with their labels and ids; with m parts, leaves [m, b/m].
     base_key: the run's key, the same at every step and on every device.
     setup: networks, optimiser and settings.
 
   Returns:
     The new state, metrics (scalars, equal on all devices) and the
-    pseudo-labels, [b] int32: where there is a true label, that one; -1: none.
+    pseudo-labels, shaped as batch.labels, int32: where there is a true label,
+    that one; -1: none.
   """
-  cfg, nets = setup.cfg, setup.nets
-  keys = step_keys(base_key, state.step, len(batch.labels))
-  views = views_lib.make_views(
-    keys.views, batch.images, cfg.views, batch.sizes, batch.masks
-  )
+  cfg = setup.cfg
+  shape = batch.labels.shape
+  if cfg.accumulate == 1:
+    batch = jax.tree.map(lambda x: x[None], batch)  # leaves [1, b, ...]
+  keys = step_keys(base_key, state.step, batch.labels.shape)
 
   # Target network: large views only. Its projections are every loss's
   # candidates and, where the image is labelled, the queue's newest entries.
-  target, target_state = passes.encode(
-      nets.target, state.target_params, state.target_state,
-      (views.large,), one_pass=cfg.views.one_pass,
-  )  # fmt: skip
-  targets = passes.unit(target.projection)  # [V_L, b, d]
+  def look(bn_state, part):
+    return _look(state.target_params, bn_state, *part, setup)
+
+  target_state, _, (views, targets) = passes.in_turn(
+    look, state.target_state, (batch, keys.views)
+  )  # targets: [m, V_L, b, d]
+  joined = parallel.gather(targets, axis=2)  # [m, V_L, B, d]
+  ids = parallel.gather(batch.ids, axis=1)  # [m, B]
   everyone = Gathered(
-    targets=parallel.gather(targets, axis=1),  # [V_L, B, d]
-    labels=parallel.gather(batch.labels),  # [B]
-    ids=parallel.gather(batch.ids),  # [B]
+    targets=jnp.concatenate(list(joined), axis=1),  # [V_L, m B, d]
+    labels=parallel.gather(batch.labels, axis=1).reshape(-1),  # [m B]
+    ids=ids.reshape(-1),  # [m B]
   )
   # Push before the vote: the batch's own labelled images are the freshest
   # neighbours there are.
   queue = label_queue.push(state.queue, *everyone)
 
   # Online network: all views. The vote, the positives and the losses follow.
-  grads, aux = jax.grad(loss_fn, has_aux=True)(
-      state.online_params, state.online_state, views, targets, batch, queue,
-      everyone, keys, setup,
-  )  # fmt: skip
-  online_state, metrics, labels = aux
-  grads, metrics = parallel.mean((grads, metrics))
+  def learn(bn_state, part):
+    grads, aux = jax.grad(loss_fn, has_aux=True)(
+      state.online_params, bn_state, part, queue, everyone, setup
+    )
+    bn_state, metrics, labels = aux
+    return bn_state, (grads, metrics), labels
+
+  online_state, averaged, labels = passes.in_turn(
+    learn,
+    state.online_state,
+    Part(views, targets, batch.labels, ids, keys),
+  )
+  grads, metrics = parallel.mean(averaged)
 
   # The optimiser's update; then the target network follows the online one.
   updated, rates = apply_gradients(state, grads, setup)
@@ -116,18 +145,41 @@ def train_step(
     target_state=target_state,
     queue=queue,
   )
-  return new_state, metrics, labels
+  return new_state, metrics, labels.reshape(shape)
+
+
+def _look(
+  params: hk.Params,
+  bn_state: hk.State,
+  batch: structs.Batch,
+  keys: jax.Array,
+  setup: Setup,
+) -> tuple[hk.State, tuple, tuple[structs.Views, jax.Array]]:
+  """Views of b images, and what the target network makes of the large ones.
+
+  Returns:
+    BatchNorm's state, nothing to average, (views, targets [V_L, b, d]).
+  """
+  cfg = setup.cfg
+  # In bfloat16 the network sees no more of a pixel than 8 bits.
+  low = cfg.precision == 'bfloat16'
+  precision = jax.lax.Precision.DEFAULT if low else jax.lax.Precision.HIGHEST
+  views = views_lib.make_views(
+    keys, batch.images, cfg.views, batch.sizes, batch.masks, precision
+  )
+  target, bn_state = passes.encode(
+      setup.nets.target, params, bn_state, (views.large,),
+      one_pass=cfg.views.one_pass,
+  )  # fmt: skip
+  return bn_state, (), (views, passes.unit(target.projection))
 
 
 def loss_fn(
   params: hk.Params,
   bn_state: hk.State,
-  views: structs.Views,
-  targets: jax.Array,
-  batch: structs.Batch,
+  part: Part,
   queue: label_queue.LabelQueue,
   everyone: Gathered,
-  keys: Keys,
   setup: Setup,
 ) -> tuple[jax.Array, tuple[hk.State, Metrics, jax.Array]]:
   """This device's part of the loss; its mean over devices is the loss.
@@ -135,15 +187,15 @@ def loss_fn(
   Returns:
     The loss [], and (BatchNorm state, metrics, pseudo-labels [b]).
   """
-  cfg = setup.cfg
+  cfg, keys = setup.cfg, part.keys
   outputs, bn_state = passes.encode(
-    setup.nets.online, params, bn_state, views, one_pass=cfg.views.one_pass
+    setup.nets.online, params, bn_state, part.views, one_pass=cfg.views.one_pass
   )
   online = passes.unit(outputs.prediction)  # [V, b, d]
 
   # Pseudo-labels: a vote among the nearest labelled images; labels overrule.
   labels, vote_metrics = assign_labels(
-    online[: cfg.views.num_large], batch, everyone.ids, queue, cfg
+    online[: cfg.views.num_large], part, queue, everyone, cfg
   )  # [b]
   all_labels = parallel.gather(labels)  # [B]
 
@@ -153,11 +205,14 @@ def loss_fn(
       num_draws=cfg.loss.num_semantic_positives,
   )  # [B, S], [B]  # fmt: skip
   positives = label_queue.fetch(queue, slots)  # [S, V_L, b, d]
-  has_positive = exists[keys.places]  # [b]
+  has_positive = parallel.own(exists)  # [b]
 
   # Negatives: other images of the global batch, the same in all four terms.
+  # Which labels they have matters with exclude_same_label only, and then the
+  # part is the whole batch.
   others, present = negatives.sample(
-      keys.negatives, keys.places, all_labels,
+      keys.negatives, keys.places,
+      all_labels if cfg.loss.exclude_same_label else everyone.labels,
       num_negatives=cfg.loss.num_negatives,
       exclude_same_label=cfg.loss.exclude_same_label,
   )  # [b, n], [b, n]  # fmt: skip
@@ -165,7 +220,7 @@ def loss_fn(
   scores = lambda chosen: losses.scores(
     online, chosen, against, temperature=cfg.loss.temperature, mask=present
   )
-  augm = scores(targets)  # [V, V_L, b, 1 + n]
+  augm = scores(part.targets)  # [V, V_L, b, 1 + n]
   sempos = jax.vmap(scores)(positives)  # [S, V, V_L, b, 1 + n]
 
   # Losses: per image, then means over the images of all devices that count.
@@ -174,7 +229,8 @@ def loss_fn(
   loss = objective.weighted_sum(parts, cfg)
   monitor = objective.classifier(
     None if outputs.logits is None else outputs.logits[: cfg.views.num_large],
-    batch.labels,
+    part.labels,
+    everyone.labels,
   )
   everybody = jnp.ones_like(has_positive)
   metrics = {'loss': loss} | parts | vote_metrics | monitor
@@ -185,18 +241,18 @@ def loss_fn(
 
 def assign_labels(
   online: jax.Array,
-  batch: structs.Batch,
-  all_ids: jax.Array,
+  part: Part,
   queue: label_queue.LabelQueue,
+  everyone: Gathered,
   cfg: ml_collections.FrozenConfigDict,
 ) -> tuple[jax.Array, Metrics]:
   """Votes of the nearest labelled images; a true label overrules them.
 
   Args:
     online: [V_L, b, d] online predictions of large views, unit vectors.
-    batch: this device's images.
-    all_ids: [B] ids of all images.
+    part: this device's images, and the ids of all.
     queue: with this batch's labelled images in it.
+    everyone: its labels say over how many images means are taken.
     cfg: settings.
 
   Returns:
@@ -206,20 +262,20 @@ def assign_labels(
   queries = parallel.gather(
     jax.lax.stop_gradient(online), axis=1
   )  # [V_L, B, d]
-  blind_to = jnp.stack([jnp.full_like(all_ids, -2), all_ids])  # [2, B]
+  blind_to = jnp.stack([jnp.full_like(part.ids, -2), part.ids])  # [2, B]
   found = label_queue.nearest(
     queue, queries, blind_to, k=cfg.queue.k, block_size=cfg.queue.block_size
   )  # [2, b, V_L * V_L * k]
   voted, share = pseudo_labels.vote(found.labels, found.similarity)  # [2, b]
   labels = pseudo_labels.assign(
-    voted[0], share[0], batch.labels, cfg.queue.min_share
+    voted[0], share[0], part.labels, cfg.queue.min_share
   )
-  labelled = batch.labels >= 0
-  right = voted[1] == batch.labels
+  known, all_known = part.labels >= 0, everyone.labels >= 0
+  mean = parallel.masked_mean
   return labels, {
-    'vote_share': parallel.masked_mean(share[0], ~labelled),
-    'pseudo_label_share': parallel.masked_mean(labels >= 0, ~labelled),
-    'labelled_vote_accuracy': parallel.masked_mean(right, labelled),
+    'vote_share': mean(share[0], ~known, ~all_known),
+    'pseudo_label_share': mean(labels >= 0, ~known, ~all_known),
+    'labelled_vote_accuracy': mean(voted[1] == part.labels, known, all_known),
   }
 
 
@@ -271,20 +327,35 @@ def apply_gradients(
   }
 
 
-def step_keys(base_key: jax.Array, step: jax.Array, per_device: int) -> Keys:
+def step_keys(
+  base_key: jax.Array, step: jax.Array, shape: tuple[int, int]
+) -> Keys:
   """Keys that derive from the run, the step and the place in the batch only.
 
   So neither a resumed run nor another number of devices changes a draw.
+
+  Args:
+    base_key: of the run.
+    step: [] int32.
+    shape: (m, b): parts of the batch, and this device's images in each.
+
+  Returns:
+    Keys with a leading axis of the m parts.
   """
   fold = jax.random.fold_in
   step_key = fold(base_key, step)
-  batch_size = per_device * parallel.size()
-  places = parallel.places(per_device)  # [b]
-  every = jax.vmap(lambda i: fold(step_key, i))(jnp.arange(batch_size))  # [B]
-  purpose = jax.vmap(fold, in_axes=(0, None))
+  parts, per_device = shape
+  in_part = per_device * parallel.size()  # B
+  every = jax.vmap(lambda i: fold(step_key, i))(
+    jnp.arange(parts * in_part)
+  ).reshape(parts, in_part)
+  begins = in_part * jnp.arange(parts)[:, None]  # [m, 1]
+  places = begins + parallel.places(per_device)  # [m, b]
+  mine = every[:, parallel.places(per_device)]  # [m, b]
+  purpose = jax.vmap(jax.vmap(fold, in_axes=(0, None)), in_axes=(0, None))
   return Keys(
     places=places,
-    views=purpose(every[places], 0),
-    negatives=purpose(every[places], 1),
+    views=purpose(mine, 0),
+    negatives=purpose(mine, 1),
     positives=purpose(every, 2),
   )

@@ -11,15 +11,24 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from semppl_jax import hosts
 from semppl_jax.errors import UserError
+
+STOP = 'stop'  # the metric that tells all hosts of one host's signal
 
 Scalars = dict[str, float]
 Describe = Callable[[Scalars], tuple[dict[str, Any], dict[str, str]]]
 
 
-def say(line: str) -> None:
-  """Tells the user, around a progress bar."""
-  tqdm.tqdm.write(line, file=sys.stderr)
+def say(line: str, everywhere: bool = False) -> None:
+  """Tells the user, around a progress bar.
+
+  Args:
+    line: what.
+    everywhere: in a job of several hosts every one tells it, not host 0 only.
+  """
+  if hosts.is_first() or everywhere:
+    tqdm.tqdm.write(line, file=sys.stderr)
 
 
 class NotFiniteError(UserError):
@@ -46,12 +55,21 @@ def pretraining(
     given: [n] the labels that training sees, -1: none.
     truth: [n] the true labels, -1: unknown.
   """
-  accuracy = pseudo_label_accuracy(np.asarray(labels), given, truth)
+  images = labels_of_all(np.asarray(labels), given, truth)
+  accuracy = pseudo_label_accuracy(*images)
   shown = {'queue': f'{scalars["queue_fill"]:.0%}'}
   if accuracy is not None:
     shown['pseudo-labels'] = f'{accuracy:.1%}'
-  row = without_empty_means(scalars, given)
+  row = without_empty_means(scalars, images[1])
   return row | {'pseudo_label_accuracy': accuracy}, shown
+
+
+def labels_of_all(
+  labels: np.ndarray, given: np.ndarray, truth: np.ndarray
+) -> np.ndarray:
+  """[3, B]: the same of all hosts' images, as of this one's, any shapes."""
+  flat = [np.asarray(x, np.int32).reshape(-1) for x in (labels, given, truth)]
+  return np.concatenate(list(hosts.gather(np.stack(flat))), axis=1)
 
 
 class Unreadable:
@@ -59,11 +77,14 @@ class Unreadable:
 
   Args:
     path: of a file that gets a JSON line for each, also from earlier processes
-      of the run; None: no file.
+      of the run; None: no file. Hosts beside the first have a file each.
   """
 
   def __init__(self, path: str | os.PathLike | None = None):
     self._path = path and pathlib.Path(path)
+    if self._path and not hosts.is_first():
+      own = f'{self._path.stem}-{hosts.index()}{self._path.suffix}'
+      self._path = self._path.with_name(own)
     self._names: set[str] = set()
     if self._path and self._path.exists():
       for line in self._path.read_text(encoding='utf-8').splitlines():
@@ -73,12 +94,19 @@ class Unreadable:
   def __len__(self) -> int:
     return len(self._names)
 
+  def on_all_hosts(self) -> int:
+    """How many images on all hosts; all of them call it."""
+    return len(
+      {n for some in hosts.exchange(sorted(self._names)) for n in some}
+    )
+
   def __call__(self, name: str, reason: str) -> None:
     """Tells of one image, the first time."""
     if name in self._names:
       return
     self._names.add(name)
-    say(f'{name} cannot be decoded: {reason} ({len(self)} so far)')
+    line = f'{name} cannot be decoded: {reason} ({len(self)} so far)'
+    say(line, everywhere=True)
     if self._path:
       with self._path.open('a', encoding='utf-8') as file:
         file.write(json.dumps({'name': name, 'reason': reason}) + '\n')
@@ -88,11 +116,12 @@ class Log:
   """Looks at every step's loss, writes every n-th step, shows the progress.
 
   The check lags one step behind, so that the device need not wait for the
-  host.
+  host. Of several hosts, the first alone has a writer and shows anything.
   """
 
   def __init__(self, writer, cfg, total_steps, start, clock):
     self._writer, self._cfg = writer, cfg
+    self.stop = 0  # a signal's number that all hosts know of; see `loop`
     self._total, self._step, self._start = total_steps, start, start
     self._clock, self._since = clock, clock()
     self._pending = None
@@ -100,7 +129,7 @@ class Log:
       total=total_steps,
       initial=start,
       unit='step',
-      disable=not cfg.progress,
+      disable=not (cfg.progress and writer),
       dynamic_ncols=True,
       # In a log file every refresh is a line.
       mininterval=0.5 if sys.stderr.isatty() else 30.0,
@@ -131,6 +160,7 @@ class Log:
     self._pending = None
     host = {k: float(v[0]) for k, v in scalars.items()}
     check_finite(step, host)
+    self.stop = max(self.stop, int(host.pop(STOP, 0)))
     self._bar.update()
     if step % self._cfg.log_every_steps and step != self._total:
       return
@@ -140,7 +170,8 @@ class Log:
       'images_per_second': rate * self._cfg.batch_size,
       'seconds': self._clock(),
     }
-    self._writer.write(step, row | extra)
+    if self._writer:
+      self._writer.write(step, row | extra)
     shown = {'loss': f'{host["loss"]:.3f}'} | shown
     self._bar.set_postfix(shown, refresh=False)
 
@@ -148,7 +179,8 @@ class Log:
     """Looks at the last step and closes the files."""
     self.flush()
     self._bar.close()
-    self._writer.close()
+    if self._writer:
+      self._writer.close()
 
 
 def check_finite(step: int, scalars: dict[str, float]) -> None:
@@ -192,7 +224,7 @@ def pseudo_label_accuracy(
   """Share of right pseudo-labels among unlabelled images that have one.
 
   Args:
-    labels: (pseudo-)labels of this host's images, any shape of b x D.
+    labels: (pseudo-)labels of n images, any shape.
     given: [n] the labels that training sees, -1: none.
     truth: [n] the true labels, -1: unknown. They never reach a device.
 

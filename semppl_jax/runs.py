@@ -9,7 +9,15 @@ import ml_collections
 import numpy as np
 import optax
 
-from semppl_jax import config, optimizers, parallel, pretrain_step, schedules
+from semppl_jax import (
+  config,
+  hosts,
+  optimizers,
+  parallel,
+  pretrain_step,
+  run_log,
+  schedules,
+)
 from semppl_jax import networks as networks_lib
 from semppl_jax.data import datasets, pipeline, sources, subsets
 from semppl_jax.errors import UserError
@@ -30,6 +38,11 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
   """Checks the config, reads the data set, builds networks and optimiser."""
   devices = parallel.some_devices(cfg.num_devices)
   config.validate(cfg, len(devices))
+  if cfg.precision == 'bfloat16' and not parallel.has_bfloat16(devices[0]):
+    run_log.say(
+      f'Warning: {devices[0].device_kind} does not compute in bfloat16 but '
+      'imitates it: precision=float32 is faster there.'
+    )
   frozen = ml_collections.FrozenConfigDict(cfg)
   data = datasets.load(frozen.dataset)
   labels = subsets.visible_labels(cfg.labels, data, cfg.dataset.path)
@@ -58,6 +71,8 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
       classifier_detached=cfg.classifier.detached,
       bn_decay=cfg.encoder.bn_decay,
       bn_eps=cfg.encoder.bn_eps,
+      precision=cfg.precision,
+      remat=cfg.remat,
     ),
     optimizer=build_optimizer(frozen),
     total_steps=to_steps(cfg.num_epochs),
@@ -85,7 +100,10 @@ def build_optimizer(
 def input_batches(
   run: Run, start: int, on_unreadable: pipeline.OnUnreadable | None = None
 ) -> Iterator[tuple[Any, np.ndarray]]:
-  """Host batches from step `start` on: a pure function of seed and step."""
+  """This host's part of the batches from step `start` on.
+
+  A pure function of seed and step.
+  """
   return pipeline.batches(
     run.data.train,
     run.labels,
@@ -93,8 +111,9 @@ def input_batches(
     batch_size=run.cfg.batch_size,
     start_step=start,
     num_steps=run.setup.total_steps - start,
-    host_index=jax.process_index(),
-    host_count=jax.process_count(),
+    host_index=hosts.index(),
+    host_count=hosts.count(),
+    parts=run.cfg.accumulate,
     labelled_share=run.cfg.labels.share,
     workers=run.cfg.dataset.workers,
     images=run.images,

@@ -1,5 +1,6 @@
 """All that a training step changes, and how it begins."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import haiku as hk
@@ -14,7 +15,7 @@ from semppl_jax import networks as networks_lib
 
 
 class TrainState(NamedTuple):
-  """One device's state; on the host every leaf has a leading device axis.
+  """One device's state; on the host every leaf has a leading axis of devices.
 
   All but `queue.embeddings` is equal on all devices.
   """
@@ -32,9 +33,9 @@ def init(
   cfg: ml_collections.ConfigDict,
   nets: networks_lib.Networks,
   optimizer: optax.GradientTransformation,
-  num_devices: int,
+  devices: Sequence[jax.Device],
 ) -> TrainState:
-  """The state before the first step, on the host: every leaf [D, ...].
+  """The state before the first step: every leaf [D, ...], of this host's D.
 
   Weights depend on `cfg.seed` alone, not on the number of devices. The target
   network begins as a copy of the online network, as in BYOL's release.
@@ -53,30 +54,65 @@ def init(
       cfg.views.num_large,
       cfg.queue.capacity,
       cfg.encoder.embedding_size,
-      num_devices,
+      len(devices),
     ),
   )
-  return parallel.replicate(one, num_devices)
+  copies = parallel.replicate(one, len(parallel.here(devices)))
+  return parallel.place(copies, devices)
 
 
-def to_portable(state: TrainState) -> TrainState:
-  """The host's state without device axes, the queue joined: [V_L, C, d].
+def to_portable(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
+  """The state without device axes, the queue joined: [V_L, C, d].
 
-  NumPy arrays, fit for a checkpoint that any number of devices can read.
+  Fit for a checkpoint that any number of devices and hosts can read. All leaves
+  are NumPy arrays but, in a job of several hosts, the queue's embeddings: those
+  lie on all hosts' devices, and nothing gathers them.
+
+  Args:
+    state: on the devices, leaves [D, ...].
+    devices: all devices of the job.
   """
-  host = jax.tree.map(np.asarray, state)
-  shards = host.queue.embeddings  # [D, V_L, C/D, d]
-  whole = np.concatenate(list(shards), axis=1)  # [V_L, C, d]
-  single = parallel.first(host)
+  whole = parallel.joined(state.queue.embeddings, devices, axis=1)
+  single = jax.tree.map(
+    lambda x: np.asarray(x.addressable_shards[0].data)[0],
+    state._replace(queue=state.queue._replace(embeddings=None)),
+  )
+  if whole.is_fully_addressable:
+    whole = np.asarray(whole)  # [V_L, C, d]
   return single._replace(queue=single.queue._replace(embeddings=whole))
 
 
-def from_portable(state: TrainState, num_devices: int) -> TrainState:
-  """The inverse of `to_portable`, for any number of devices that divides C."""
+def like(cfg: ml_collections.ConfigDict, fresh: TrainState) -> TrainState:
+  """Shapes and dtypes of `to_portable`'s leaves, of the state of `init`."""
+  kinds = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), fresh
+  )
+  views, _, size = kinds.queue.embeddings.shape
+  whole = jax.ShapeDtypeStruct(
+    (views, cfg.queue.capacity, size), kinds.queue.embeddings.dtype
+  )
+  return kinds._replace(queue=kinds.queue._replace(embeddings=whole))
+
+
+def from_portable(
+  state: TrainState, devices: Sequence[jax.Device]
+) -> TrainState:
+  """The inverse of `to_portable`, for any devices whose number divides C.
+
+  Args:
+    state: NumPy leaves, as a checkpoint gives them.
+    devices: all devices of the job.
+
+  Returns:
+    Leaves [D, ...], of this host's D devices.
+  """
   whole = state.queue.embeddings  # [V_L, C, d]
-  shards = np.stack(np.split(whole, num_devices, axis=1))  # [D, V_L, C/D, d]
+  shards = np.split(whole, len(devices), axis=1)  # of [V_L, C/D, d]
+  mine = [devices.index(device) for device in parallel.here(devices)]
   everywhere = parallel.replicate(
     state._replace(queue=state.queue._replace(embeddings=np.zeros(()))),
-    num_devices,
+    len(mine),
   )
-  return everywhere._replace(queue=everywhere.queue._replace(embeddings=shards))
+  embeddings = np.stack([shards[i] for i in mine])  # [D, V_L, C/D, d]
+  queue = everywhere.queue._replace(embeddings=embeddings)
+  return parallel.place(everywhere._replace(queue=queue), devices)

@@ -17,6 +17,7 @@ import numpy as np
 from semppl_jax import resampling, structs
 from semppl_jax.errors import UserError
 
+_EXACT = jax.lax.Precision.HIGHEST
 _TRIES = 10  # crop shapes drawn per view; the first that fits is taken
 
 # How many uniform numbers a view needs. They are drawn together: every call of
@@ -43,6 +44,7 @@ def make_views(
   cfg,
   sizes: jax.Array | None = None,
   masks: jax.Array | None = None,
+  precision: jax.lax.Precision = _EXACT,
 ) -> structs.Views:
   """Draws all views of a batch.
 
@@ -59,6 +61,7 @@ def make_views(
     sizes: [b, 2] height and width of each image, which lies in the top left
       corner of its array; None: images fill their arrays.
     masks: [b, H, W] bool, the foreground; None: nothing is masked.
+    precision: of the products that crop and blur; see `resampling.resample`.
 
   Returns:
     Views, float32 in [0, 1].
@@ -81,8 +84,9 @@ def make_views(
   if sizes is None:
     sizes = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
   sizes = sizes.astype(jnp.float32)
-  small_views = _of_one_size(
-    small, images, sizes, None, cfg.small_size, cfg.small_area, cfg
+  of_one_size = functools.partial(_of_one_size, cfg=cfg, precision=precision)
+  small_views = of_one_size(
+    small, images, sizes, None, size=cfg.small_size, area=cfg.small_area
   )
   hide = None
   if masks is not None and cfg.saliency:
@@ -92,8 +96,8 @@ def make_views(
     # that both are cropped at once, and one is chosen after it.
     foreground = jnp.where(masks[..., None], images, 0.5)
     images = jnp.concatenate([images, foreground], axis=-1)  # [b, H, W, 6]
-  large_views = _of_one_size(
-    large, images, sizes, hide, cfg.large_size, cfg.large_area, cfg
+  large_views = of_one_size(
+    large, images, sizes, hide, size=cfg.large_size, area=cfg.large_area
   )
   return structs.Views(large_views, small_views)
 
@@ -108,11 +112,13 @@ def _draw(keys: jax.Array, numbers: jax.Array, count: int) -> jax.Array:
   return jax.vmap(over_images, in_axes=(0, None))(numbers, keys)
 
 
-def _of_one_size(draws, images, sizes, hide, size, area, cfg):
+def _of_one_size(draws, images, sizes, hide, *, size, area, cfg, precision):
   """Views [v, b, size, size, 3] of all images, from their numbers [v, b, n]."""
   if not len(draws):
     return jnp.zeros((0, len(images), size, size, 3))
-  one = functools.partial(_view, size=size, area=area, cfg=cfg)
+  one = functools.partial(
+    _view, size=size, area=area, cfg=cfg, precision=precision
+  )
   per_image = None if hide is None else 0
   over_images = jax.vmap(one, in_axes=(0, 0, 0, per_image, None))
   types = jnp.arange(len(draws)) % 2  # A, B, A, B, ..
@@ -120,7 +126,7 @@ def _of_one_size(draws, images, sizes, hide, size, area, cfg):
   return over_views(images, sizes, draws, hide, types)
 
 
-def _view(image, shape, draws, hide, kind, *, size, area, cfg):
+def _view(image, shape, draws, hide, kind, *, size, area, cfg, precision):
   """One view [size, size, 3] of one image; what can never act is left out."""
   ends = np.cumsum(list(_DRAWS.values()))[:-1]
   draw = dict(zip(_DRAWS, jnp.split(draws, ends)))
@@ -129,7 +135,10 @@ def _view(image, shape, draws, hide, kind, *, size, area, cfg):
     return jnp.where(draw[name] < probability, changed, image)
 
   window = random_window(draw['shape'], draw['corner'], shape, area, cfg.aspect)
-  image = crop(image, window, shape, size=size, antialias=cfg.antialias)
+  image = crop(
+      image, window, shape, size=size, antialias=cfg.antialias,
+      precision=precision,
+  )  # fmt: skip
   if hide is not None:
     image = jnp.where(hide, image[..., 3:], image[..., :3])
   if cfg.flip:
@@ -143,7 +152,8 @@ def _view(image, shape, draws, hide, kind, *, size, area, cfg):
   radius = int(int(cfg.blur_kernel * size) / 2)
   if radius and any(cfg.blur):
     low, high = cfg.blur_sigma
-    blurred = blur(image, low + (high - low) * draw['sigma'][0], radius=radius)
+    sigma = low + (high - low) * draw['sigma'][0]
+    blurred = blur(image, sigma, radius=radius, precision=precision)
     image = maybe('blur', jnp.asarray(cfg.blur)[kind], blurred)
   if any(cfg.solarize):
     solarized = pix.solarize(image, cfg.solarize_threshold)
@@ -192,6 +202,7 @@ def crop(
   *,
   size: int,
   antialias: bool = False,
+  precision: jax.lax.Precision = _EXACT,
 ) -> jax.Array:
   """Bicubic resampling (Keys, a = -0.5) of a window.
 
@@ -203,14 +214,16 @@ def crop(
     shape: [2] height and width of the image, in the array's top left corner.
     size: the side of the result.
     antialias: whether the kernel widens where the window shrinks.
+    precision: see `resampling.resample`.
 
   Returns:
     [size, size, c], clipped to [0, 1], for the kernel overshoots.
   """
   bounds = jnp.concatenate([jnp.zeros(2), shape])
   image = resampling.resample(
-    image, window, bounds, size=size, antialias=antialias
-  )
+      image, window, bounds, size=size, antialias=antialias,
+      precision=precision,
+  )  # fmt: skip
   return jnp.clip(image, 0, 1)
 
 
@@ -276,7 +289,13 @@ def grayscale(image: jax.Array) -> jax.Array:
     return pix.rgb_to_grayscale(image, keep_dims=True)
 
 
-def blur(image: jax.Array, sigma: jax.Array, *, radius: int) -> jax.Array:
+def blur(
+  image: jax.Array,
+  sigma: jax.Array,
+  *,
+  radius: int,
+  precision: jax.lax.Precision = _EXACT,
+) -> jax.Array:
   """Gaussian blur, zeros beyond the edge, so that edges darken as in BYOL.
 
   Equals dm-pix's gaussian_blur. That one is a convolution, and mapped over
@@ -287,6 +306,7 @@ def blur(image: jax.Array, sigma: jax.Array, *, radius: int) -> jax.Array:
     image: [H, W, 3].
     sigma: [] standard deviation, in pixels.
     radius: the kernel has 2 radius + 1 taps and sum 1.
+    precision: see `resampling.resample`.
   """
   gauss = lambda distance: jnp.exp(-(distance**2) / (2 * sigma**2))
   total = jnp.sum(gauss(jnp.arange(-radius, radius + 1)))
@@ -296,7 +316,6 @@ def blur(image: jax.Array, sigma: jax.Array, *, radius: int) -> jax.Array:
     return jnp.where(jnp.abs(distance) <= radius, gauss(distance) / total, 0)
 
   down, across = band(image.shape[0]), band(image.shape[1])
-  precision = jax.lax.Precision.HIGHEST
   return jnp.einsum('yi,ijc,xj->yxc', down, image, across, precision=precision)
 
 

@@ -14,13 +14,13 @@ _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 FLOORS = {
   0: (
     'errors', 'structs', 'schedules', 'parallel', 'config', 'signals', 'files',
-    'differences', 'resampling',
+    'differences', 'resampling', 'hosts',
   ),
   1: (
     'views', 'crops', 'encoders', 'losses', 'negatives', 'label_queue',
     'pseudo_labels', 'optimizers', 'passes', 'data', 'checkpoint',
     'claims', 'pickles', 'released', 'name_matching', 'trees', 'metrics',
-    'run_log', 'eval_config', 'probes',
+    'run_log', 'eval_config', 'probes', 'alike', 'profiling', 'memory',
   ),
   2: (
     'networks', 'loop', 'weight_files', 'inference', 'tables', 'saliency',

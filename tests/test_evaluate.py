@@ -114,7 +114,7 @@ def test_without_a_test_split_and_without_any_truth():
 def test_features_are_in_order_for_any_number_of_devices():
   """40 images in batches of 16: the last one is short."""
   run = tiny.prepare(evaluation__batch_size=15)
-  whole = train_state.to_portable(tiny.first_state(run, 1))
+  whole = tiny.portable(run)
   random = np.random.RandomState(0)
   rows = random.randn(2, 16, 8).astype(np.float32)
   queue = whole.queue._replace(
@@ -126,7 +126,7 @@ def test_features_are_in_order_for_any_number_of_devices():
   whole = whole._replace(queue=queue)
   found = []
   for num_devices in (1, 4):
-    state = train_state.from_portable(whole, num_devices)
+    state = train_state.from_portable(whole, jax.devices()[:num_devices])
     devices = jax.devices()[:num_devices]
     found.append(
       evaluate.features(state, run.setup.nets, run.cfg, run.data.train, devices)
@@ -141,7 +141,8 @@ def test_features_are_in_order_for_any_number_of_devices():
   images = np.stack([run.data.train[i]['image'] for i in range(40)])
   assert len(np.unique(images.reshape(40, -1), axis=0)) == 40
   alone = evaluate.features(
-    train_state.from_portable(whole, 1), run.setup.nets, run.cfg,
+    train_state.from_portable(whole, jax.devices()[:1]),
+    run.setup.nets, run.cfg,
     sources.Rows(run.data.train, np.array([2])), jax.devices()[:1],
   )  # fmt: skip
   np.testing.assert_allclose(alone.embeddings[0], one.embeddings[2], atol=1e-5)

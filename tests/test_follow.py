@@ -6,7 +6,7 @@ import shutil
 import jax
 import pytest
 
-from semppl_jax import checkpoint, errors, follow, train_state
+from semppl_jax import checkpoint, errors, follow
 from tests import test_eval_tasks, tiny
 
 
@@ -16,7 +16,7 @@ class Job:
   def __init__(self, folder):
     self.folder = folder
     run = tiny.prepare()
-    self._state = train_state.to_portable(tiny.first_state(run, 1))
+    self._state = tiny.portable(run)
     self._config = json.dumps(run.cfg.to_dict())
 
   def save(self, step, keep=9, change=0.0):

@@ -16,7 +16,6 @@ from semppl_jax import (
   pretrain,
   runs,
   signals,
-  train_state,
 )
 from semppl_jax.errors import UserError
 from tests import tiny
@@ -32,7 +31,7 @@ def _run(workdir, **changes):
 
 def _final_arrays(workdir):
   run = tiny.prepare()
-  like = train_state.to_portable(tiny.first_state(run, 1))
+  like = tiny.portable(run)
   saver = checkpoint.Checkpointer(str(workdir), keep=3)
   arrays, info, step = saver.restore(like)
   saver.close()
@@ -143,7 +142,8 @@ def test_a_signal_saves_the_step_and_stops(
   number, whole, tmp_path, monkeypatch
 ):
   handler = signal.getsignal(number)
-  _breaks_after(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
+  # It comes with the third batch; the second waits on the devices by then.
+  _breaks_after(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
   with pytest.raises(signals.Interrupted) as stopped:
     _run(tmp_path)
   assert stopped.value.code == 128 + number

@@ -247,13 +247,13 @@ def _gradient_step(num_devices):
 
 @functools.cache
 def _begin():
-  return train_state.to_portable(tiny.first_state(_gradient_step(1)[0], 1))
+  return tiny.portable(_gradient_step(1)[0])
 
 
 def _trained(num_devices, labels):
   """Two steps from one beginning."""
   _, step = _gradient_step(num_devices)
-  state = train_state.from_portable(_begin(), num_devices)
+  state = train_state.from_portable(_begin(), jax.devices()[:num_devices])
   batches = [tiny.make_batch(labels, seed) for seed in range(2)]
   return tiny.run_steps(step, state, batches, num_devices)
 
@@ -324,7 +324,7 @@ def test_the_step_is_traced_once():
 
   batches = [tiny.make_batch(_LABELS, seed) for seed in range(3)]
   mapped = tiny.map_step(step, 2)
-  state = train_state.from_portable(_begin(), 2)
+  state = train_state.from_portable(_begin(), jax.devices()[:2])
   tiny.run_steps(mapped, state, batches, 2)
   assert len(traces) == 1
 

@@ -20,7 +20,6 @@ from semppl_jax import (
   encoders,
   errors,
   recognition,
-  train_state,
   trees,
   weights,
 )
@@ -359,7 +358,7 @@ def a_run(tmp_path_factory):
   """A run's folder with a checkpoint of step 0, without any training."""
   workdir = tmp_path_factory.mktemp('run')
   run = tiny.prepare()
-  state = train_state.to_portable(tiny.first_state(run, 1))
+  state = tiny.portable(run)
   saver = checkpoint_lib.Checkpointer(str(workdir), keep=2)
   saver.save(0, state, {'elapsed_seconds': 0})
   later = state._replace(

@@ -54,25 +54,29 @@ def frozen(cfg):
 
 
 def first_state(run, num_devices):
-  return train_state.init(
-    run.cfg, run.setup.nets, run.setup.optimizer, num_devices
-  )
+  devices = jax.devices()[:num_devices]
+  return train_state.init(run.cfg, run.setup.nets, run.setup.optimizer, devices)
+
+
+def portable(run):
+  """The state before the first step, as a checkpoint has it."""
+  return train_state.to_portable(first_state(run, 1), jax.devices()[:1])
 
 
 def map_step(step_fn, num_devices):
   return parallel.map_step(step_fn, jax.devices()[:num_devices], donate=False)
 
 
-def run_steps(mapped, state, batches, num_devices, seed=0):
+def run_steps(mapped, state, batches, num_devices, seed=0, parts=1):
   """Takes steps; returns the last state, and metrics and labels of each."""
   state = parallel.place(state, jax.devices()[:num_devices])
   seen = []
   for batch in batches:
     state, scalars, labels = mapped(
-      state, parallel.shard(batch, num_devices), jax.random.key(seed)
+      state, parallel.shard(batch, num_devices, parts), jax.random.key(seed)
     )
     scalars = {k: np.asarray(v) for k, v in scalars.items()}
-    seen.append((scalars, np.asarray(labels).reshape(-1)))
+    seen.append((scalars, parallel.unshard(labels, parts)))
   return jax.tree.map(np.asarray, state), seen
 
 

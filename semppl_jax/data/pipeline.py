@@ -54,6 +54,7 @@ def batches(
   num_steps: int,
   host_index: int = 0,
   host_count: int = 1,
+  parts: int = 1,
   labelled_share: float = 0.0,
   workers: int = 0,
   threads: int | None = None,
@@ -71,6 +72,8 @@ def batches(
     num_steps: how many batches.
     host_index: h, this host.
     host_count: H.
+    parts: m, of a batch that is taken in parts: each part is shared by all
+      hosts, and this one gets its slice of each, part after part.
     labelled_share: see `order.lay_out`.
     workers: processes that read and decode; 0: this one. Grain starts them
       only where absl's command line is parsed, as `main` does.
@@ -90,10 +93,10 @@ def batches(
     UserError: hosts that do not divide the batch, an empty source, a share
       that the labels cannot fill, or an image that cannot be decoded.
   """
-  if batch_size % host_count:
+  if batch_size % (host_count * parts):
     raise UserError(
       f'batch_size {batch_size} is not a multiple of the {host_count} hosts '
-      'that share it.'
+      f'that share it, times accumulate={parts}.'
     )
   if not len(source):
     raise UserError('The data set has no training image.')
@@ -108,8 +111,9 @@ def batches(
     labels=np.asarray(labels, np.int32),
     order=plan,
     start_step=start_step,
-    first=host_index * per_host,
+    host=(host_index, host_count),
     per_host=per_host,
+    parts=parts,
     images=images,
   )
   pieces = reading.Pieces(record, num_steps * per_host, per_host, images)
@@ -202,13 +206,18 @@ class _Shuffled:
   labels: np.ndarray
   order: order_lib.Order
   start_step: int
-  first: int  # place of the host's first image in the global batch
+  host: tuple[int, int]  # this one, and how many there are
   per_host: int
+  parts: int
   images: Images
 
   def __call__(self, place: int) -> dict[str, Any]:
     step, offset = divmod(place, self.per_host)
-    wanted = self.order.row(self.start_step + step, self.first + offset)
+    part, offset = divmod(offset, self.per_host // self.parts)
+    # Slices of the global batch: part after part, in each host after host.
+    slice_of_batch = part * self.host[1] + self.host[0]
+    in_batch = slice_of_batch * (self.per_host // self.parts) + offset
+    wanted = self.order.row(self.start_step + step, in_batch)
     row = wanted
     for attempt in range(_MOST_STAND_INS):
       try:

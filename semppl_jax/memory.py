@@ -1,0 +1,94 @@
+"""What a compiled step needs of a device's memory; and what to do without it.
+
+Sizes are bytes on one device, by the compiler's own account.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+GIB = 2**30
+# An accelerator's allocator keeps some for itself.
+_USABLE = 0.92
+
+
+class Need(NamedTuple):
+  """Memory of one device."""
+
+  state: int  # what goes in, the batch too, and what comes out beside it
+  temporary: int  # activations and the like
+
+  @property
+  def total(self) -> int:
+    """Both."""
+    return self.state + self.temporary
+
+
+def need(compiled: Any) -> Need | None:
+  """Of a compiled step; None where the compiler does not say."""
+  found = compiled.memory_analysis()
+  if found is None:
+    return None
+  # Donated arguments are results, too.
+  results = found.output_size_in_bytes - found.alias_size_in_bytes
+  return Need(
+    found.argument_size_in_bytes + max(results, 0), found.temp_size_in_bytes
+  )
+
+
+def limit(device: jax.Device) -> int | None:
+  """What a device can give in all; None where it does not say (CPUs)."""
+  stats = device.memory_stats() or {}
+  return stats.get('bytes_limit')
+
+
+def largest_batch(found: Need, per_device: int, available: int) -> int:
+  """Images on a device that would fit, if temporary memory grows with them.
+
+  Args:
+    found: at `per_device` images.
+    per_device: images.
+    available: of the device.
+  """
+  room = _USABLE * available - found.state
+  return max(0, int(per_device * room / max(found.temporary, 1)))
+
+
+def is_exhausted(error: BaseException) -> bool:
+  """Whether an error of JAX's is that there is not enough memory."""
+  text = str(error)
+  return 'RESOURCE_EXHAUSTED' in text or 'Out of memory' in text
+
+
+def advice(
+  batch_size: int,
+  accumulate: int,
+  devices: Sequence[jax.Device],
+  compiled: Any | None = None,
+) -> str:
+  """One line for a step that did not fit: the batch, and what would fit.
+
+  Args:
+    batch_size: over all devices.
+    accumulate: parts in which it was taken.
+    devices: all of them.
+    compiled: the step, if it could be compiled.
+  """
+  at_once = batch_size // (len(devices) * accumulate)
+  line = (
+    f'Out of memory: batch_size {batch_size} is {at_once} images at once on '
+    f'each of {len(devices)} devices'
+  )
+  found = compiled and need(compiled)
+  there = limit(devices[0])
+  if found:
+    line += f', which takes {found.total / GIB:.1f} GiB'
+  if there:
+    line += f' of {there / GIB:.1f}'
+  if found and there:
+    line += f'. About {largest_batch(found, at_once, there)} would fit'
+  return (
+    f'{line}. Use more devices, a multiple of accumulate={accumulate}, '
+    'remat=True, precision=bfloat16 or a smaller batch_size.'
+  )

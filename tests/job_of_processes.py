@@ -1,0 +1,52 @@
+"""One process of a job of several on this machine: a script, for test_hosts.
+
+  python -m tests.job_of_processes NUMBER COUNT PORT DEVICES WORKDIR [KEY=VALUE]
+
+Trains the tiny experiment. KEY: kill_at, signal_at (a step before whose batch
+this process gets SIGKILL or SIGTERM), or a key of the config, dots as __.
+"""
+
+import ast
+import os
+import signal
+import sys
+
+import jax
+
+from semppl_jax import hosts, pretrain, runs
+from semppl_jax.errors import UserError
+from tests import tiny
+
+
+def main():
+  """Exit status: as of main."""
+  index, count, port, devices = map(int, sys.argv[1:5])
+  options = dict(option.split('=', 1) for option in sys.argv[6:])
+  options = {k: ast.literal_eval(v) for k, v in options.items()}
+  jax.config.update('jax_num_cpu_devices', devices)
+  if count > 1:
+    address = hosts.Address(f'localhost:{port}', count, index)
+    hosts.connect(address, timeout=30)
+  at = {
+    options.pop('kill_at', None): signal.SIGKILL,
+    options.pop('signal_at', None): signal.SIGTERM,
+  }
+  input_batches = runs.input_batches
+
+  def watched(run, start, *rest):
+    for step, batch in enumerate(input_batches(run, start, *rest), start + 1):
+      if step in at:
+        os.kill(os.getpid(), at[step])
+      yield batch
+
+  runs.input_batches = watched
+  try:
+    cfg = tiny.make_config(**options)
+    print(pretrain.pretrain(cfg, sys.argv[5]))
+  except UserError as error:
+    print('error:', error, file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+if __name__ == '__main__':
+  main()
