@@ -43,9 +43,9 @@ def main():
   try:
     cfg = tiny.make_config(**options)
     print(pretrain.pretrain(cfg, sys.argv[5]))
-  except UserError as error:
+  except (UserError, RuntimeError) as error:
     print('error:', error, file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(2)  # as main: the usual exit would wait for the others
 
 
 if __name__ == '__main__':

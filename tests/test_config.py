@@ -2,6 +2,7 @@ import pytest
 
 from semppl_jax import config
 from semppl_jax.errors import UserError
+from tests import tiny
 
 
 def _valid():
@@ -107,3 +108,14 @@ def test_a_misspelt_key_is_an_error():
   cfg = _valid().lock()
   with pytest.raises(AttributeError):
     cfg.loss.alhpa = 1.0
+
+
+def test_parts_of_a_batch_and_profiles_are_checked():
+  def refused(message, num_devices=2, **changes):
+    with pytest.raises(UserError, match=message):
+      config.validate(tiny.make_config(**changes), num_devices)
+
+  refused('accumulate 3 times the 2 devices', accumulate=3)
+  refused('exclude_same_label', accumulate=2, loss__exclude_same_label=True)
+  refused('profile_steps', profile_steps=(3, 2))
+  refused("precision is 'half'", precision='half')

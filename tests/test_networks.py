@@ -203,3 +203,46 @@ def test_integer_images_are_refused():
   images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
   with pytest.raises(errors.UserError, match='uint8'):
     jax.eval_shape(nets.init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize(
+  'options', [{'remat': True}, {'precision': 'bfloat16'}]
+)
+def test_remat_and_bfloat16_give_the_gradient(options):
+  images = jnp.asarray(np.random.RandomState(0).rand(8, 16, 16, 3), 'float32')
+  found = []
+  for changes in ({}, options):
+    nets = networks.build(
+      encoder='digits', stem='small', projector_hidden=16, embedding_size=8,
+      cross_replica=False, num_classes=3, **changes,
+    )  # fmt: skip
+    params, state = nets.init(jax.random.key(0), images)
+
+    def loss(params, nets=nets, state=state):
+      outputs, new = nets.online(params, state, images, True)
+      parts = jax.tree.leaves(outputs)
+      assert all(x.dtype == jnp.float32 for x in parts)
+      assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves(new))
+      return jnp.mean(outputs.prediction[:, 0] * jnp.arange(8.0)), new
+
+    found.append(jax.grad(loss, has_aux=True)(params))
+  one, other = (
+    np.concatenate([x.ravel() for x in jax.tree.leaves(grads)])
+    for grads, _ in found
+  )
+  assert one.dtype == other.dtype == np.float32
+  distance = np.linalg.norm(one - other) / np.linalg.norm(one)
+  assert distance < (1e-5 if 'remat' in options else 0.2)
+
+
+def test_bfloat16_products_take_bfloat16():
+  nets = networks.build(
+    encoder='digits', stem='small', cross_replica=False, precision='bfloat16'
+  )
+  images = jnp.zeros((2, 8, 8, 3))
+  params, state = nets.init(jax.random.key(0), images)
+  text = str(jax.make_jaxpr(nets.online, static_argnums=3)(
+    params, state, images, True
+  ))  # fmt: skip
+  products = [x for x in text.splitlines() if 'conv_general_dilated[' in x]
+  assert products and all('bf16[' in x.split('=')[0] for x in products)

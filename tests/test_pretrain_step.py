@@ -1,6 +1,7 @@
 """The step against slow references, and for every number of devices."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -344,3 +345,67 @@ def test_lars_trains_too():
   # The trust ratio bounds a step: coefficient x rate x the weight's length.
   rate = 1.0 * tiny.BATCH / 256
   assert 0 < moved < 3 * 3 * 1e-3 * rate * length
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_a_batch_in_parts_gives_the_whole_ones_update(parts):
+  """Without BatchNorm m parts are the batch: negatives, queue, vote, all."""
+  batch = tiny.make_batch(_LABELS)
+  outcomes = []
+  for number in (1, parts):
+    cfg = tiny.make_config(accumulate=number)
+    setup, state, _ = _linear_setup(cfg, optax.trace(0.0))
+    new, seen = tiny.run_steps(_map(setup), state, [batch], 1, parts=number)
+    outcomes.append((new, *seen[0]))
+  (whole, metrics, labels), (new, metrics_in_parts, labels_in_parts) = outcomes
+  np.testing.assert_array_equal(labels_in_parts, labels)
+  assert metrics_in_parts.keys() == metrics.keys()
+  for name, value in metrics.items():
+    np.testing.assert_allclose(
+      metrics_in_parts[name], value, rtol=1e-4, atol=1e-6, err_msg=name
+    )
+  for name in ('opt_state', 'online_params', 'target_params', 'queue'):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      getattr(new, name),
+      getattr(whole, name),
+    )
+  # Every part is a pass of its own.
+  assert new.online_state['projector/~/bn']['passes'][0] == 3 * parts
+
+
+def _collective_sizes(step, *arguments):
+  """Dimensions of what the collectives of a compiled step bring."""
+  text = step.lower(*arguments).compile().as_text()
+  kinds = 'all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute'
+  found = re.findall(rf'= (.*?) (?:{kinds})(?:-start)?\(', text)
+  assert found
+  shapes = [re.findall(r'[a-z]\d+\[([\d,]*)\]', line) for line in found]
+  return sorted(tuple(map(int, s.split(','))) if s else ()
+                for line in shapes for s in line)  # fmt: skip
+
+
+def _traffic(capacity, gathers_queue=False):
+  run = tiny.prepare(queue__capacity=capacity)
+  devices = jax.devices()[:4]
+  state = tiny.first_state(run, 4)
+  inner = functools.partial(pretrain_step.train_step, setup=run.setup)
+
+  def step(state, batch, key):
+    new, metrics, labels = inner(state, batch, key)
+    if gathers_queue:
+      whole = parallel.gather(new.queue.embeddings, axis=1)
+      metrics['sum'] = jnp.sum(whole)
+    return new, metrics, labels
+
+  batch = parallel.shard(tiny.make_batch(_LABELS), 4)
+  mapped = parallel.map_step(step, devices, donate=False)
+  return _collective_sizes(mapped, state, batch, jax.random.key(0))
+
+
+def test_traffic_does_not_know_the_queue():
+  """No collective has a dimension C or C/D; a gathered queue would show."""
+  small, large = _traffic(44), _traffic(4 * 1009)
+  assert small == large
+  dimensions = {n for shape in _traffic(4 * 1009, True) for n in shape}
+  assert dimensions & {1009, 4 * 1009}
