@@ -141,7 +141,8 @@ def test_an_interrupted_evaluation_goes_on_exactly(tmp_path, monkeypatch):
   with pytest.raises(signals.Interrupted) as stopped:
     eval_tasks.run_task(make_config('semi_supervised'), str(parts))
   assert stopped.value.code == 128 + signal.SIGTERM
-  assert len(lines(parts)) == 3 and not (parts / 'results.json').exists()
+  # The third batch is drawn while the second one waits on the devices.
+  assert len(lines(parts)) == 2 and not (parts / 'results.json').exists()
   monkeypatch.setattr(pipeline, 'batches', original)
   eval_tasks.run_task(make_config('semi_supervised'), str(parts))
   same_losses(whole, parts, rtol=0)

@@ -86,10 +86,10 @@ def train(data_dir, folder):
   seen = {}
   shard = parallel.shard
 
-  def watch(tree, num_devices):
+  def watch(tree, num_devices, parts=1):
     if isinstance(tree, structs.Batch):
       seen.setdefault(num_devices, []).append(tree)
-    return shard(tree, num_devices)
+    return shard(tree, num_devices, parts)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(parallel, 'shard', watch)
@@ -214,9 +214,9 @@ def test_saliency_masks_and_a_share_of_labelled_images(
   made = views.make_views
   seen = []
 
-  def watch(keys, images, cfg, sizes, masks):
+  def watch(keys, images, cfg, sizes, masks, precision):
     seen.append((sizes.shape, masks.shape))
-    return made(keys, images, cfg, sizes, masks)
+    return made(keys, images, cfg, sizes, masks, precision)
 
   monkeypatch.setattr(views, 'make_views', watch)
   results = pretrain.pretrain(cfg, str(tmp_path / 'run'))

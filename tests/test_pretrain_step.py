@@ -378,18 +378,22 @@ def _collective_sizes(step, *arguments):
   """Dimensions of what the collectives of a compiled step bring."""
   text = step.lower(*arguments).compile().as_text()
   kinds = 'all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute'
-  found = re.findall(rf'= (.*?) (?:{kinds})(?:-start)?\(', text)
-  assert found
-  shapes = [re.findall(r'[a-z]\d+\[([\d,]*)\]', line) for line in found]
-  return sorted(tuple(map(int, s.split(','))) if s else ()
-                for line in shapes for s in line)  # fmt: skip
+  sizes = []
+  for line in text.splitlines():
+    found = re.search(rf' (?:{kinds})(?:-start)?\(', line)
+    if found:
+      sizes += re.findall(r'[a-z]\d+\[([\d,]*)\]', line[: found.start()])
+  assert sizes
+  return sorted(tuple(map(int, s.split(','))) if s else () for s in sizes)
 
 
 def _traffic(capacity, gathers_queue=False):
-  run = tiny.prepare(queue__capacity=capacity)
+  setup, state, _ = _linear_setup(tiny.make_config(), optax.trace(0.0))
+  queue = label_queue.init(2, capacity, 8, 4)
+  state = parallel.first(state)._replace(queue=queue)
+  state = parallel.replicate(state, 4)
   devices = jax.devices()[:4]
-  state = tiny.first_state(run, 4)
-  inner = functools.partial(pretrain_step.train_step, setup=run.setup)
+  inner = functools.partial(pretrain_step.train_step, setup=setup)
 
   def step(state, batch, key):
     new, metrics, labels = inner(state, batch, key)
