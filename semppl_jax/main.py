@@ -139,18 +139,22 @@ def _guarded(argv: Sequence[str]) -> None:
       raise
     _exit(f'{e.strerror}: {e.filename or _WORKDIR.value}')
   except KeyboardInterrupt:  # a second signal: the last checkpoint counts
-    sys.exit(130)
+    _leave(130)
 
 
 def _exit(message: str) -> None:
   print(f'error: {message}', file=sys.stderr)
-  from semppl_jax import hosts
+  _leave(USER_ERROR)
 
-  if hosts.is_connected():
-    # At the usual exit JAX waits for the other processes, maybe for minutes.
+
+def _leave(status: int) -> None:
+  """Ends; in a job of several processes without waiting for the others."""
+  hosts = sys.modules.get('semppl_jax.hosts')  # None: no JAX yet
+  if hosts and hosts.is_connected():
+    # At the usual exit JAX waits for them, maybe for minutes.
     sys.stderr.flush()
-    os._exit(USER_ERROR)
-  sys.exit(USER_ERROR)
+    os._exit(status)
+  sys.exit(status)
 
 
 def main() -> None:
