@@ -107,7 +107,7 @@ def test_processes_give_what_one_gives(tmp_path, alone, processes, devices):
     assert several[name] == pytest.approx(one[name], abs=0.026), name
 
 
-@pytest.mark.long
+@pytest.mark.long  # four processes compile at once: two minutes on two cores
 def test_a_killed_process_ends_the_job_which_goes_on(tmp_path, alone):
   often = 'checkpoint_every_steps=1'
   job = _start(tmp_path, 2, 2, *_CALM, often, own={1: ['kill_at=5']})
