@@ -67,3 +67,37 @@ def test_place_is_where_a_mapped_step_puts_its_outputs():
   out = step(tree, np.zeros(4), jax.random.key(0))
   assert out['a'].sharding.is_equivalent_to(tree['a'].sharding, 2)
   np.testing.assert_array_equal(parallel.first(out)['a'], np.ones(3))
+
+
+def test_parts_of_a_batch_are_shared_by_all_devices():
+  batch = np.arange(24)
+  shards = parallel.shard(batch, 3, parts=2)  # [D, m, b/m]
+  np.testing.assert_array_equal(
+    shards[1], [[4, 5, 6, 7], [16, 17, 18, 19]]
+  )  # fmt: skip
+  np.testing.assert_array_equal(parallel.unshard(shards, 2), batch)
+  np.testing.assert_array_equal(
+    parallel.unshard(parallel.shard(batch, 3)), batch
+  )
+
+
+def test_joined_parts_lie_in_order_and_are_a_copy():
+  devices = jax.devices()[:4]
+  parts = np.arange(24.0).reshape(4, 3, 2)  # [D, 3, 2]
+  on_devices = parallel.place(parts, devices)
+  whole = parallel.joined(on_devices, devices, axis=1)
+  on_devices.delete()
+  np.testing.assert_array_equal(whole, np.concatenate(list(parts), axis=1))
+
+
+def test_batches_are_sent_ahead():
+  sent, taken = [], []
+
+  def put(batch):
+    sent.append(batch)
+    return -batch
+
+  for on_devices, batch, truth in parallel.prefetch([(1, 'a'), (2, 'b')], put):
+    taken.append((on_devices, batch, truth, len(sent)))
+  assert taken == [(-1, 1, 'a', 2), (-2, 2, 'b', 2)]
+  assert list(parallel.prefetch([], put)) == []

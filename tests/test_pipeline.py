@@ -514,3 +514,17 @@ def test_masks_fit_where_rows_are_not_ids(kind):
   else:
     np.testing.assert_array_equal(pixels, np.where(
       batch.ids < 4, batch.ids, batch.ids - 4))  # fmt: skip
+
+
+@pytest.mark.parametrize('hosts, parts', [(2, 2), (3, 4)])
+def test_parts_are_shared_by_all_hosts(hosts, parts):
+  """Part j of all hosts is the j-th slice of the batch that one host gets."""
+  whole = one_host(61, num_steps=2)
+  slices = [
+    one_host(61, num_steps=2, host_index=h, host_count=hosts, parts=parts)
+    for h in range(hosts)
+  ]
+  for step, (batch, _) in enumerate(whole):
+    ids = [own[step][0].ids.reshape(parts, -1) for own in slices]
+    joined = np.concatenate(ids, axis=1)  # [m, B/m]
+    np.testing.assert_array_equal(joined.reshape(-1), batch.ids)
