@@ -374,6 +374,29 @@ def test_a_batch_in_parts_gives_the_whole_ones_update(parts):
   assert new.online_state['projector/~/bn']['passes'][0] == 3 * parts
 
 
+def test_parts_with_batchnorm_do_not_know_the_devices():
+  run = tiny.prepare(accumulate=2)
+  run = run._replace(setup=run.setup._replace(optimizer=optax.trace(0.0)))
+  begin = tiny.portable(run)
+  found = []
+  for number in (1, 2):
+    state = train_state.from_portable(begin, jax.devices()[:number])
+    mapped = _map(run.setup, number)
+    batches = [tiny.make_batch(_LABELS)]
+    new, seen = tiny.run_steps(mapped, state, batches, number, parts=2)
+    found.append((new, *seen[0]))
+  (one, metrics, labels), (two, metrics_of_two, labels_of_two) = found
+  np.testing.assert_array_equal(labels_of_two, labels)
+  for name, value in metrics.items():
+    np.testing.assert_allclose(
+      metrics_of_two[name][0], value[0], rtol=1e-4, atol=1e-6, err_msg=name
+    )
+  for name in ('online_params', 'online_state', 'target_state'):
+    _assert_close(
+      parallel.first(getattr(two, name)), parallel.first(getattr(one, name))
+    )
+
+
 def _collective_sizes(step, *arguments):
   """Dimensions of what the collectives of a compiled step bring."""
   text = step.lower(*arguments).compile().as_text()
