@@ -17,9 +17,14 @@ import pytest
 from semppl_jax import config, losses, networks, optimizers, views
 
 torch = pytest.importorskip('torch')
-from benchmarks import torch_step  # noqa: E402, it needs PyTorch
+from benchmarks import (  # noqa: E402, they need PyTorch
+  torch_losses,
+  torch_networks,
+  torch_step,
+  torch_views,
+)
 
-TINY = torch_step.Sizes(
+TINY = torch_networks.Sizes(
   encoder='resnet18',
   width=1,
   stem='imagenet',
@@ -75,10 +80,10 @@ def test_objective_and_its_gradient_are_ours():
     return 0.3 * near + 5 * (inv_augm @ weights[0] + inv_sempos @ weights[1])
 
   theirs = torch.tensor(online, requires_grad=True)
-  log_p = torch_step.log_scores(
+  log_p = torch_losses.log_scores(
     theirs, torch.tensor(positives), torch.tensor(negatives)
   )
-  loss = torch_step.objective(log_p, torch.tensor(exists), 2)
+  loss = torch_losses.objective(log_p, torch.tensor(exists), 2)
   loss.backward()
   value, gradient = jax.value_and_grad(ours)(online)
   np.testing.assert_allclose(loss.detach(), value, rtol=1e-5)
@@ -125,14 +130,14 @@ def test_parameters_are_as_many_as_ours(encoder, width, stem):
     embedding_size=6, num_classes=5,
   )  # fmt: skip
   for online, tree in (True, params), (False, networks.target_tree(params)):
-    theirs = torch_step.Network(sizes, online).parameters()
+    theirs = torch_networks.Network(sizes, online).parameters()
     ours = sorted(x.size for x in jax.tree.leaves(tree))
     assert sorted(p.numel() for p in theirs) == ours
 
 
 def test_windows_are_ours():
   draws, sizes = uniform(50, 22), random.uniform(30, 300, (50, 2))
-  theirs = torch_step.random_windows(
+  theirs = torch_views.random_windows(
     torch.tensor(draws), torch.tensor(sizes, dtype=torch.float32), (0.14, 1.0)
   )
   window = functools.partial(
@@ -154,7 +159,7 @@ def test_crops_are_close_to_ours(flip):
     ours = ours[:, :, ::-1]
     windows[:, 1] += windows[:, 3]
     windows[:, 3] *= -1
-  theirs = torch_step.crop(
+  theirs = torch_views.crop(
     channels_first(np.stack([image] * 2)), torch.tensor(windows), 24
   )
   np.testing.assert_allclose(channels_last(theirs), ours, atol=4e-3)
@@ -168,11 +173,16 @@ def test_colours_and_blur_are_ours():
   sigma = np.float32([0.1, 0.5, 1.0, 2.0])
   clipped = lambda f: lambda *args: jnp.clip(f(*args), 0, 1)
   pairs = [
-    (torch_step.brightness, clipped(pix.adjust_brightness), amounts, 0),
-    (torch_step.contrast, clipped(pix.adjust_contrast), amounts, 1),
-    (torch_step.saturation, lambda x, a: views.adjust_hsv(x, a, 0), amounts, 1),
-    (torch_step.hue, lambda x, a: views.adjust_hsv(x, 1, a), amounts, 0),
-    (torch_step.blur, functools.partial(views.blur, radius=1), sigma, 0),
+    (torch_views.brightness, clipped(pix.adjust_brightness), amounts, 0),
+    (torch_views.contrast, clipped(pix.adjust_contrast), amounts, 1),
+    (
+      torch_views.saturation,
+      lambda x, a: views.adjust_hsv(x, a, 0),
+      amounts,
+      1,
+    ),
+    (torch_views.hue, lambda x, a: views.adjust_hsv(x, 1, a), amounts, 0),
+    (torch_views.blur, functools.partial(views.blur, radius=1), sigma, 0),
   ]
   for theirs, ours, amount, offset in pairs:
     changed = theirs(
@@ -180,7 +190,7 @@ def test_colours_and_blur_are_ours():
     )
     expected = jax.vmap(ours)(images, amount + offset)
     np.testing.assert_allclose(channels_last(changed), expected, atol=1e-5)
-  gray = channels_last(torch_step.grayscale(channels_first(images)))
+  gray = channels_last(torch_views.grayscale(channels_first(images)))
   expected = jax.vmap(views.grayscale)(images)
   np.testing.assert_allclose(gray, expected, atol=1e-5)
 
@@ -189,23 +199,23 @@ def test_only_the_chosen_change():
   images = torch.zeros(5, 3, 2, 2)
   chosen = torch.tensor([True, False, False, True, False])
   add = lambda x, amount: x + amount
-  images = torch_step._some(images, chosen, add, torch.arange(5.0) + 1)
+  images = torch_views._some(images, chosen, add, torch.arange(5.0) + 1)
   np.testing.assert_array_equal(images[:, 0, 0, 0], [1, 0, 0, 4, 0])
 
 
 def test_settings_are_ours():
   cfg = config.default()
-  assert cfg.views.large_area == torch_step.LARGE_AREA
-  assert cfg.views.small_area == torch_step.SMALL_AREA
-  assert cfg.views.blur == torch_step.BLUR
-  assert cfg.views.solarize == torch_step.SOLARIZE
-  assert cfg.loss.temperature == torch_step.TEMPERATURE
+  assert cfg.views.large_area == torch_views.LARGE_AREA
+  assert cfg.views.small_area == torch_views.SMALL_AREA
+  assert cfg.views.blur == torch_views.BLUR
+  assert cfg.views.solarize == torch_views.SOLARIZE
+  assert cfg.loss.temperature == torch_losses.TEMPERATURE
   assert cfg.optimizer.weight_decay == torch_step.WEIGHT_DECAY
   assert cfg.optimizer.trust_coefficient == torch_step.TRUST
 
 
 def test_queue_is_first_in_first_out():
-  queue = torch_step.Queue(1, 3, 2, 'cpu')
+  queue = torch_losses.Queue(1, 3, 2, 'cpu')
   labels = torch.tensor([5, -1, 6])
   entries = torch.eye(2)[torch.tensor([0, 1, 1])][None]
   queue.push(entries, labels, torch.tensor([10, 11, 12]))
@@ -220,7 +230,7 @@ def test_queue_is_first_in_first_out():
 
 @pytest.mark.parametrize('k', [1, 2])
 def test_neighbours_and_the_look_up_blind_to_the_own_id(k):
-  queue = torch_step.Queue(2, 4, 2, 'cpu')
+  queue = torch_losses.Queue(2, 4, 2, 'cpu')
   angles = torch.tensor([[0.0, 0.5, 3.0], [0.1, 0.4, 3.0]])
   circle = lambda a: torch.stack([a.cos(), a.sin()], dim=-1)
   queue.push(circle(angles), torch.tensor([7, 8, 9]), torch.tensor([1, 2, 3]))
@@ -234,7 +244,7 @@ def test_neighbours_and_the_look_up_blind_to_the_own_id(k):
 
 
 def test_positives_have_the_label():
-  queue = torch_step.Queue(2, 6, 1, 'cpu')
+  queue = torch_losses.Queue(2, 6, 1, 'cpu')
   labels = torch.tensor([3, 1, 3, 1, 3])
   entries = torch.arange(5.0).expand(2, 5)[..., None]
   queue.push(entries, labels, torch.arange(5))
@@ -258,13 +268,13 @@ def test_votes():
       [-torch.inf] * 4,
     ]
   )
-  winner, share = torch_step.vote(similarity, labels)
+  winner, share = torch_losses.vote(similarity, labels)
   assert winner.tolist() == [1, 2, 4, -1]
   assert share.tolist() == [0.5, 0.5, 0.5, 0]
 
 
 def test_negatives_are_others():
-  drawn = torch_step.draw_negatives(12, 10, 'cpu')
+  drawn = torch_losses.draw_negatives(12, 10, 'cpu')
   for image, row in enumerate(drawn.tolist()):
     assert len({image, *row}) == 11
 
