@@ -48,6 +48,7 @@ setuptools.setup(
       'psutil',
       'tensorflow-cpu',
     ],
+    'benchmark-torch': ['torch'],  # benchmarks/torch_step.py
     'cuda': ['jax[cuda12]>=0.10'],
     'saliency': ['opencv-contrib-python-headless>=4.9'],
     'test': [

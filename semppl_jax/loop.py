@@ -67,20 +67,14 @@ def fit(
       finished and saved, the same one on all hosts.
   """
   cfg = job.cfg
-  mine = parallel.here(job.devices)
   state = parallel.place(state, job.devices)
   start = int(state.step[0])
-  mapped = parallel.map_step(_with_wish(step_fn), job.devices)
-  base_key = jax.random.key(cfg.seed)
+  take = _stepper(job, step_fn)
   begun = time.monotonic()
   clock = lambda: elapsed + time.monotonic() - begun
   first = hosts.is_first()
   writer = metrics.MetricsWriter(job.workdir, step=start) if first else None
   log = run_log.Log(writer, cfg, job.total_steps, start, clock)
-
-  def put(batch):
-    shards = parallel.shard(batch, len(mine), job.parts)
-    return parallel.place(shards, job.devices)
 
   def save(step, state):
     log.flush()  # no checkpoint of a state whose loss was not looked at
@@ -88,16 +82,14 @@ def fit(
     job.saver.save(step, to_portable(state), info)
 
   def update(state, on_devices, batch, truth):
-    wish = np.full(len(mine), stop.received, np.int32)
-    arguments = (state, (on_devices, wish), base_key)
-    state, scalars, *outputs = _guarded(mapped, arguments, job)
+    state, scalars, *outputs = take(state, on_devices, stop.received)
     how = describe and describe(batch, truth, *outputs)
     return state, scalars, log.add(scalars, how or run_log.plainly)
 
   profile = profiling.Profile(job.workdir, job.profile_steps)
   with signals.StopSignal() as stop, profile:
     step = start
-    for batch_and_truth in parallel.prefetch(inputs, put):
+    for batch_and_truth in parallel.prefetch(inputs, _sender(job)):
       profile.before(step + 1)
       state, scalars, step = update(state, *batch_and_truth)
       profile.after(step, scalars)
@@ -109,6 +101,30 @@ def fit(
         save(step, state)
   log.close()
   return state, clock()
+
+
+def _sender(job: Job) -> Callable[[Any], Any]:
+  """This host's part of a batch -> the same on its devices."""
+  number = len(parallel.here(job.devices))
+
+  def put(batch):
+    shards = parallel.shard(batch, number, job.parts)
+    return parallel.place(shards, job.devices)
+
+  return put
+
+
+def _stepper(job: Job, step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
+  """(state, batch on the devices, signal received here) -> a step's results."""
+  mapped = parallel.map_step(_with_wish(step_fn), job.devices)
+  number = len(parallel.here(job.devices))
+  base_key = jax.random.key(job.cfg.seed)
+
+  def take(state, batch, received):
+    wish = np.full(number, received, np.int32)
+    return _guarded(mapped, (state, (batch, wish), base_key), job)
+
+  return take
 
 
 def _with_wish(step_fn: Callable[..., tuple]) -> Callable[..., tuple]:

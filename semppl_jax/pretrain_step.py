@@ -107,13 +107,7 @@ def train_step(
   target_state, _, (views, targets) = passes.in_turn(
     look, state.target_state, (batch, keys.views)
   )  # targets: [m, V_L, b, d]
-  joined = parallel.gather(targets, axis=2)  # [m, V_L, B, d]
-  ids = parallel.gather(batch.ids, axis=1)  # [m, B]
-  everyone = Gathered(
-    targets=jnp.concatenate(list(joined), axis=1),  # [V_L, m B, d]
-    labels=parallel.gather(batch.labels, axis=1).reshape(-1),  # [m B]
-    ids=ids.reshape(-1),  # [m B]
-  )
+  everyone = _tell_everyone(targets, batch)
   # Push before the vote: the batch's own labelled images are the freshest
   # neighbours there are.
   queue = label_queue.push(state.queue, *everyone)
@@ -129,7 +123,9 @@ def train_step(
   online_state, averaged, labels = passes.in_turn(
     learn,
     state.online_state,
-    Part(views, targets, batch.labels, ids, keys),
+    Part(
+      views, targets, batch.labels, everyone.ids.reshape(len(targets), -1), keys
+    ),
   )
   grads, metrics = parallel.mean(averaged)
 
@@ -146,6 +142,21 @@ def train_step(
     queue=queue,
   )
   return new_state, metrics, labels.reshape(shape)
+
+
+def _tell_everyone(targets: jax.Array, batch: structs.Batch) -> Gathered:
+  """The whole batch, in its order, from all devices' parts.
+
+  Args:
+    targets: [m, V_L, b, d], of m parts of the batch.
+    batch: leaves [m, b, ...].
+  """
+  joined = parallel.gather(targets, axis=2)  # [m, V_L, B/m, d]
+  return Gathered(
+    targets=jnp.concatenate(list(joined), axis=1),  # [V_L, B, d]
+    labels=parallel.gather(batch.labels, axis=1).reshape(-1),  # [B]
+    ids=parallel.gather(batch.ids, axis=1).reshape(-1),  # [B]
+  )
 
 
 def _look(
