@@ -1,0 +1,133 @@
+"""The step's cost on each of 1, 2, 4, 8 devices. Counted, not timed.
+
+  python -m benchmarks.scaling
+  python -m benchmarks.scaling --encoder=resnet50 --sizes=224,96   # slow
+
+With a fixed batch per device, and a queue of 20 times the whole batch, as in
+the paper's experiment: operations of the networks on each device, which should
+not change; of the kNN, which grow with the batch, beside their formula
+2 V_q V_L B (C / D) d; of sampling; bytes of all collectives. With a fixed whole
+batch: bytes of collectives on each device, which should stay bounded. Then from
+where on the kNN matters. Prints tables; --json=FILE writes the numbers.
+"""
+
+import json
+import pathlib
+
+import jax
+from absl import app, flags, logging
+
+from benchmarks import hlo, programs, queue_parts, targets
+from experiments import imagenet
+from semppl_jax import runs, tables
+
+_ENCODER = flags.DEFINE_string('encoder', 'resnet18', 'The networks.')
+_SIZES = flags.DEFINE_list('sizes', ['64', '32'], 'Of large and small views.')
+_BATCH = flags.DEFINE_integer('per_device', 16, 'Images on each device.')
+_TOTAL = flags.DEFINE_integer('total', 128, 'B where it is fixed.')
+_JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
+
+DEVICES = (1, 2, 4, 8)
+TIMES = 20  # C / B
+
+
+def _run(per_device: int) -> runs.Run:
+  large, small = map(int, _SIZES.value)
+  sizes, capacity = (large, large, small), TIMES * per_device
+  return programs.prepare(
+    programs.settings(_ENCODER.value, per_device, sizes, capacity)
+  )
+
+
+def networks(run: runs.Run, devices: int) -> float:
+  """Operations of both networks' passes on each device, compiled."""
+  target = targets.find(f'here:{devices}')
+  program = programs.bare(run)
+  return programs.flops(target.compile(programs.lower(program, target.devices)))
+
+
+def traffic(run: runs.Run, devices: int) -> int:
+  """Bytes of all collectives of the compiled step, on each device."""
+  target = targets.find(f'here:{devices}')
+  lowered = programs.lower(programs.whole(run), target.devices)
+  return sum(one.bytes for one in hlo.collectives(target.compile(lowered)))
+
+
+def of_devices(per_device: int) -> list[dict[str, float]]:
+  """What each device does, for every number of devices."""
+  run, rows = _run(per_device), []
+  for devices in DEVICES:
+    batch_size = devices * per_device
+    parts = queue_parts.Parts(batch_size, TIMES * batch_size, devices)
+    rows.append(
+      {
+        'devices': devices,
+        'networks': networks(run, devices),
+        'knn': parts.search_flops(),
+        'knn_formula': parts.search_formula(),
+        'sampling': parts.sampling_flops(),
+        'bytes': traffic(run, devices),
+      }
+    )
+  return rows
+
+
+def matters(flops_per_image: float) -> dict[float, float]:
+  """{share of the networks' operations: B at which the kNN reaches it}."""
+  one = queue_parts.Parts(1, TIMES).search_formula()  # of B = 1; goes with B^2
+  return {
+    share: share * flops_per_image / one for share in (0.01, 0.03, 0.1, 1)
+  }
+
+
+def _show(rows: list[dict[str, float]]) -> str:
+  first = rows[0]['networks']
+  heads = [
+    'devices', 'networks, GFLOP', 'against 1 device', 'kNN, GFLOP',
+    'by the formula', 'sampling, GFLOP', 'collectives, MB',
+  ]  # fmt: skip
+  cells = [
+    [
+      row['devices'],
+      f'{row["networks"] / 1e9:.2f}',
+      f'{100 * (row["networks"] / first - 1):+.3f}%',
+      f'{row["knn"] / 1e9:.4f}',
+      f'{row["knn_formula"] / 1e9:.4f}',
+      f'{row["sampling"] / 1e9:.4f}',
+      f'{row["bytes"] / 1e6:.2f}',
+    ]
+    for row in rows
+  ]
+  return tables.markdown(heads, cells)
+
+
+def main(unused_argv: list[str]) -> None:
+  """Counts and prints."""
+  logging.set_verbosity(logging.ERROR)
+  jax.config.update('jax_num_cpu_devices', max(DEVICES))
+  rows = of_devices(_BATCH.value)
+  print(
+    f'{_ENCODER.value}, views of {" and ".join(_SIZES.value)} px, '
+    f'{_BATCH.value} images on each {jax.devices()[0].device_kind} device, '
+    f'C = {TIMES} B; on each device:\n'
+  )
+  print(_show(rows))
+  fixed = {
+    devices: traffic(_run(_TOTAL.value // devices), devices)
+    for devices in DEVICES[1:]
+  }
+  print(f'B = {_TOTAL.value} whatever the devices; on each device:\n')
+  cells = [[devices, f'{size / 1e6:.2f}'] for devices, size in fixed.items()]
+  print(tables.markdown(['devices', 'collectives, MB'], cells))
+  cost_of_image = programs.step_flops(imagenet.get_config())
+  shares = matters(cost_of_image)
+  print(f'kNN over {TIMES} B slots beside ResNet-50 1x at full size:\n')
+  cells = [[f'{100 * s:g}%', f'{b:,.0f}'] for s, b in shares.items()]
+  print(tables.markdown(['share', 'at B ='], cells))
+  if _JSON.value:
+    found = {'per_device': rows, 'fixed_batch_bytes': fixed, 'knn_at': shares}
+    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)
