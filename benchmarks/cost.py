@@ -10,16 +10,8 @@ together: an assumption until `benchmarks.step` has measured it. Prints a table;
 --json=FILE writes the numbers.
 """
 
-import json
-import pathlib
-
-from absl import app, flags, logging
-
-from benchmarks import programs
+from benchmarks import command, programs
 from experiments import imagenet
-
-_TFLOPS = flags.DEFINE_float('tflops', 100.0, 'Rate that days are for.')
-_JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
 
 IMAGES, EPOCHS = 1_281_167, 300
 
@@ -49,18 +41,18 @@ def table(counts: dict[str, float], tflops: float) -> str:
   return '\n'.join(lines)
 
 
-def main(unused_argv: list[str]) -> None:
+def main() -> None:
   """Counts and prints."""
-  logging.set_verbosity(logging.ERROR)
+  parser = command.parser(__doc__)
+  parser.add_argument('--tflops', type=float, default=100.0, help='for days')
+  args = parser.parse_args()
   counts = {
     name: programs.step_flops(imagenet.get_config(variant))
     for name, variant in networks().items()
   }
-  print(table(counts, _TFLOPS.value))
-  if _JSON.value:
-    found = {'flops_per_image': counts}
-    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
+  print(table(counts, args.tflops))
+  command.finish(args, {'flops_per_image': counts})
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -12,24 +12,14 @@ queue's on each device, and what the kNN needs besides, as the compiler says.
 Prints tables; --json=FILE writes the numbers.
 """
 
+import argparse
 import collections
-import json
-import pathlib
-from typing import Any
 
 import jax
-from absl import app, flags, logging
 
-from benchmarks import hlo, programs, queue_parts, targets
+from benchmarks import command, hlo, programs, queue_parts, targets
 from experiments import imagenet
 from semppl_jax import memory, tables
-
-_TARGET = flags.DEFINE_string('target', 'here:4', 'See targets.py.')
-_ENCODER = flags.DEFINE_string('encoder', 'resnet50', 'The networks.')
-_SMALL = flags.DEFINE_integer('small', 4096, 'Slots of the small queue.')
-_LARGE = flags.DEFINE_integer('large', 81_920, 'Slots of the large one.')
-_BATCH = flags.DEFINE_integer('batch_size', 4096, 'B that operations are for.')
-_JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
 
 PER_DEVICE = 16  # images of the compiled step; bytes are proportional to it
 
@@ -98,19 +88,22 @@ def queue_memory(capacity: int, devices: list[int]) -> dict[int, int]:
   return {number: held(number) for number in devices}
 
 
-def _show_traffic(small: list, large: list, target: targets.Target) -> str:
-  columns = by_kind(small), by_kind(large)
+def show_traffic(
+  found: dict[int, list[hlo.Collective]], target: targets.Target
+) -> str:
+  """Bytes by kind, for two capacities; and whether any shape knows C."""
+  columns = [by_kind(collectives) for collectives in found.values()]
   rows = [
-    [kind, columns[0][kind]['number']]
-    + [f'{column[kind]["bytes"]:,}' for column in columns]
-    for kind in columns[0]
+    [kind, row['number']] + [f'{column[kind]["bytes"]:,}' for column in columns]
+    for kind, row in columns[0].items()
   ]
-  sums = [sum(one.bytes for one in found) for found in (small, large)]
+  small, large = found.values()
+  sums = [sum(one.bytes for one in half) for half in (small, large)]
   rows.append(['all', len(small)] + [f'{total:,}' for total in sums])
-  heads = ['collective', 'number', f'bytes, C = {_SMALL.value:,}']
-  heads.append(f'bytes, C = {_LARGE.value:,}')
+  heads = ['collective', 'number'] + [f'bytes, C = {c:,}' for c in found]
   # The small queue's own may be another array's: 4,096 is the heads' size.
-  dimensions = {_LARGE.value, _LARGE.value // len(target.devices)}
+  capacity = max(found)
+  dimensions = {capacity, capacity // len(target.devices)}
   bad = [one for one in large if one.dimensions & dimensions]
   return tables.markdown(heads, rows) + (
     f'difference {sums[1] - sums[0]:,} bytes; collectives that differ in a '
@@ -119,43 +112,64 @@ def _show_traffic(small: list, large: list, target: targets.Target) -> str:
   )
 
 
-def main(unused_argv: list[str]) -> None:
-  """Counts and prints."""
-  logging.set_verbosity(logging.ERROR)
-  jax.config.update('jax_num_cpu_devices', 8)
-  target = targets.find(_TARGET.value)
-  where = f'{len(target.devices)} x {target.devices[0].device_kind}'
-  small, large = (
-    traffic(_ENCODER.value, capacity, target)
-    for capacity in (_SMALL.value, _LARGE.value)
-  )
-  print(
-    f'{_ENCODER.value}, {where}, {PER_DEVICE} images each; bytes on a device:\n'
-  )
-  print(_show_traffic(small, large, target))
-  found: dict[str, Any] = {
-    'traffic': {_SMALL.value: by_kind(small), _LARGE.value: by_kind(large)},
-    'operations': arithmetic(_ENCODER.value, _BATCH.value, _LARGE.value),
-    'temporary': search_memory(
-      _BATCH.value, [_SMALL.value, 4 * _SMALL.value, _LARGE.value]
-    ),
-    'queue': queue_memory(_LARGE.value, [1, 2, 8, 64]),
-  }
-  step = found['operations']['step without these']
-  print(f'operations of a step, B = {_BATCH.value:,}, C = {_LARGE.value:,}:\n')
+def show_operations(operations: dict[str, float]) -> str:
+  """Beside the step's."""
+  step = operations['step without these']
   rows = [
     [name, f'{count / 1e9:,.0f}', f'{100 * count / step:.3f}%']
-    for name, count in found['operations'].items()
+    for name, count in operations.items()
   ]
-  print(tables.markdown(['what', 'GFLOP', 'of the step'], rows))
-  mib = lambda sizes: [[f'{n:,}', f'{size / 2**20:,.1f}'] for n, size in sizes]
-  rows = mib(found['temporary'].items())
-  print(tables.markdown(['C', 'MiB that the kNN needs besides'], rows))
-  rows = mib(found['queue'].items())
-  print(tables.markdown(['devices', 'MiB of the queue on each'], rows))
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
+  return tables.markdown(['what', 'GFLOP', 'of the step'], rows)
+
+
+def show_memory(head: str, what: str, sizes: dict[int, int]) -> str:
+  """Bytes as MiB."""
+  rows = [[f'{n:,}', f'{size / 2**20:,.1f}'] for n, size in sizes.items()]
+  return tables.markdown([head, what], rows)
+
+
+def _arguments() -> argparse.Namespace:
+  parser = command.parser(__doc__)
+  parser.add_argument('--target', default='here:4', help='see targets.py')
+  parser.add_argument('--encoder', default='resnet50', help='the networks')
+  parser.add_argument('--small', type=int, default=4096, help='slots')
+  parser.add_argument('--large', type=int, default=81_920, help='slots')
+  parser.add_argument('--batch_size', type=int, default=4096)
+  return parser.parse_args()
+
+
+def main() -> None:
+  """Counts and prints."""
+  args = _arguments()
+  jax.config.update('jax_num_cpu_devices', 8)
+  target = targets.find(args.target)
+  where = f'{len(target.devices)} x {target.devices[0].device_kind}'
+  carried = {
+    c: traffic(args.encoder, c, target) for c in (args.small, args.large)
+  }
+  print(f'{args.encoder}, {where}, {PER_DEVICE} images each; on a device:\n')
+  print(show_traffic(carried, target))
+
+  operations = arithmetic(args.encoder, args.batch_size, args.large)
+  print(f'A step, B = {args.batch_size:,}, C = {args.large:,}, one device:\n')
+  print(show_operations(operations))
+
+  temporary = search_memory(
+    args.batch_size, [args.small, 4 * args.small, args.large]
+  )
+  print(show_memory('C', 'MiB that the kNN needs besides', temporary))
+  held = queue_memory(args.large, [1, 2, 8, 64])
+  print(show_memory('devices', 'MiB of the queue on each', held))
+  command.finish(
+    args,
+    {
+      'traffic': {c: by_kind(found) for c, found in carried.items()},
+      'operations': operations,
+      'temporary': temporary,
+      'queue': held,
+    },
+  )
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -11,31 +11,24 @@ batch: bytes of collectives on each device, which should stay bounded. Then from
 where on the kNN matters. Prints tables; --json=FILE writes the numbers.
 """
 
-import json
-import pathlib
+import argparse
 
 import jax
-from absl import app, flags, logging
 
-from benchmarks import hlo, programs, queue_parts, targets
+from benchmarks import command, hlo, programs, queue_parts, targets
 from experiments import imagenet
 from semppl_jax import runs, tables
-
-_ENCODER = flags.DEFINE_string('encoder', 'resnet18', 'The networks.')
-_SIZES = flags.DEFINE_list('sizes', ['64', '32'], 'Of large and small views.')
-_BATCH = flags.DEFINE_integer('per_device', 16, 'Images on each device.')
-_TOTAL = flags.DEFINE_integer('total', 128, 'B where it is fixed.')
-_JSON = flags.DEFINE_string('json', None, 'File for the numbers.')
 
 DEVICES = (1, 2, 4, 8)
 TIMES = 20  # C / B
 
 
-def _run(per_device: int) -> runs.Run:
-  large, small = map(int, _SIZES.value)
+def prepare(args: argparse.Namespace, per_device: int) -> runs.Run:
+  """One device's part of the run that is asked for."""
+  large, small = map(int, args.sizes.split(','))
   sizes, capacity = (large, large, small), TIMES * per_device
   return programs.prepare(
-    programs.settings(_ENCODER.value, per_device, sizes, capacity)
+    programs.settings(args.encoder, per_device, sizes, capacity)
   )
 
 
@@ -53,9 +46,9 @@ def traffic(run: runs.Run, devices: int) -> int:
   return sum(one.bytes for one in hlo.collectives(target.compile(lowered)))
 
 
-def of_devices(per_device: int) -> list[dict[str, float]]:
+def of_devices(run: runs.Run) -> list[dict[str, float]]:
   """What each device does, for every number of devices."""
-  run, rows = _run(per_device), []
+  per_device, rows = run.cfg.batch_size, []
   for devices in DEVICES:
     batch_size = devices * per_device
     parts = queue_parts.Parts(batch_size, TIMES * batch_size, devices)
@@ -80,7 +73,8 @@ def matters(flops_per_image: float) -> dict[float, float]:
   }
 
 
-def _show(rows: list[dict[str, float]]) -> str:
+def show(rows: list[dict[str, float]]) -> str:
+  """As a table."""
   first = rows[0]['networks']
   heads = [
     'devices', 'networks, GFLOP', 'against 1 device', 'kNN, GFLOP',
@@ -101,33 +95,42 @@ def _show(rows: list[dict[str, float]]) -> str:
   return tables.markdown(heads, cells)
 
 
-def main(unused_argv: list[str]) -> None:
+def _arguments() -> argparse.Namespace:
+  parser = command.parser(__doc__)
+  parser.add_argument('--encoder', default='resnet18', help='the networks')
+  parser.add_argument('--sizes', default='64,32', help='of views: large,small')
+  parser.add_argument('--per_device', type=int, default=16, help='images')
+  parser.add_argument('--total', type=int, default=128, help='B where fixed')
+  return parser.parse_args()
+
+
+def main() -> None:
   """Counts and prints."""
-  logging.set_verbosity(logging.ERROR)
+  args = _arguments()
   jax.config.update('jax_num_cpu_devices', max(DEVICES))
-  rows = of_devices(_BATCH.value)
+  rows = of_devices(prepare(args, args.per_device))
   print(
-    f'{_ENCODER.value}, views of {" and ".join(_SIZES.value)} px, '
-    f'{_BATCH.value} images on each {jax.devices()[0].device_kind} device, '
-    f'C = {TIMES} B; on each device:\n'
+    f'{args.encoder}, views of {args.sizes} px, {args.per_device} images on '
+    f'each {jax.devices()[0].device_kind} device, C = {TIMES} B; on each:\n'
   )
-  print(_show(rows))
+  print(show(rows))
+
   fixed = {
-    devices: traffic(_run(_TOTAL.value // devices), devices)
+    devices: traffic(prepare(args, args.total // devices), devices)
     for devices in DEVICES[1:]
   }
-  print(f'B = {_TOTAL.value} whatever the devices; on each device:\n')
+  print(f'B = {args.total} whatever the devices; on each device:\n')
   cells = [[devices, f'{size / 1e6:.2f}'] for devices, size in fixed.items()]
   print(tables.markdown(['devices', 'collectives, MB'], cells))
-  cost_of_image = programs.step_flops(imagenet.get_config())
-  shares = matters(cost_of_image)
+
+  shares = matters(programs.step_flops(imagenet.get_config()))
   print(f'kNN over {TIMES} B slots beside ResNet-50 1x at full size:\n')
   cells = [[f'{100 * s:g}%', f'{b:,.0f}'] for s, b in shares.items()]
   print(tables.markdown(['share', 'at B ='], cells))
-  if _JSON.value:
-    found = {'per_device': rows, 'fixed_batch_bytes': fixed, 'knn_at': shares}
-    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
+  command.finish(
+    args, {'per_device': rows, 'fixed_batch_bytes': fixed, 'knn_at': shares}
+  )
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

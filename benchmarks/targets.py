@@ -37,12 +37,17 @@ dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 12 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-# Kernels cannot be tried out where there is no GPU.
+# What is only counted need not be fast; and without a GPU no kernel can be
+# tried out.
+_HASTY = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
 _UNTUNED = {'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False}
 
 
 class Target(NamedTuple):
-  """Devices to compile for."""
+  """Devices to compile for, in order to count; not to run fast."""
 
   name: str
   devices: Sequence[jax.Device]
@@ -50,7 +55,7 @@ class Target(NamedTuple):
 
   def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles a program that was lowered for these devices."""
-    return lowered.compile(compiler_options=self.options or None)
+    return lowered.compile(compiler_options=self.options)
 
 
 def find(name: str) -> Target:
@@ -62,14 +67,15 @@ def find(name: str) -> Target:
   """
   kind, _, number = name.partition(':')
   if kind == 'here':
-    return Target(name, parallel.some_devices(_number(name, number, 0)), {})
+    devices = parallel.some_devices(_number(name, number, 0))
+    return Target(name, devices, _HASTY)
   # An accelerator's plug-in is to describe one, not to look for it.
   jax.config.update('jax_platforms', 'cpu')
   jax.devices()  # so that plug-ins register
   try:
     if kind == 'h100':
       described = _h100(_number(name, number, 1))
-      return Target(name, described.devices, _UNTUNED)
+      return Target(name, described.devices, _HASTY | _UNTUNED)
     described = _tpu(name)
   except (RuntimeError, ModuleNotFoundError) as error:
     first = str(error).splitlines()[0]

@@ -1,0 +1,142 @@
+"""What the step takes of a device's memory, and the largest batch that fits.
+
+  python -m benchmarks.memory --target=h100       # no GPU needed: targets.py
+  python -m benchmarks.memory --networks=resnet_50_1x --precisions=float32
+
+For each network of a released checkpoint at full size: the compiler's account
+of the step at --per_device images, its temporary memory beside the floor, and
+images that fit on a device of --gigabytes, at this account (memory.advice says
+the same when a run does not fit). Floor: what the backward pass cannot do
+without, the output of each convolution of the online network, once, for all six
+views; what BatchNorm and ReLU make of it can be computed again. Parameters,
+optimiser and queue (of 20 images' slots for each image here) come on top.
+Prints a table; --json=FILE writes the numbers. Minutes for each network.
+"""
+
+import argparse
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from benchmarks import command, cost, programs, targets
+from experiments import imagenet
+from semppl_jax import memory, parallel, runs, tables
+
+WAYS = ('float32', 'bfloat16', 'bfloat16+remat')
+
+
+def settings(
+  network: str, way: str, per_device: int
+) -> ml_collections.ConfigDict:
+  """The experiment of a network, see WAYS, for one device."""
+  cfg = imagenet.get_config(cost.networks()[network])
+  cfg.precision, _, remat = way.partition('+')
+  cfg.remat = bool(remat)
+  cfg.batch_size, cfg.queue.capacity = per_device, 20 * per_device
+  return cfg
+
+
+def floor(run: runs.Run) -> int:
+  """Bytes of the online network's convolutions' outputs, per image."""
+  views, itemsize = run.cfg.views, jnp.dtype(run.cfg.precision).itemsize
+  sizes = [views.large_size] * views.num_large
+  sizes += [views.small_size] * views.num_small
+  return itemsize * sum(_outputs(run.setup.nets, size) for size in sizes)
+
+
+def _outputs(nets: Any, size: int) -> int:
+  """Elements of all convolutions' outputs, for one image."""
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
+  trace = jax.make_jaxpr(
+    lambda *arguments: nets.online(*arguments, True)[0].prediction,
+    axis_env=[(parallel.AXIS, 1)],
+  )
+  return _convolved(trace(params, state, images).jaxpr)
+
+
+def _convolved(jaxpr: Any) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'conv_general_dilated':
+      total += math.prod(equation.outvars[0].aval.shape)
+    for inner in jax.tree.leaves(list(equation.params.values())):
+      inner = getattr(inner, 'jaxpr', inner)  # a closed jaxpr has it inside
+      if hasattr(inner, 'eqns'):
+        total += _convolved(inner)
+  return total
+
+
+def measure(
+  network: str, way: str, per_device: int, target: targets.Target
+) -> dict[str, Any]:
+  """The compiler's account of one step; sizes in bytes on one device."""
+  run = programs.prepare(settings(network, way, per_device))
+  program = programs.described(run)
+  lowered = programs.lower(program, target.devices)
+  need = memory.need(target.compile(lowered))
+  return {
+    'network': network,
+    'way': way,
+    'per_device': per_device,
+    'state': need.state,
+    'temporary': need.temporary,
+    'floor_per_image': floor(run),
+  }
+
+
+def show(rows: list[dict[str, Any]], gigabytes: float) -> str:
+  """As a table."""
+  heads = [
+    'network', 'way', 'state, GB', 'temporary, MB an image',
+    'floor, MB an image', 'x floor', f'images in {gigabytes:g} GB',
+  ]  # fmt: skip
+  cells = []
+  for row in rows:
+    each = row['temporary'] / row['per_device']
+    need = memory.Need(row['state'], row['temporary'])
+    fits = memory.largest_batch(need, row['per_device'], int(gigabytes * 1e9))
+    cells.append(
+      [
+        row['network'],
+        row['way'],
+        f'{row["state"] / 1e9:.2f}',
+        f'{each / 1e6:.0f}',
+        f'{row["floor_per_image"] / 1e6:.0f}',
+        f'{each / row["floor_per_image"]:.2f}',
+        fits,
+      ]
+    )
+  return tables.markdown(heads, cells)
+
+
+def _arguments() -> argparse.Namespace:
+  parser = command.parser(__doc__)
+  parser.add_argument('--target', default='here:1', help='see targets.py')
+  parser.add_argument('--networks', default=','.join(cost.networks()))
+  parser.add_argument('--precisions', default=','.join(WAYS))
+  parser.add_argument('--per_device', type=int, default=32, help='images')
+  parser.add_argument('--gigabytes', type=float, default=80, help='of a device')
+  return parser.parse_args()
+
+
+def main() -> None:
+  """Compiles one after another, and prints."""
+  args = _arguments()
+  target = targets.find(args.target)
+  rows = []
+  for network in args.networks.split(','):
+    for way in args.precisions.split(','):
+      rows.append(measure(network, way, args.per_device, target))
+      command.say(str(rows[-1]))
+  number, kind = len(target.devices), target.devices[0].device_kind
+  print(f'{number} x {kind}, compiled at {args.per_device} images each:\n')
+  print(show(rows, args.gigabytes))
+  command.finish(args, {'device': kind, 'rows': rows})
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,241 @@
+"""How fast the step is: beside its networks alone, and beside PyTorch.
+
+  python -m benchmarks.step                              # what is there
+  python -m benchmarks.step --precision=bfloat16 --torch=""   # largest batch
+
+On one device. Programs take turns; times are medians over rounds:
+
+  step         the training step: views, both networks, kNN, sampling, losses,
+               gradients, LARS, moving average
+  networks     both networks' passes on views that are there, and gradients
+  supervised   one large view, cross-entropy, gradients, LARS
+  PyTorch      the first two by `torch_step` (extra `benchmark-torch`; --torch
+               names its interpreter), channels_last, compiled on a GPU
+
+Sizes: ResNet-50 on a GPU at full size, with the largest batch that the
+compiler says fits (half of the memory if PyTorch shares it); on a CPU 16
+images, views of 96 and 48 px. Prints tables; --json=FILE writes the numbers.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import command, cost, peaks, programs, turns
+from semppl_jax import memory, runs, tables
+
+TORCH_ENCODERS = ('resnet18', 'resnet50')
+
+
+def settings(args: argparse.Namespace, batch_size: int) -> Any:
+  """The experiment at the sizes that are asked for."""
+  sizes = [int(size) for size in args.sizes.split(',')]
+  return programs.settings(
+    args.encoder, batch_size, sizes, 20 * batch_size, precision=args.precision
+  )
+
+
+def largest(args: argparse.Namespace, share: float) -> int:
+  """Images that fit on the device, by the account of the step at 32."""
+  device = jax.devices()[0]
+  available = memory.limit(device)
+  if available is None:
+    return 16
+  run = programs.prepare(settings(args, 32))
+  compiled = programs.lower(programs.described(run), run.devices).compile()
+  fits = memory.largest_batch(memory.need(compiled), 32, share * available)
+  return max(16, fits // 8 * 8)
+
+
+def torch_sizes(run: runs.Run) -> dict[str, Any]:
+  """The same work for `torch_step`."""
+  cfg = run.cfg
+  return {
+    'encoder': cfg.encoder.name,
+    'width': cfg.encoder.width,
+    'stem': cfg.encoder.stem,
+    'batch_size': cfg.batch_size,
+    'canvas': cfg.dataset.image_size,
+    'large_size': cfg.views.large_size,
+    'small_size': cfg.views.small_size,
+    'capacity': cfg.queue.capacity,
+    'projector_hidden': cfg.encoder.projector_hidden,
+    'embedding_size': cfg.encoder.embedding_size,
+    'num_classes': run.data.num_classes,
+    'num_large': cfg.views.num_large,
+    'num_small': cfg.views.num_small,
+    'k': cfg.queue.k,
+    'num_draws': cfg.loss.num_semantic_positives,
+    'num_negatives': cfg.loss.num_negatives,
+  }
+
+
+def flops(run: runs.Run) -> dict[str, float]:
+  """Operations of one call of each of our programs."""
+  made = {'step': programs.whole(run), 'networks': programs.bare(run)}
+  made['supervised'] = programs.supervised(run)
+  return {
+    name: programs.flops(programs.lower(program, run.devices))
+    for name, program in made.items()
+  }
+
+
+def measure(
+  run: runs.Run, server: turns.TorchServer | None, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+  """Seconds of each program in every round; and what compiling took."""
+  heard = turns.Compilations()
+  ours = [
+    turns.Ours(name, make(run), run.devices, heard)
+    for name, make in (
+      ('step', programs.whole),
+      ('networks', programs.bare),
+      ('supervised', programs.supervised),
+    )
+  ]
+  theirs = []
+  if server:
+    theirs = [
+      turns.Theirs('PyTorch step', server, 'whole'),
+      turns.Theirs('PyTorch networks', server, 'bare'),
+    ]
+  compiled = {
+    runner.name: {
+      'compile_seconds': runner.compile_seconds,
+      'first_seconds': runner.first,
+      'compiled_again': runner.compiled_again,
+    }
+    for runner in ours
+  }
+  return turns.take_turns(ours[:2] + theirs + ours[2:], rounds), compiled
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, tuple[float, ...]]:
+  """Of the rounds' ratios: median, smallest, largest."""
+  pairs = {
+    'step / networks': ('step', 'networks'),
+    'PyTorch step / PyTorch networks': ('PyTorch step', 'PyTorch networks'),
+    'step: PyTorch / ours': ('PyTorch step', 'step'),
+    'networks: PyTorch / ours': ('PyTorch networks', 'networks'),
+  }
+  found = {}
+  for name, (above, below) in pairs.items():
+    if above in seconds and below in seconds:
+      of_rounds = np.divide(seconds[above], seconds[below])
+      found[name] = tuple(
+        float(f(of_rounds)) for f in (np.median, np.min, np.max)
+      )
+  return found
+
+
+def show_times(
+  seconds: dict[str, list[float]],
+  operations: dict[str, float],
+  batch_size: int,
+  peak: float,
+) -> str:
+  """A row for each program."""
+  rows = []
+  for name, values in seconds.items():
+    median = float(np.median(values))
+    count = operations[name.removeprefix('PyTorch ')]
+    rate = count / median / 1e12
+    rows.append(
+      [
+        name,
+        f'{median:.3f}',
+        f'{min(values):.3f} to {max(values):.3f}',
+        f'{batch_size / median:.2f}',
+        f'{rate:.3f}',
+        f'{100 * rate / peak:.0f}%',
+      ]
+    )
+  heads = ['program', 'seconds', 'range', 'images/s', 'TFLOP/s', 'of the peak']
+  return tables.markdown(heads, rows)
+
+
+def _arguments() -> argparse.Namespace:
+  cpu = jax.devices()[0].platform == 'cpu'
+  parser = command.parser(__doc__)
+  parser.add_argument('--encoder', default='resnet50', choices=TORCH_ENCODERS)
+  parser.add_argument(
+    '--sizes', default='128,96,48' if cpu else '512,224,96',
+    help='of the canvas, of large and of small views',
+  )  # fmt: skip
+  parser.add_argument('--batch_size', type=int, default=0, help='0: what fits')
+  parser.add_argument(
+    '--precision', default='float32', choices=['float32', 'bfloat16']
+  )
+  parser.add_argument('--rounds', type=int, default=5)
+  there = importlib.util.find_spec('torch') is not None
+  parser.add_argument(
+    '--torch', default=sys.executable if there else '',
+    help='an interpreter that has PyTorch; "": without',
+  )  # fmt: skip
+  return parser.parse_args()
+
+
+def main() -> None:
+  """Measures and prints."""
+  # PyTorch shares the device.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  args = _arguments()
+  device = jax.devices()[0]
+  batch_size = args.batch_size or largest(args, 0.45 if args.torch else 1.0)
+  run = programs.prepare(settings(args, batch_size))
+  operations = flops(run)
+  server = None
+  if args.torch:
+    gpu = ['--device=cuda'] if device.platform == 'gpu' else []
+    server = turns.TorchServer(
+      args.torch, torch_sizes(run), f'--precision={args.precision}', *gpu
+    )
+  seconds, compiled = measure(run, server, args.rounds)
+  if server:
+    server.close()
+  peak = peaks.matmul_tflops(device, args.precision)
+  bandwidth = peaks.gigabytes_per_second(device)
+
+  print(
+    f'{args.encoder}, {args.precision}, {batch_size} images on one '
+    f'{device.device_kind}, canvas, large, small: {args.sizes}; '
+    f'{args.rounds} rounds. A product of matrices reaches {peak:.3g} TFLOP/s, '
+    f'memory {bandwidth:.0f} GB/s.\n'
+  )
+  print(show_times(seconds, operations, batch_size, peak))
+  found = ratios(seconds)
+  rows = [[name, *(f'{x:.3f}' for x in row)] for name, row in found.items()]
+  print(tables.markdown(['ratio', 'median', 'smallest', 'largest'], rows))
+  step = compiled['step']
+  days = cost.IMAGES * cost.EPOCHS / 86_400
+  days *= float(np.median(seconds['step'])) / batch_size
+  print(
+    f'The step compiled in {step["compile_seconds"]:.0f} s (first call '
+    f'{step["first_seconds"]:.0f} s), in the second call '
+    f'{step["compiled_again"]} times. {cost.EPOCHS} epochs of ImageNet at this '
+    f'rate and these sizes: {days:,.1f} days.'
+  )
+  command.finish(
+    args,
+    {
+      'device': device.device_kind,
+      'arguments': {k: str(v) for k, v in vars(args).items()},
+      'batch_size': batch_size,
+      'seconds': seconds,
+      'ratios': found,
+      'operations': operations,
+      'compiled': compiled,
+      'torch': server and server.ready,
+      'matmul_tflops': peak,
+      'gigabytes_per_second': bandwidth,
+    },
+  )
+
+
+if __name__ == '__main__':
+  main()
