@@ -1,5 +1,6 @@
 """Jobs of several processes: the same numbers, one end, one resumption."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -179,6 +180,51 @@ def test_environments_of_several_processes_are_known():
   assert not hosts.detected({'TPU_WORKER_HOSTNAMES': 'one'})
   assert hosts.detected({'SLURM_STEP_NUM_TASKS': '8'})
   assert hosts.detected({'TPU_WORKER_HOSTNAMES': 'one,two'})
+
+
+def _slurm_job():
+  """A job's number: JAX takes it modulo 4096 for a port from 61440 on."""
+  for number in np.random.permutation(4096):
+    with contextlib.suppress(OSError), socket.socket() as free:
+      free.bind(('localhost', 61440 + int(number)))
+      return str(number)
+  raise AssertionError('no port is free')
+
+
+_MEET = """
+import jax
+from semppl_jax import hosts
+hosts.connect()
+print(hosts.exchange(f'process {hosts.index()} of {hosts.count()}'), flush=True)
+jax.distributed.shutdown()
+"""
+
+
+def test_processes_of_slurm_find_each_other():
+  """As `srun` starts them, with nothing told; the port follows from the job."""
+  several = {
+    'SLURM_JOB_ID': _slurm_job(),
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_STEP_NUM_NODES': '1',
+    'SLURM_NTASKS': '2',
+    'SLURM_STEP_NUM_TASKS': '2',
+  }
+  job = [
+    subprocess.Popen(
+      [sys.executable, '-c', _MEET], cwd=_ROOT, text=True,
+      env=os.environ | several
+      | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)},
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+    for i in range(2)
+  ]  # fmt: skip
+  try:
+    found = [process.communicate(timeout=120) for process in job]
+  finally:
+    for process in job:
+      process.kill()
+  for out, error in found:
+    assert "['process 0 of 2', 'process 1 of 2']" in out, error[-3000:]
 
 
 def test_one_process_needs_nobody():
