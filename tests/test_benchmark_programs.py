@@ -171,8 +171,8 @@ def test_ratios_are_of_rounds():
     'PyTorch step': [1.0, 6.0, 8.0],
   }
   assert step.ratios(seconds) == {
-    'step / networks': (1.5, 1.0, 2.0),
-    'step: PyTorch / ours': (1.0, 0.5, 2.0),
+    'step / networks': (1.5, 1.0, 2.0, 1.0),
+    'step: PyTorch / ours': (1.0, 0.5, 2.0, 0.5),
   }
 
 
