@@ -112,7 +112,7 @@ def fit(
       elapsed=elapsed,
     )
 
-  return loop.saved(workdir, run.cfg.keep_checkpoints, train)
+  return loop.saved(workdir, run.cfg, train)
 
 
 def _images(run: EvalRun, setup: classifier_step.Setup) -> pipeline.Images:

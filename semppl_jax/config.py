@@ -20,6 +20,7 @@ COSMETIC = (
   'log_every_steps',
   'checkpoint_every_steps',
   'keep_checkpoints',
+  'keep_checkpoints_every',
   'progress',
   'num_devices',
   'profile_steps',
@@ -39,7 +40,8 @@ def default() -> ml_collections.ConfigDict:
   cfg.num_devices = 0  # 0: all that JAX sees
   cfg.log_every_steps = 10
   cfg.checkpoint_every_steps = 500
-  cfg.keep_checkpoints = 3
+  cfg.keep_checkpoints = 3  # the newest ...
+  cfg.keep_checkpoints_every = 0  # ... and those of every so many steps
   cfg.progress = True  # a progress bar on the terminal
   # Of activations: float32, or bfloat16 with float32 parameters, BatchNorm
   # statistics, softmaxes and kNN [ours]
@@ -268,6 +270,7 @@ SHARED_RANGES = {  # with evaluation
   'log_every_steps': (1, None),
   'checkpoint_every_steps': (1, None),
   'keep_checkpoints': (1, None),
+  'keep_checkpoints_every': (0, None),
   'dataset.validation': (0, None),
   'dataset.workers': (0, None),
   'labels.per_class': (0, None),

@@ -43,6 +43,7 @@ def default() -> ml_collections.ConfigDict:
   cfg.log_every_steps = 10
   cfg.checkpoint_every_steps = 500
   cfg.keep_checkpoints = 2
+  cfg.keep_checkpoints_every = 0
   cfg.progress = True
   cfg.dataset = pretraining.dataset
   cfg.labels = ml_collections.ConfigDict(

@@ -162,13 +162,23 @@ def _guarded(mapped: Any, arguments: tuple, job: Job) -> tuple:
 
 
 def saved(
-  workdir: str, keep: int, train: Callable[[checkpoint.Checkpointer], Any]
+  workdir: str, cfg: Any, train: Callable[[checkpoint.Checkpointer], Any]
 ) -> Any:
   """Calls `train` with the checkpoints of a folder, and closes them.
 
   A checkpoint of a state whose next loss is not finite is taken away again.
+
+  Args:
+    workdir: of the run.
+    cfg: keep_checkpoints and keep_checkpoints_every, see Checkpointer.
+    train: takes the Checkpointer.
   """
-  saver = checkpoint.Checkpointer(workdir, keep=keep)
+  saver = checkpoint.Checkpointer(
+    workdir,
+    keep=cfg.keep_checkpoints,
+    keep_every=cfg.keep_checkpoints_every,
+    tell=run_log.say,
+  )
   try:
     return train(saver)
   except run_log.NotFiniteError as e:

@@ -65,7 +65,7 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     run_log.say(f'{workdir}: this run is finished, at step {done["step"]}.')
     return done
   state, seconds = loop.saved(
-    workdir, cfg.keep_checkpoints, lambda saver: train(run, workdir, saver)
+    workdir, cfg, lambda saver: train(run, workdir, saver)
   )
   return finish(run, state, workdir, seconds)
 

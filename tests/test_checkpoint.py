@@ -9,10 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from semppl_jax import checkpoint
-from semppl_jax.errors import UserError
+from semppl_jax.checkpoint import checksums
+from semppl_jax.checkpoint import folder as folder_lib
+from semppl_jax.errors import CheckpointError, UserError
 
 
 class Inner(NamedTuple):
@@ -57,7 +60,7 @@ def saver(tmp_path):
   saver.close()
 
 
-def folder(tmp_path, step: int) -> pathlib.Path:
+def folder(tmp_path, step: int | str) -> pathlib.Path:
   return tmp_path / 'checkpoints' / str(step)
 
 
@@ -197,13 +200,13 @@ def test_killed_while_saving(tmp_path):
 def test_save_does_not_wait_for_the_disk(saver, monkeypatch):
   returned = threading.Event()
   waited = []
-  finish = checkpoint.ocp.PyTreeCheckpointHandler.finalize
+  finish = ocp.PyTreeCheckpointHandler.finalize
 
   def slow(*args, **kwargs):
     waited.append(returned.wait(timeout=5))
     return finish(*args, **kwargs)
 
-  monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, 'finalize', slow)
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'finalize', slow)
   saver.save(1, tree(), {})
   returned.set()
   assert saver.latest_step() == 1
@@ -238,21 +241,104 @@ def test_no_checkpoint_is_refused(saver):
     saver.restore(tree())
 
 
-@pytest.mark.parametrize('lost', ['arrays/manifest.ocdbt', 'info/metadata'])
-def test_a_damaged_checkpoint_is_refused(tmp_path, saver, lost):
+def _damage(path, how):
+  """Loses a file, cuts its end off, or turns one bit of it around."""
+  if how == 'lost':
+    path.unlink()
+    return
+  raw = bytearray(path.read_bytes())
+  if how == 'cut':
+    raw = raw[: len(raw) // 2]
+  else:
+    raw[len(raw) // 2] ^= 1
+  path.write_bytes(raw)
+
+
+def _array_file(place):
+  """The largest file below `arrays`: it holds the values."""
+  files = [path for path in (place / 'arrays').rglob('*') if path.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize('how', ['lost', 'cut', 'flipped'])
+@pytest.mark.parametrize('name', ['arrays/manifest.ocdbt', 'info/metadata', ''])
+def test_the_one_before_a_damaged_checkpoint_is_taken(
+  tmp_path, saver, name, how
+):
+  big = lambda seed: tree(seed)._replace(
+    params={'w': np.random.default_rng(seed).standard_normal(999)}
+  )
+  for step in (1, 2):
+    saver.save(step, big(step), {'position': step})
+  saver.close()
+  newest = folder(tmp_path, 2)
+  _damage(newest / name if name else _array_file(newest), how)
+  told = []
+  other = checkpoint.Checkpointer(str(tmp_path), keep=2, tell=told.append)
+  found, info, step = other.restore(big(0))
+  assert (step, info) == (1, {'position': 1})
+  assert_same(found, big(1))
+  assert len(told) == 1 and '/2 is damaged' in told[0], told
+  assert (folder(tmp_path, 'damaged') / '2').is_dir()
+  # Its step comes again.
+  other.save(2, big(2), {})
+  assert other.restore(big(0))[2] == 2
+  other.close()
+  assert checkpoint.steps(str(tmp_path)) == [1, 2]
+
+
+def test_without_a_whole_one_before_it_nothing_is_touched(tmp_path, saver):
   saver.save(1, tree(), {})
   saver.close()
-  (folder(tmp_path, 1) / lost).unlink()
+  _damage(folder(tmp_path, 1) / 'arrays/manifest.ocdbt', 'lost')
   other = checkpoint.Checkpointer(str(tmp_path), keep=2)
-  with pytest.raises(UserError, match='Checkpoint 1 in .* is damaged'):
+  with pytest.raises(UserError, match='/1 is damaged .* None before it'):
     other.restore(tree())
   other.close()
+  assert checkpoint.steps(str(tmp_path)) == [1]
 
 
-def test_another_format_is_refused(tmp_path, saver, monkeypatch):
-  monkeypatch.setattr(checkpoint, '_FORMAT', 0)
+def test_what_was_not_written_is_named(tmp_path, saver, monkeypatch):
+  """A value that changed between us and the disk, which reads well."""
+  real = checksums.of
+  wrong = lambda leaf: real(leaf if leaf.shape != (2, 3) else leaf + leaf)
+  monkeypatch.setattr(checksums, 'of', wrong)
+  saver.save(1, tree(), {})
+  with pytest.raises(UserError, match='conv.* is not what was written'):
+    saver.restore(tree())
+  saver.close()
+  with pytest.raises(CheckpointError, match='is not what was written'):
+    checkpoint.read(str(tmp_path), 1, ('state.params',))
+  assert checkpoint.read(str(tmp_path), 1, ('state.queue',))
+
+
+def test_checksums_of_parts():
+  x = np.arange(12.0).reshape(3, 4)
+  ((ranges, digest),) = checksums.of(x)
+  assert ranges == [[0, 3], [0, 4]]
+  halves = [[[[0, 3], [0, 2]], checksums.of(x[:, :2])[0][1]],
+            [[[0, 3], [2, 4]], checksums.of(x[:, 2:])[0][1]]]  # fmt: skip
+  assert checksums.joined([halves, halves[:1]]) == halves
+  assert checksums.fits(x, halves) and checksums.fits(x, [[ranges, digest]])
+  x[2, 3] = np.nextafter(x[2, 3], 99)
+  assert not checksums.fits(x, halves)
+  assert checksums.fits(x, halves[:1])
+  for odd in (np.zeros((0, 4)), np.float32(3), jnp.zeros(3, jnp.bfloat16)):
+    assert checksums.fits(np.asarray(odd), checksums.of(odd))
+
+
+def test_keeps_those_of_every_so_many_steps(tmp_path):
+  saver = checkpoint.Checkpointer(str(tmp_path), keep=1, keep_every=4)
+  for step in range(1, 8):
+    saver.save(step, tree(step), {})
+  saver.close()
+  assert checkpoint.steps(str(tmp_path)) == [4, 7]
+
+
+def test_another_format_is_refused(saver, monkeypatch):
+  monkeypatch.setattr(folder_lib, 'FORMAT', 0)
   saver.save(1, tree(), {})
   assert saver.latest_step() == 1
   monkeypatch.undo()
-  with pytest.raises(UserError, match='has format 0, this version reads 1'):
+  with pytest.raises(UserError, match='has format 0, this version reads 2'):
     saver.restore(tree())
