@@ -1,12 +1,83 @@
-"""Whose work directory it is: WORKDIR/config.json says it."""
+"""Whose work directory it is.
 
+WORKDIR/config.json says of which settings; a lock of the kernel's on
+WORKDIR/.lock, of which job.
+"""
+
+import contextlib
+import errno
+import fcntl
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from semppl_jax import differences, files
+from semppl_jax import differences, files, hosts
 from semppl_jax.errors import UserError
+
+LOCK = '.lock'
+
+
+@contextlib.contextmanager
+def claimed(
+  workdir: str, config: Mapping[str, Any], *, ignore: Sequence[str] = ()
+) -> Iterator[None]:
+  """Has the folder for this job alone, and for these settings, see `claim`.
+
+  Process 0 holds the lock; when it is gone, however it went, so is the lock.
+  All processes of a job call this.
+
+  Raises:
+    UserError: another job works there, or what `claim` refuses.
+  """
+
+  def take():
+    lock = _lock(pathlib.Path(workdir))
+    try:
+      claim(workdir, config, ignore=ignore)
+    except BaseException:
+      os.close(lock)
+      raise
+    return lock
+
+  lock = hosts.together(take, first_only=True)
+  try:
+    yield
+  finally:
+    if lock is not None:
+      os.close(lock)
+
+
+def _lock(folder: pathlib.Path) -> int:
+  """A file that this process alone has locked."""
+  _make(folder)
+  file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+      owner = os.read(file, 200).decode(errors='replace').strip()
+      os.close(file)
+      raise UserError(
+        f'Another job works in --workdir {folder} ({owner}): stop it, or '
+        'choose another.'
+      ) from None
+    # A file system without locks: nobody can watch over it.
+    return file
+  os.ftruncate(file, 0)
+  os.write(file, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
+  return file
+
+
+def _make(folder: pathlib.Path) -> None:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'--workdir {folder} cannot be made: {error.strerror}. Choose another.'
+    ) from None
 
 
 def claim(
@@ -27,12 +98,7 @@ def claim(
   """
   folder = pathlib.Path(workdir)
   text = json.dumps(config, indent=2) + '\n'
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'--workdir {workdir} cannot be made: {error.strerror}. Choose another.'
-    ) from None
+  _make(folder)
   there, here = _standing(folder), dict(differences.flat(json.loads(text)))
   if there == here:
     return

@@ -1,5 +1,6 @@
 """An evaluation made ready: checkpoint, data, labels, devices; and features."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -104,12 +105,14 @@ def _labels(
   return labels
 
 
-def claim(run: EvalRun, workdir: str) -> None:
-  """Refuses a folder that holds another evaluation, or other weights'."""
+def claimed(
+  run: EvalRun, workdir: str
+) -> contextlib.AbstractContextManager[None]:
+  """Refuses a folder of another evaluation, of other weights, or in use."""
   identity = {'digest': weights.digest(run.weights)}
   identity |= weights.settings(run.weights)._asdict()
   settings = run.cfg.to_dict() | {'weights': identity}
-  claims.claim(workdir, settings, ignore=eval_config.COSMETIC)
+  return claims.claimed(workdir, settings, ignore=eval_config.COSMETIC)
 
 
 def output_size(run: EvalRun) -> int:

@@ -61,11 +61,17 @@ def run_task(
   )
   if run.weights.mapping:
     run_log.say(name_matching.explain(run.weights.mapping))
-  eval_runs.claim(run, workdir)
-  done = metrics.read_json(os.path.join(workdir, RESULTS))
-  if done is not None:
-    run_log.say(f'{workdir}: this evaluation is finished.')
-    return done
+  with eval_runs.claimed(run, workdir):
+    done = metrics.read_json(os.path.join(workdir, RESULTS))
+    if done is not None:
+      run_log.say(f'{workdir}: this evaluation is finished.')
+      return done
+    return _evaluate(run, workdir)
+
+
+def _evaluate(run: EvalRun, workdir: str) -> dict[str, Any]:
+  """The task of a run; writes its results."""
+  cfg = run.cfg
   begun = time.monotonic()
   (logits, readable), extra = TASKS[cfg.task](run, workdir)
   if not np.isfinite(logits).all():

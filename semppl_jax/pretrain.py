@@ -55,19 +55,16 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   """
   alike.check(cfg.to_dict() | {'workdir': workdir})
   run = hosts.together(lambda: runs.prepare(cfg))
-  hosts.together(
-    lambda: claims.claim(workdir, cfg.to_dict(), ignore=config.COSMETIC),
-    first_only=True,
-  )
-  results = os.path.join(workdir, RESULTS)
-  done = hosts.agree(hosts.together(lambda: metrics_lib.read_json(results)))
-  if done is not None:
-    run_log.say(f'{workdir}: this run is finished, at step {done["step"]}.')
-    return done
-  state, seconds = loop.saved(
-    workdir, cfg, lambda saver: train(run, workdir, saver)
-  )
-  return finish(run, state, workdir, seconds)
+  with claims.claimed(workdir, cfg.to_dict(), ignore=config.COSMETIC):
+    results = os.path.join(workdir, RESULTS)
+    done = hosts.agree(hosts.together(lambda: metrics_lib.read_json(results)))
+    if done is not None:
+      run_log.say(f'{workdir}: this run is finished, at step {done["step"]}.')
+      return done
+    state, seconds = loop.saved(
+      workdir, cfg, lambda saver: train(run, workdir, saver)
+    )
+    return finish(run, state, workdir, seconds)
 
 
 def train(

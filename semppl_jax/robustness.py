@@ -79,16 +79,17 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   )
   absent = _check_missing(cfg, missing, [n for n in parts if n not in missing])
   run_log.say(f'{cfg.checkpoint}: {run.weights}')
-  eval_runs.claim(run, workdir)
-  if scores:
-    run_log.say(f'{workdir}: {len(scores)} of {len(parts)} sets are finished.')
-  state = _state(run) if openers else None
-  for name, open_set in openers.items():
-    scores[name] = _evaluate(run, state, name, open_set())
-    files[name].parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(files[name], scores[name])
-  scores = {name: scores[name] for name in parts if name in scores}
-  return _report(run, workdir, scores, absent)
+  with eval_runs.claimed(run, workdir):
+    if scores:
+      ready = f'{len(scores)} of {len(parts)} sets are finished'
+      run_log.say(f'{workdir}: {ready}.')
+    state = _state(run) if openers else None
+    for name, open_set in openers.items():
+      scores[name] = _evaluate(run, state, name, open_set())
+      files[name].parent.mkdir(parents=True, exist_ok=True)
+      metrics.write_json(files[name], scores[name])
+    scores = {name: scores[name] for name in parts if name in scores}
+    return _report(run, workdir, scores, absent)
 
 
 def top(

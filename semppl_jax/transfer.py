@@ -75,12 +75,12 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> Results:
   run_log.say(f'{cfg.checkpoint}: {run.weights}')
   middle = f'the middle {cfg.crops.center:.1%} at {cfg.crops.size} px'
   run_log.say(f'Transfer, {cfg.transfer.mode}; images: {middle}.')
-  eval_runs.claim(run, workdir)
-  for name, opened in found.items():
-    folder.mkdir(exist_ok=True)
-    done[name] = _evaluate(run, name, opened, pathlib.Path(workdir))
-    metrics.write_json(folder / f'{name}.json', done[name])
-  return _report(workdir, {n: done[n] for n in names if n in done}, missing)
+  with eval_runs.claimed(run, workdir):
+    for name, opened in found.items():
+      folder.mkdir(exist_ok=True)
+      done[name] = _evaluate(run, name, opened, pathlib.Path(workdir))
+      metrics.write_json(folder / f'{name}.json', done[name])
+    return _report(workdir, {n: done[n] for n in names if n in done}, missing)
 
 
 def _check(cfg: ml_collections.ConfigDict) -> None:

@@ -17,6 +17,8 @@ from semppl_jax.checkpoint import checksums
 from semppl_jax.checkpoint import folder as folder_lib
 from semppl_jax.errors import CheckpointError, UserError
 
+_ROOT = pathlib.Path(__file__).parent.parent
+
 
 class Inner(NamedTuple):
   labels: np.ndarray
@@ -342,3 +344,88 @@ def test_another_format_is_refused(saver, monkeypatch):
   monkeypatch.undo()
   with pytest.raises(UserError, match='has format 0, this version reads 2'):
     saver.restore(tree())
+
+
+_FULL = """
+import resource, signal, sys
+import numpy as np
+from semppl_jax import checkpoint
+
+def tree(seed):
+  values = np.random.default_rng(seed).standard_normal(20_000)
+  return {'w': values, 'n': np.arange(seed)}
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+workdir, bytes_of_a_file = sys.argv[1], int(sys.argv[2])
+saver = checkpoint.Checkpointer(workdir, keep=1)
+saver.save(1, tree(1), {})
+assert saver.latest_step() == 1
+limit = resource.RLIMIT_FSIZE, resource.RLIM_INFINITY
+resource.setrlimit(limit[0], (bytes_of_a_file, limit[1]))
+try:
+  saver.save(2, tree(2), {})
+  saver.close()
+except ValueError as error:
+  print(type(error).__name__, error)
+resource.setrlimit(limit[0], limit[1:] * 2)
+assert checkpoint.steps(workdir) == [1]
+other = checkpoint.Checkpointer(workdir, keep=1)
+found, _, step = other.restore({'w': np.zeros(20_000), 'n': np.zeros(1, int)})
+assert step == 1 and (found['w'] == tree(1)['w']).all()
+other.save(2, tree(2), {})  # there is room again
+other.close()
+assert checkpoint.steps(workdir) == [2]
+"""
+
+
+@pytest.mark.parametrize('room', [0, 30, 400, 100_000])
+def test_a_file_that_cannot_grow_destroys_nothing(tmp_path, room):
+  """As on a full disk, whichever thread writes; needs no privileges."""
+  done = subprocess.run(
+    [sys.executable, '-c', _FULL, str(tmp_path), str(room)],
+    env=os.environ | {'PYTHONPATH': str(_ROOT)},
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert done.stdout.startswith('UserError No checkpoint can be written to')
+  assert 'File too large (' in done.stdout
+  assert 'Those that are there are untouched' in done.stdout
+  assert len(done.stdout) < 400
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+  (tmp_path / 'checkpoints').write_text('a file')
+  with pytest.raises(UserError, match='No checkpoint can be written .* exists'):
+    checkpoint.Checkpointer(str(tmp_path), keep=1)
+
+
+_READ_ONLY = """
+import os, sys
+import numpy as np
+from semppl_jax import checkpoint
+saver = checkpoint.Checkpointer(sys.argv[1], keep=1)
+saver.save(1, {'w': np.ones(3)}, {})
+saver.latest_step()
+os.chmod(sys.argv[1] + '/checkpoints', 0o555)
+if os.getuid() == 0:  # who may do everything
+  os.setuid(65534)
+try:
+  saver.save(2, {'w': np.zeros(3)}, {})
+except ValueError as error:
+  print(type(error).__name__, error)
+assert saver.restore({'w': np.ones(3)})[0]['w'].tolist() == [1, 1, 1]
+"""
+
+
+def test_a_read_only_folder_is_one_line(tmp_path):
+  for parent in [tmp_path, *tmp_path.parents][:3]:
+    parent.chmod(0o755)
+  done = subprocess.run(
+    [sys.executable, '-c', _READ_ONLY, str(tmp_path)],
+    env=os.environ | {'PYTHONPATH': str(_ROOT)},
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  (tmp_path / 'checkpoints').chmod(0o755)
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert done.stdout.startswith('UserError No checkpoint can be written to')
+  assert '(no permission)' in done.stdout

@@ -1,6 +1,11 @@
 """A work directory belongs to the settings that it was made with."""
 
+import errno
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -97,3 +102,58 @@ def test_config_is_replaced_whole(tmp_path, monkeypatch):
       str(tmp_path), CONFIG | {'progress': False}, ignore=('progress',)
     )
   assert stored(tmp_path)['progress'] is True
+
+
+def _claim(workdir, config):
+  """Takes the folder and gives it back."""
+  with claims.claimed(str(workdir), config):
+    pass
+
+
+_HOLD = """
+import sys
+from semppl_jax import claims
+with claims.claimed(sys.argv[1], {'a': 1}):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_second_job_is_refused_until_the_first_is_gone(tmp_path):
+  holder = subprocess.Popen(
+    [sys.executable, '-c', _HOLD, str(tmp_path)],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+  )  # fmt: skip
+  try:
+    assert holder.stdout.readline() == 'held\n'
+    with pytest.raises(UserError, match=f'Another job .*process {holder.pid}'):
+      _claim(tmp_path, {'a': 1})
+    assert stored(tmp_path) == {'a': 1}
+    _claim(tmp_path / 'other', {'a': 2})
+  finally:
+    holder.kill()  # the lock goes with the process, whatever its end
+    holder.communicate()
+  _claim(tmp_path, {'a': 1})
+
+
+def test_a_refused_claim_gives_the_lock_back(tmp_path):
+  _claim(tmp_path, {'a': 1})
+  with pytest.raises(UserError, match='a is 1 there and 2 here'):
+    _claim(tmp_path, {'a': 2})
+  with (
+    claims.claimed(str(tmp_path), {'a': 1}),
+    pytest.raises(UserError, match='Another job'),
+  ):
+    _claim(tmp_path, {'a': 1})
+
+
+def test_without_locks_in_the_file_system_nobody_is_refused(
+  tmp_path, monkeypatch
+):
+  def no_locks(*unused):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(claims.fcntl, 'flock', no_locks)
+  with claims.claimed(str(tmp_path), {'a': 1}):
+    _claim(tmp_path, {'a': 1})

@@ -8,7 +8,9 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -51,6 +53,7 @@ class Checkpointer:
       max_to_keep=keep, keep_period=keep_every or None
     )
     with self._writing():
+      self._folder.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def save(self, step: int, arrays: Any, info: Mapping[str, Any]) -> None:
@@ -74,6 +77,9 @@ class Checkpointer:
     self._manager.wait_until_finished()
     if hosts.agree(self._is_complete(step)):
       return
+    # Where a folder cannot be made, orbax's threads wait for one another.
+    with tempfile.TemporaryDirectory(dir=self._folder, prefix='.probe'):
+      pass
     self._delete_incomplete()
     leaves = {name: _own_copy(x) for name, x in _named(arrays).items()}
     document = {
@@ -227,13 +233,16 @@ def _checksums(leaves: Mapping[str, Any]) -> dict[str, checksums.Parts]:
 
 
 def _cannot_write(place: pathlib.Path, error: BaseException) -> str:
-  """What failed, and what to free."""
-  reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+  """What failed, and what to do about it, in one line."""
+  # TensorStore tells its whole specification; the system's word is inside.
+  system = re.search(r": ([^:]*) \[os_error_code='\d+'\]", str(error))
+  said = (str(error) or type(error).__name__).splitlines()[0]
+  reason = system[1] if system else said[:200]
   existing = next(p for p in (place, *place.parents) if p.exists())
-  free = shutil.disk_usage(existing).free / 1e9
   line = f'No checkpoint can be written to {place}: {reason}'
   if not os.access(existing, os.W_OK):
     return f'{line} (no permission). Those that are there are untouched.'
+  free = shutil.disk_usage(existing).free / 1e9
   return (
     f'{line} ({free:.1f} GB are free). Those that are there are untouched: '
     'make room, and the same command goes on.'
