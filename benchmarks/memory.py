@@ -14,16 +14,13 @@ Prints a table; --json=FILE writes the numbers. Minutes for each network.
 """
 
 import argparse
-import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 
 from benchmarks import command, cost, programs, targets
 from experiments import imagenet
-from semppl_jax import memory, parallel, runs, tables
+from semppl_jax import memory, preflight, tables
 
 WAYS = ('float32', 'bfloat16', 'bfloat16+remat')
 
@@ -37,37 +34,6 @@ def settings(
   cfg.remat = bool(remat)
   cfg.batch_size, cfg.queue.capacity = per_device, 20 * per_device
   return cfg
-
-
-def floor(run: runs.Run) -> int:
-  """Bytes of the online network's convolutions' outputs, per image."""
-  views, itemsize = run.cfg.views, jnp.dtype(run.cfg.precision).itemsize
-  sizes = [views.large_size] * views.num_large
-  sizes += [views.small_size] * views.num_small
-  return itemsize * sum(_outputs(run.setup.nets, size) for size in sizes)
-
-
-def _outputs(nets: Any, size: int) -> int:
-  """Elements of all convolutions' outputs, for one image."""
-  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
-  trace = jax.make_jaxpr(
-    lambda *arguments: nets.online(*arguments, True)[0].prediction,
-    axis_env=[(parallel.AXIS, 1)],
-  )
-  return _convolved(trace(params, state, images).jaxpr)
-
-
-def _convolved(jaxpr: Any) -> int:
-  total = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == 'conv_general_dilated':
-      total += math.prod(equation.outvars[0].aval.shape)
-    for inner in jax.tree.leaves(list(equation.params.values())):
-      inner = getattr(inner, 'jaxpr', inner)  # a closed jaxpr has it inside
-      if hasattr(inner, 'eqns'):
-        total += _convolved(inner)
-  return total
 
 
 def measure(
@@ -84,7 +50,7 @@ def measure(
     'per_device': per_device,
     'state': need.state,
     'temporary': need.temporary,
-    'floor_per_image': floor(run),
+    'floor_per_image': preflight.floor(run),
   }
 
 

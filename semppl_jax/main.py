@@ -11,6 +11,7 @@ on TPU pods (with --distributed=on), under SLURM, GKE and Open MPI; elsewhere
 --coordinator, --num_processes and --process_id say it.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -44,26 +45,35 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
 
 USER_ERROR = 2
 
+# Of the config and the work directory.
+Task = Callable[[Any, str], Any]
 
-def run(argv: Sequence[str]) -> dict[str, Any] | None:
-  """Runs the config's task and prints its results as a table."""
+
+def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
+  """Joins the job's processes, if there are several, and does the task."""
   if len(argv) > 1:
     raise UserError(f'Unexpected argument {argv[1]!r}; see --helpshort.')
   for name, flag in (('config', _CONFIG), ('workdir', _WORKDIR)):
-    if flag.value is None:
+    if name in needed and flag.value is None:
       raise UserError(f'--{name} is missing; see --helpshort.')
   # Imported late: a wrong flag is refused before JAX starts.
-  from semppl_jax import hosts, report
+  from semppl_jax import hosts
 
   told = hosts.Address(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
   hosts.connect(told, _DISTRIBUTED.value, _CONNECT_SECONDS.value)
-  results = _task(_CONFIG.value)(_CONFIG.value, _WORKDIR.value)
+  task(_CONFIG.value, _WORKDIR.value)
+
+
+def train_or_evaluate(cfg: Any, workdir: str) -> None:
+  """Does what the config asks for, and prints the results as a table."""
+  from semppl_jax import hosts, report
+
+  results = _task(cfg)(cfg, workdir)
   if hosts.is_first():
     print(report.table(results))
-    print(f'Results, plots and checkpoints: {_WORKDIR.value}')
-  return results
+    print(f'Results, plots and checkpoints: {workdir}')
 
 
 def _task(cfg: Any) -> Callable[[Any, str], dict[str, Any]]:
@@ -118,9 +128,9 @@ def _flatten(cfg: Any, prefix: str = '') -> list[str]:
   return names
 
 
-def _guarded(argv: Sequence[str]) -> None:
+def _guarded(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
   try:
-    run(argv)
+    _run(argv, task, needed)
   except RuntimeError as e:
     from semppl_jax import hosts
 
@@ -157,14 +167,25 @@ def _leave(status: int) -> None:
   sys.exit(status)
 
 
-def main() -> None:
-  """Entry point of `python -m semppl_jax.main`."""
+def launch(task: Task, needed: Sequence[str] = ('config', 'workdir')) -> None:
+  """Reads the flags and does a task; a mistake is one line and status 2.
+
+  Args:
+    task: called with the config and the work directory.
+    needed: flags that must be given.
+  """
   logging.set_verbosity(logging.WARNING)  # orbax and JAX say much below it
   try:
     argv = _parse(sys.argv)
   except UserError as e:
     _exit(str(e))
-  app.run(_guarded, argv=[argv[0]] + argv[1:], flags_parser=lambda args: args)
+  guarded = functools.partial(_guarded, task=task, needed=needed)
+  app.run(guarded, argv=argv, flags_parser=lambda args: args)
+
+
+def main() -> None:
+  """Entry point of `python -m semppl_jax.main`."""
+  launch(train_or_evaluate)
 
 
 if __name__ == '__main__':

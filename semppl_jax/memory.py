@@ -3,7 +3,8 @@
 Sizes are bytes on one device, by the compiler's own account.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +54,35 @@ def largest_batch(found: Need, per_device: int, available: int) -> int:
   """
   room = _USABLE * available - found.state
   return max(0, int(per_device * room / max(found.temporary, 1)))
+
+
+def convolution_outputs(
+  function: Callable[..., Any], *arguments: Any, axis: str
+) -> int:
+  """Elements of the outputs of all convolutions in a function.
+
+  The backward pass cannot do without them; what BatchNorm and ReLU make of them
+  can be computed again.
+
+  Args:
+    function: of arrays, not mapped.
+    *arguments: arrays or their shapes.
+    axis: name of the axis that the function may reduce over.
+  """
+  trace = jax.make_jaxpr(function, axis_env=[(axis, 1)])
+  return _convolved(trace(*arguments).jaxpr)
+
+
+def _convolved(jaxpr: Any) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'conv_general_dilated':
+      total += math.prod(equation.outvars[0].aval.shape)
+    for inner in jax.tree.leaves(list(equation.params.values())):
+      inner = getattr(inner, 'jaxpr', inner)  # a closed jaxpr has it inside
+      if hasattr(inner, 'eqns'):
+        total += _convolved(inner)
+  return total
 
 
 def is_exhausted(error: BaseException) -> bool:

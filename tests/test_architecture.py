@@ -29,11 +29,12 @@ FLOORS = {
   3: ('train_state', 'objective', 'recognition'),
   4: ('pretrain_step', 'classifier_step', 'weights'),
   5: ('runs', 'evaluate', 'eval_runs', 'report'),
-  6: ('pretrain', 'classifier_fit', 'convert'),
+  6: ('pretrain', 'classifier_fit', 'convert', 'preflight'),
   7: ('grid_search',),
   8: ('eval_tasks', 'robustness', 'transfer'),
   9: ('follow',),
   10: ('main',),
+  11: ('check',),
 }  # fmt: skip
 _FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Everyone may raise errors and name arrays.

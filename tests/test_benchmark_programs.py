@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import (
   hlo,
-  memory,
   programs,
   queue,
   queue_parts,
@@ -102,16 +101,6 @@ def test_queue_memory_is_shared():
   one, four = queue.queue_memory(1000, [1, 4]).values()
   assert one == 4 * (4 * 1000 * 256 + 2 * 1000 + 1)
   assert four == 4 * (4 * 250 * 256 + 2 * 1000 + 1)
-
-
-def test_floor_of_the_activations():
-  cfg = tiny.make_config(precision='bfloat16')
-  # The stem at full side; then two blocks, each of two convolutions and a
-  # shortcut, at half of it.
-  elements = lambda s: s * s * 32 + (s // 2) ** 2 * 3 * (32 + 64)
-  assert memory.floor(programs.prepare(cfg)) == 2 * (
-    2 * elements(8) + elements(6)
-  )
 
 
 @functools.cache

@@ -1,0 +1,31 @@
+"""Looks at a run before it starts: settings, data, devices, memory, disk.
+
+  python -m semppl_jax.check --config=experiments/digits.py --workdir=runs/x
+
+Takes the flags of `semppl_jax.main`, and in a job of several processes runs on
+all of them; --workdir may be left out. Nothing is compiled, so that it takes
+seconds, and what needs compiling is estimated. The exit status is 0, or 2 with
+a line that says what is wrong.
+"""
+
+from typing import Any
+
+from semppl_jax import main as main_lib
+
+
+def _check(cfg: Any, workdir: str | None) -> None:
+  from semppl_jax import alike, hosts, preflight
+
+  alike.check(cfg.to_dict() | {'workdir': workdir})
+  lines = hosts.together(lambda: preflight.look(cfg, workdir))
+  if hosts.is_first():
+    print('\n'.join(lines))
+
+
+def main() -> None:
+  """Entry point of `python -m semppl_jax.check`."""
+  main_lib.launch(_check, needed=('config',))
+
+
+if __name__ == '__main__':
+  main()

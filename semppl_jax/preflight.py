@@ -1,0 +1,163 @@
+"""What a run will need, looked at before its expensive part starts."""
+
+import os
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from semppl_jax import (
+  eval_runs,
+  hosts,
+  memory,
+  parallel,
+  run_log,
+  runs,
+  train_state,
+)
+from semppl_jax.errors import UserError
+
+# Temporary memory beside the convolutions' outputs, as XLA compiles the step
+# for an H100 (README has the table), rounded up; without and with remat.
+_KEPT = {False: 2.25, True: 0.9}
+
+
+def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
+  """Settings, data, devices, memory and disk; nothing is compiled.
+
+  Args:
+    cfg: the resolved config, of any task.
+    workdir: where the run would be; None: the disk is not looked at.
+
+  Returns:
+    A line for each thing.
+
+  Raises:
+    UserError: what would stop the run, now or later.
+  """
+  if 'checkpoint' in cfg:
+    return _evaluation(cfg)
+  run = runs.prepare(cfg)
+  lines = [_settings(run), _data(run), *_memory(run)]
+  return lines + ([_disk(run, workdir)] if workdir else [])
+
+
+def floor(run: runs.Run) -> int:
+  """Bytes of the online network's convolutions' outputs, per image.
+
+  Of all its views, once each: what the backward pass cannot do without.
+  """
+  views, itemsize = run.cfg.views, jnp.dtype(run.cfg.precision).itemsize
+  sizes = [views.large_size] * views.num_large
+  sizes += [views.small_size] * views.num_small
+  counts = {size: _outputs(run, size) for size in set(sizes)}
+  return itemsize * sum(counts[size] for size in sizes)
+
+
+def _outputs(run: runs.Run, size: int) -> int:
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  nets = run.setup.nets
+  params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
+  predict = lambda *arguments: nets.online(*arguments, True)[0].prediction
+  return memory.convolution_outputs(
+    predict, params, state, images, axis=parallel.AXIS
+  )
+
+
+def _evaluation(cfg: ml_collections.ConfigDict) -> list[str]:
+  several = cfg.task in ('robustness', 'transfer')
+  run = (eval_runs.without_data if several else eval_runs.prepare)(cfg)
+  lines = [f'settings: fine; checkpoint: {run.weights}']
+  if not several:
+    lines.append(
+      f'data: {len(run.data.train):,} training images, '
+      f'{int(np.sum(run.labels >= 0)):,} of them with a label, '
+      f'{len(run.data.test):,} test images'
+    )
+  return [*lines, f'devices: {_devices(run.devices)}']
+
+
+def _settings(run: runs.Run) -> str:
+  return (
+    f'settings: fine; {run.setup.total_steps:,} steps of '
+    f'{run.cfg.batch_size:,} images ({run.cfg.num_epochs:g} epochs)'
+  )
+
+
+def _data(run: runs.Run) -> str:
+  unreadable, begun = run_log.Unreadable(), time.monotonic()
+  batch, _ = next(runs.input_batches(run, 0, unreadable))
+  seconds = time.monotonic() - begun
+  test = 'no' if run.data.test is None else f'{len(run.data.test):,}'
+  return (
+    f'data: {len(run.data.train):,} training images, '
+    f'{int(np.sum(run.labels >= 0)):,} of them with a label, of '
+    f'{run.data.num_classes:,} classes; {test} test images; a first batch of '
+    f'{len(batch.labels):,} was there in {seconds:.1f} s, '
+    f'{len(unreadable)} of its images unreadable'
+  )
+
+
+def _devices(devices: list[jax.Device]) -> str:
+  return f'{len(devices)} x {devices[0].device_kind}, {_number(hosts.count())}'
+
+
+def _number(processes: int) -> str:
+  return 'one process' if processes == 1 else f'{processes} processes'
+
+
+def _memory(run: runs.Run) -> list[str]:
+  cfg, number = run.cfg, len(run.devices)
+  at_once = cfg.batch_size // (number * cfg.accumulate)
+  state = _bytes(_state(run)) / len(parallel.here(run.devices))
+  activations = int(at_once * floor(run) * _KEPT[cfg.remat])
+  need = memory.Need(int(state), activations)
+  line = (
+    f'memory: {at_once} images at once on each device take about '
+    f'{_size(need.total)}, {_size(state)} of it the state'
+  )
+  there = memory.limit(run.devices[0])
+  if there:
+    line += f', of {_size(there)}'
+    fits = memory.largest_batch(need, at_once, there)
+    if fits < at_once:
+      raise UserError(
+        f'{line}: about {fits} images would fit. Use more devices, a larger '
+        'accumulate, remat=True, precision=bfloat16 or a smaller batch_size.'
+      )
+  return [f'devices: {_devices(run.devices)}', line]
+
+
+def _disk(run: runs.Run, workdir: str) -> str:
+  one = _bytes(train_state.like(run.cfg, _state(run)))
+  # A new one is written before the oldest is deleted.
+  need = one * (run.cfg.keep_checkpoints + 1)
+  place = pathlib.Path(os.path.abspath(workdir))
+  existing = next(p for p in (place, *place.parents) if p.exists())
+  free = shutil.disk_usage(existing).free
+  line = (
+    f'disk: checkpoints of {_size(one)}, at most {_size(need)} at once, of '
+    f'{_size(free)} that are free at {existing}'
+  )
+  if free < need:
+    raise UserError(f'{line}: make room, or choose another --workdir.')
+  if not os.access(existing, os.W_OK):
+    raise UserError(f'--workdir {workdir}: {existing} cannot be written.')
+  return line
+
+
+def _state(run: runs.Run) -> Any:
+  return jax.eval_shape(lambda: train_state.init(*run.setup[:3], run.devices))
+
+
+def _size(number: float) -> str:
+  return f'{number / 1e9:.1f} GB' if number > 1e9 else f'{number / 1e6:.1f} MB'
+
+
+def _bytes(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,75 @@
+"""A run looked at before it starts."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from semppl_jax import memory, preflight, runs
+from semppl_jax.errors import UserError
+from tests import tiny
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_everything_is_told(tmp_path):
+  cfg = tiny.make_config(num_devices=2)
+  lines = preflight.look(cfg, str(tmp_path / 'not' / 'there'))
+  heads = [line.split(':')[0] for line in lines]
+  assert heads == ['settings', 'data', 'devices', 'memory', 'disk']
+  assert '5 steps of 16 images' in lines[0]
+  assert '40 training images, 12 of them with a label, of 3 classes' in lines[1]
+  assert '8 images at once on each device' in lines[3]
+  assert not (tmp_path / 'not').exists()
+
+
+def test_floor_of_the_activations():
+  run = runs.prepare(tiny.make_config(precision='bfloat16', num_devices=1))
+  # The stem at full side; then two blocks, each of two convolutions and a
+  # shortcut, at half of it. Two large views of 8 pixels, a small one of 6.
+  elements = lambda s: s * s * 32 + (s // 2) ** 2 * 3 * (32 + 64)
+  assert preflight.floor(run) == 2 * (2 * elements(8) + elements(6))
+
+
+def test_too_little_memory_says_what_would_fit(monkeypatch):
+  cfg = tiny.make_config(num_devices=1, batch_size=32)
+  run = runs.prepare(cfg)
+  state = preflight._bytes(preflight._state(run))
+  each = 2.25 * preflight.floor(run)
+  there = int((state + 20.5 * each) / 0.92)  # an eighth is the allocator's
+  monkeypatch.setattr(memory, 'limit', lambda device: there)
+  with pytest.raises(UserError, match='about 20 images would fit'):
+    preflight.look(cfg, None)
+  cfg.accumulate = 2  # 16 at once
+  assert any('16 images at once' in line for line in preflight.look(cfg, None))
+
+
+def test_too_little_room_on_the_disk(tmp_path, monkeypatch):
+  cfg = tiny.make_config(num_devices=1)
+  full = lambda place: type('Usage', (), {'free': 1000})
+  monkeypatch.setattr(preflight.shutil, 'disk_usage', full)
+  with pytest.raises(UserError, match='make room'):
+    preflight.look(cfg, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  'arguments, status, words',
+  [
+    ([], 0, 'settings: fine'),
+    (['--config.batch_size=7'], 2, 'batch_size 7 has too few images'),
+    (['--config.dataset.name=folder', '--config.dataset.path=/no'], 2, '/no'),
+    (['--config.loss.alhpa=1'], 2, "did you mean 'loss.alpha'"),
+  ],
+)
+def test_on_the_command_line(arguments, status, words):
+  done = subprocess.run(
+    [sys.executable, '-m', 'semppl_jax.check',
+     f'--config={_ROOT / "experiments/digits.py"}', *arguments],
+    capture_output=True, text=True, cwd=_ROOT, check=False,
+  )  # fmt: skip
+  assert done.returncode == status, done.stderr[-3000:]
+  told = (done.stderr if status else done.stdout).strip()
+  assert words in told
+  if status:
+    assert len(told.splitlines()) == 1
