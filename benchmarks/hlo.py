@@ -1,6 +1,7 @@
 """What travels between devices, read from a compiled program's text."""
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,10 @@ _KINDS = (
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?(%[\w.-]+) = (.*)$')
 _COLLECTIVE = re.compile(rf'^(.*?) ({_KINDS})(-start)?\(([^)]*)\)')
 _SHAPE = re.compile(r'\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]')
+
+
+# What an instruction runs: calls=%x, body=%y, branch_computations={%a, %b}, ..
+_CALLED = re.compile(r'\b[a-z_]+=(%[\w.-]+|\{%[^}]*\})')
 
 
 class Collective(NamedTuple):
@@ -41,14 +46,11 @@ def read(text: str) -> list[Collective]:
   """All collectives of an HLO module.
 
   Raises:
-    ValueError: one of them is in a loop's body: how often would it run?
+    ValueError: one of them is in a loop: how often would it run?
   """
   shapes: dict[str, list[str]] = {}  # of every instruction's result
-  found, computation = [], ''
-  bodies = set(re.findall(r'\bbody=(%[\w.-]+)', text))
-  for line in text.splitlines():
-    if line.endswith('{') and not line.startswith(' '):
-      computation = line.removeprefix('ENTRY ').split(' ')[0]
+  found, repeated = [], _repeated(text)
+  for computation, line in _lines(text):
     named = _INSTRUCTION.match(line)
     if not named:
       continue
@@ -57,7 +59,7 @@ def read(text: str) -> list[Collective]:
     match = _COLLECTIVE.match(rest)
     if match is None:
       continue
-    if computation in bodies:
+    if computation in repeated:
       raise ValueError(f'A collective in a loop: {line.strip()}')
     results = _shapes(match[1])
     operands = [
@@ -69,6 +71,33 @@ def read(text: str) -> list[Collective]:
       results = results[len(operands) :]
     size = max(sum(map(num_bytes, operands)), sum(map(num_bytes, results)))
     found.append(Collective(match[2], tuple(operands), tuple(results), size))
+  return found
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+  """(name of the computation, line) for every line of a module."""
+  computation = ''
+  for line in text.splitlines():
+    if line.endswith('{') and not line.startswith(' '):
+      computation = line.removeprefix('ENTRY ').split(' ')[0]
+    yield computation, line
+
+
+def _repeated(text: str) -> set[str]:
+  """Loops' bodies and conditions, and all that they call."""
+  calls: dict[str, set[str]] = {}
+  waiting = set()
+  for computation, line in _lines(text):
+    called = set()
+    for names in _CALLED.findall(line):
+      called |= set(re.findall(r'%[\w.-]+', names))
+    calls.setdefault(computation, set()).update(called)
+    if ' while(' in line:
+      waiting |= called
+  found: set[str] = set()
+  while waiting:
+    found |= waiting
+    waiting = set().union(*(calls.get(name, ()) for name in waiting)) - found
   return found
 
 

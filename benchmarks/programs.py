@@ -173,7 +173,13 @@ def bare_step(
 
 
 def supervised(run: runs.Run) -> Program:
-  """What a plain supervised ResNet costs: one large view an image, LARS."""
+  """What a plain supervised ResNet costs: one large view an image, LARS.
+
+  The heads are there but get no gradient; the classifier trains the encoder.
+  """
+  cfg = ml_collections.ConfigDict(run.cfg.to_dict())
+  cfg.classifier.detached = False
+  run = runs.prepare(cfg)
   cfg, setup = run.cfg, run.setup
   state = train_state.init(*setup[:3], run.devices)
   size = cfg.views.large_size

@@ -21,7 +21,8 @@ from benchmarks import command, hlo, programs, queue_parts, targets
 from experiments import imagenet
 from semppl_jax import memory, tables
 
-PER_DEVICE = 16  # images of the compiled step; bytes are proportional to it
+# Images of the compiled step; what SemPPL sends is proportional to it.
+PER_DEVICE = 16
 
 
 def traffic(
