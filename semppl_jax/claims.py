@@ -38,7 +38,7 @@ def claimed(
     try:
       claim(workdir, config, ignore=ignore)
     except BaseException:
-      os.close(lock)
+      _release(lock)
       raise
     return lock
 
@@ -46,14 +46,23 @@ def claimed(
   try:
     yield
   finally:
-    if lock is not None:
-      os.close(lock)
+    _release(lock)
 
 
-def _lock(folder: pathlib.Path) -> int:
-  """A file that this process alone has locked."""
+def _release(lock: int | None) -> None:
+  if lock is not None:
+    os.close(lock)
+
+
+def _lock(folder: pathlib.Path) -> int | None:
+  """A file that this process alone has locked; None: there are no locks."""
   _make(folder)
-  file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+  except OSError as error:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+      return None  # who may not write there does nobody any harm
+    raise _unwritable(folder, error) from None
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
@@ -66,8 +75,10 @@ def _lock(folder: pathlib.Path) -> int:
       ) from None
     # A file system without locks: nobody can watch over it.
     return file
-  os.ftruncate(file, 0)
-  os.write(file, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
+  with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+    os.ftruncate(file, 0)
+    owner = f'process {os.getpid()} on {socket.gethostname()}\n'
+    os.write(file, owner.encode())
   return file
 
 
@@ -75,9 +86,14 @@ def _make(folder: pathlib.Path) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise UserError(
-      f'--workdir {folder} cannot be made: {error.strerror}. Choose another.'
-    ) from None
+    raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+  return UserError(
+    f'--workdir {folder} cannot be written: {error.strerror}. Choose another, '
+    'or make room.'
+  )
 
 
 def claim(
@@ -111,7 +127,10 @@ def claim(
       f'--workdir {workdir} holds a run with other settings: {what}. '
       'Choose another --workdir or the old settings.'
     )
-  files.write_text(folder / 'config.json', text)
+  try:
+    files.write_text(folder / 'config.json', text)
+  except OSError as error:
+    raise _unwritable(folder, error) from None
 
 
 def _standing(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -50,7 +50,16 @@ def follow(
   devices = parallel.some_devices(cfg.num_devices)
   eval_config.validate(cfg, len(devices))
   job = _folder(cfg)
-  claims.claim(workdir, cfg.to_dict(), ignore=eval_config.COSMETIC)
+  with claims.claimed(workdir, cfg.to_dict(), ignore=eval_config.COSMETIC):
+    return _follow(cfg, workdir, job, sleep)
+
+
+def _follow(
+  cfg: ml_collections.ConfigDict,
+  workdir: str,
+  job: pathlib.Path,
+  sleep: Callable[[float], None],
+) -> dict[str, Any]:
   seen: set[int] = set()
   results: dict[str, Any] = {}
   while True:

@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -320,11 +322,10 @@ def test_checksums_of_parts():
   assert ranges == [[0, 3], [0, 4]]
   halves = [[[[0, 3], [0, 2]], checksums.of(x[:, :2])[0][1]],
             [[[0, 3], [2, 4]], checksums.of(x[:, 2:])[0][1]]]  # fmt: skip
-  assert checksums.joined([halves, halves[:1]]) == halves
   assert checksums.fits(x, halves) and checksums.fits(x, [[ranges, digest]])
   x[2, 3] = np.nextafter(x[2, 3], 99)
   assert not checksums.fits(x, halves)
-  assert checksums.fits(x, halves[:1])
+  assert not checksums.fits(x, halves[:1])  # is not all of it
   for odd in (np.zeros((0, 4)), np.float32(3), jnp.zeros(3, jnp.bfloat16)):
     assert checksums.fits(np.asarray(odd), checksums.of(odd))
 
@@ -338,12 +339,64 @@ def test_keeps_those_of_every_so_many_steps(tmp_path):
 
 
 def test_another_format_is_refused(saver, monkeypatch):
-  monkeypatch.setattr(folder_lib, 'FORMAT', 0)
+  monkeypatch.setattr(folder_lib, 'FORMAT', 3)
   saver.save(1, tree(), {})
   assert saver.latest_step() == 1
   monkeypatch.undo()
-  with pytest.raises(UserError, match='has format 0, this version reads 2'):
+  with pytest.raises(UserError, match='has format 3, this version reads 2'):
     saver.restore(tree())
+
+
+def test_no_bit_of_the_description_goes_unnoticed(tmp_path, saver):
+  """Whatever it says then: other numbers, another format, other settings."""
+  saver.save(1, tree(), {'position': 1})
+  saver.close()
+  place = folder(tmp_path, 1)
+  before = folder_lib.read_document(place)
+  path = place / 'info' / 'metadata'
+  raw = path.read_bytes()
+  for i in range(len(raw)):
+    path.write_bytes(raw[:i] + bytes([raw[i] ^ 1]) + raw[i + 1 :])
+    with contextlib.suppress(folder_lib.DamagedError):
+      # What JSON does not care for, such as a kind of white space.
+      assert folder_lib.read_document(place) == before, i
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    OSError(errno.EIO, 'Input/output error'),
+    PermissionError(errno.EACCES, 'Permission denied'),
+    MemoryError(),
+    ValueError("NOT_READ: 'x': Too many open files [os_error_code='24'] [..]"),
+  ],
+)
+def test_a_disk_that_does_not_answer_is_no_damage(
+  tmp_path, saver, monkeypatch, error
+):
+  for step in (1, 2):
+    saver.save(step, tree(step), {})
+  assert saver.latest_step() == 2
+
+  def fails(*unused):
+    raise error
+
+  monkeypatch.setattr(folder_lib, '_read_arrays', fails)
+  with pytest.raises(CheckpointError, match='cannot be read now') as caught:
+    saver.restore(tree())
+  assert len(str(caught.value).splitlines()) == 1
+  assert checkpoint.steps(str(tmp_path)) == [1, 2]
+
+
+def test_what_was_set_aside_stays(tmp_path, saver):
+  for _ in range(2):
+    for step in (1, 2):
+      saver.save(step, tree(step), {})
+    assert saver.latest_step() == 2
+    _damage(_array_file(folder(tmp_path, 2)), 'flipped')
+    assert saver.restore(tree())[2] == 1
+  aside = folder(tmp_path, 'damaged')
+  assert {path.name for path in aside.iterdir()} == {'2', '2-again'}
 
 
 _FULL = """

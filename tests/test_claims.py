@@ -84,9 +84,9 @@ def test_unreadable_config_is_refused(tmp_path, text):
 def test_workdir_that_is_a_file_is_refused(tmp_path):
   path = tmp_path / 'file'
   path.write_text('mine')
-  with pytest.raises(UserError, match='cannot be made: '):
+  with pytest.raises(UserError, match='cannot be written: '):
     claims.claim(str(path), CONFIG)
-  with pytest.raises(UserError, match='cannot be made: '):
+  with pytest.raises(UserError, match='cannot be written: '):
     claims.claim(str(path / 'below'), CONFIG)
 
 
@@ -157,3 +157,23 @@ def test_without_locks_in_the_file_system_nobody_is_refused(
   monkeypatch.setattr(claims.fcntl, 'flock', no_locks)
   with claims.claimed(str(tmp_path), {'a': 1}):
     _claim(tmp_path, {'a': 1})
+
+
+def test_who_may_not_write_there_may_look(tmp_path, monkeypatch):
+  _claim(tmp_path, {'a': 1})
+  real = os.open
+
+  def refuses(path, *arguments):
+    if pathlib.Path(path).name == claims.LOCK:
+      raise PermissionError(errno.EACCES, 'Permission denied')
+    return real(path, *arguments)
+
+  monkeypatch.setattr(claims.os, 'open', refuses)
+  _claim(tmp_path, {'a': 1})
+
+  def full(*unused):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(claims.files, 'write_text', full)
+  with pytest.raises(UserError, match='cannot be written: No space left'):
+    _claim(tmp_path / 'new', {'a': 1})

@@ -8,10 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from semppl_jax import differences, hosts
-from semppl_jax.checkpoint import checksums, folder
+from semppl_jax.checkpoint import checksums, folder, writing
 from semppl_jax.errors import UserError
 
 _DAMAGED = 'damaged'  # where a damaged checkpoint is put, beside the others
@@ -70,42 +67,40 @@ class Checkpointer:
       UserError: this one cannot be written, or the one before could not; those
         that are on disk are left alone.
     """
-    with self._writing():
-      self._save(step, arrays, info)
-
-  def _save(self, step: int, arrays: Any, info: Mapping[str, Any]) -> None:
-    self._manager.wait_until_finished()
+    self._wait()
     if hosts.agree(self._is_complete(step)):
       return
-    # Where a folder cannot be made, orbax's threads wait for one another.
-    with tempfile.TemporaryDirectory(dir=self._folder, prefix='.probe'):
-      pass
+    hosts.together(lambda: writing.probe(self._folder))
     self._delete_incomplete()
     leaves = {name: _own_copy(x) for name, x in _named(arrays).items()}
-    document = {
-      'format': folder.FORMAT,
-      'info': dict(info),
-      'leaves': {name: _kind(leaf) for name, leaf in leaves.items()},
-      'checksums': _checksums(leaves),
-    }
+    document = json.loads(
+      json.dumps(
+        {
+          'format': folder.FORMAT,
+          'info': dict(info),
+          'leaves': {name: _kind(leaf) for name, leaf in leaves.items()},
+          'checksums': _checksums(leaves),
+        }
+      )
+    )
+    document[folder.DIGEST] = checksums.of_document(document)
     # Orbax refuses arrays of size 0; their shape in the list says it all.
     stored = {name: leaf for name, leaf in leaves.items() if leaf.size}
     parts = ocp.args.Composite(
-      arrays=ocp.args.PyTreeSave(stored),
-      # A copy, and an error here rather than in the background.
-      info=ocp.args.JsonSave(json.loads(json.dumps(document))),
+      arrays=ocp.args.PyTreeSave(stored), info=ocp.args.JsonSave(document)
     )
-    self._manager.save(step, args=parts, force=True)
+    with self._writing():
+      self._manager.save(step, args=parts, force=True)
 
   def discard(self, step: int) -> None:
     """Deletes the checkpoint of that step, if there is one."""
-    self._manager.wait_until_finished()
+    self._wait()
     if hosts.agree(step in self._manager.all_steps()):
       self._manager.delete(step)
 
   def latest_step(self) -> int | None:
     """The step of the newest whole checkpoint, None if there is none."""
-    self._manager.wait_until_finished()
+    self._wait()
     steps = filter(self._is_complete, self._steps())
     return hosts.agree(max(steps, default=None))
 
@@ -127,18 +122,23 @@ class Checkpointer:
       UserError: no checkpoint, none that is not damaged, or one of another
         structure.
     """
-    self._manager.wait_until_finished()
+    self._wait()
     steps = hosts.agree(sorted(filter(self._is_complete, self._steps())))
     if not steps:
       raise UserError(f'No checkpoint in {self._folder}: train first.')
     damaged: dict[int, str] = {}
     for step in reversed(steps):
-      found, reason = None, ''
+      found, error = None, None
       try:
         found = self._restore(step, like)
-      except folder.DamagedError as error:
-        reason = str(error)
-      reasons = [reason for reason in hosts.exchange(reason) if reason]
+      except UserError as e:
+        error = e
+      is_damage = error is None or isinstance(error, folder.DamagedError)
+      # What one process sees, all must know of.
+      told = hosts.exchange([error and str(error), is_damage])
+      reasons = [reason for reason, _ in told if reason]
+      if not all(harmless for _, harmless in told):
+        raise error or UserError(reasons[0])
       if not reasons:
         self._set_aside(damaged)
         return *found, step
@@ -164,16 +164,20 @@ class Checkpointer:
     return tree, document['info']
 
   def _set_aside(self, damaged: Mapping[int, str]) -> None:
-    """Moves damaged checkpoints away; the first host does it."""
-    for step, reason in damaged.items():
-      place = self._folder / _DAMAGED / str(step)
-      self._tell(f'{reason} It is moved to {place}; the one before is taken.')
-      if hosts.is_first():
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(exist_ok=True)
-        (self._folder / str(step)).rename(place)
+    """Moves damaged checkpoints away, and what was there before stays."""
+
+    def move():
+      for step, reason in damaged.items():
+        place = self._folder / _DAMAGED / str(step)
+        while place.exists():
+          place = place.with_name(f'{place.name}-again')
+        with self._writing():
+          place.parent.mkdir(exist_ok=True)
+          (self._folder / str(step)).rename(place)
+        self._tell(f'{reason} It is now {place}; the one before is taken.')
+
     if damaged:
-      hosts.agree(None)  # all wait until it is done
+      hosts.together(move, first_only=True)
       self._manager.reload()
 
   def close(self) -> None:
@@ -183,18 +187,17 @@ class Checkpointer:
       UserError: it could not be written.
     """
     with self._writing():
-      self._manager.wait_until_finished()
-      self._manager.close()
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
 
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    """Says in one line what to do about what cannot be written."""
-    try:
-      yield
-    except (OSError, ValueError, RuntimeError) as error:
-      if isinstance(error, UserError):
-        raise
-      raise UserError(_cannot_write(self._folder, error)) from error
+  def _wait(self) -> None:
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
+    return writing.guarded(self._folder)
 
   def _steps(self) -> list[int]:
     return list(self._manager.all_steps())
@@ -227,23 +230,15 @@ def _kind(leaf: Any) -> list[Any]:
 
 
 def _checksums(leaves: Mapping[str, Any]) -> dict[str, checksums.Parts]:
-  """Of all hosts' parts of all leaves."""
-  every = hosts.exchange({n: checksums.of(leaf) for n, leaf in leaves.items()})
-  return {n: checksums.joined([parts[n] for parts in every]) for n in leaves}
+  """Of all hosts' parts of all leaves; what all have alike, of the first's."""
 
+  def is_shared(leaf):
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
-def _cannot_write(place: pathlib.Path, error: BaseException) -> str:
-  """What failed, and what to do about it, in one line."""
-  # TensorStore tells its whole specification; the system's word is inside.
-  system = re.search(r": ([^:]*) \[os_error_code='\d+'\]", str(error))
-  said = (str(error) or type(error).__name__).splitlines()[0]
-  reason = system[1] if system else said[:200]
-  existing = next(p for p in (place, *place.parents) if p.exists())
-  line = f'No checkpoint can be written to {place}: {reason}'
-  if not os.access(existing, os.W_OK):
-    return f'{line} (no permission). Those that are there are untouched.'
-  free = shutil.disk_usage(existing).free / 1e9
-  return (
-    f'{line} ({free:.1f} GB are free). Those that are there are untouched: '
-    'make room, and the same command goes on.'
-  )
+  mine = {
+    name: checksums.of(leaf)
+    for name, leaf in leaves.items()
+    if hosts.is_first() or is_shared(leaf)
+  }
+  every = hosts.exchange(mine)
+  return {n: sum((parts.get(n, []) for parts in every), []) for n in leaves}

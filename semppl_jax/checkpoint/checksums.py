@@ -1,6 +1,9 @@
 """Checksums of arrays: what is read must be what was written."""
 
 import hashlib
+import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,29 +15,33 @@ Parts = list[list[Any]]
 
 
 def of(array: np.ndarray | jax.Array) -> Parts:
-  """Checksums of an array; if it lies on several hosts, of what is here."""
+  """Checksums of an array; if it lies on several hosts, of what is here.
+
+  Of equal copies on several hosts one counts, which is the one that is written.
+  """
   if isinstance(array, jax.Array) and not array.is_fully_addressable:
-    places = {str(s.index): s for s in array.addressable_shards}
     return [
       [_ranges(shard.index, array.shape), _digest(np.asarray(shard.data))]
-      for shard in places.values()
+      for shard in array.addressable_shards
+      if shard.replica_id == 0
     ]
   whole = tuple(slice(None) for _ in array.shape)
   return [[_ranges(whole, array.shape), _digest(np.asarray(array))]]
 
 
-def joined(parts_of_hosts: list[Parts]) -> Parts:
-  """Those of all hosts, each once."""
-  every = [part for parts in parts_of_hosts for part in parts]
-  return [part for i, part in enumerate(every) if part not in every[:i]]
-
-
 def fits(array: np.ndarray, parts: Parts) -> bool:
-  """Whether an array is the one that the checksums were made of."""
-  return all(
+  """Whether an array is the one that the checksums were made of, all of it."""
+  sizes = [math.prod(end - begin for begin, end in r) for r, _ in parts]
+  return sum(sizes) == array.size and all(
     _digest(array[tuple(slice(*ends) for ends in ranges)]) == digest
     for ranges, digest in parts
   )
+
+
+def of_document(document: Mapping[str, Any]) -> str:
+  """Of values of JSON types, whatever the order of their names."""
+  text = json.dumps(document, sort_keys=True)
+  return _digest(np.frombuffer(text.encode(), np.uint8))
 
 
 def _ranges(

@@ -3,8 +3,10 @@
 Reads what anybody wrote, and writes nothing.
 """
 
+import errno
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from semppl_jax.checkpoint import checksums
 from semppl_jax.errors import CheckpointError
 
 FORMAT = 2
+DIGEST = 'digest'  # of all that the document says besides
 _MARKER = 'commit_success.txt'  # orbax writes one per part, and one at the end
 _PARTS = ('', 'arrays', 'info')
 
@@ -57,23 +60,33 @@ def read(
 
 
 def read_document(folder: pathlib.Path) -> dict[str, Any]:
-  """What is said of the leaves: {'format', 'info', 'leaves', 'checksums'}.
+  """What is said of the leaves: {'format', 'info', 'leaves', 'checksums', ..}.
 
   Raises:
-    CheckpointError: another format, or a damaged checkpoint.
+    DamagedError: it is not what was written.
+    CheckpointError: it has another format, or cannot be read now.
   """
   try:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
       document = reader.restore(folder / 'info')
-    form = document.get('format')
-    if form == FORMAT and document['leaves'].keys() >= {*document['checksums']}:
-      return document
-  except (ValueError, TypeError, OSError, KeyError, AttributeError) as error:
-    raise DamagedError(folder) from error
-  raise CheckpointError(
-    f'{folder} has format {form}, this version reads {FORMAT}: use the version '
-    'that wrote it.'
-  )
+  except Exception as error:
+    raise _refusal(folder, error) from error
+  said = dict(document) if isinstance(document, dict) else {}
+  digest = said.pop(DIGEST, None)
+  # The first format had no digest.
+  if digest is None and said.get('format') == 1:
+    raise CheckpointError(
+      f'{folder} has format 1, this version reads {FORMAT}: use the version '
+      'that wrote it.'
+    )
+  if digest != checksums.of_document(said):
+    raise DamagedError(folder, 'its description is not what was written')
+  if said['format'] != FORMAT:
+    raise CheckpointError(
+      f'{folder} has format {said["format"]}, this version reads {FORMAT}: use '
+      'the version that wrote it.'
+    )
+  return said
 
 
 def read_leaves(
@@ -82,33 +95,50 @@ def read_leaves(
   """Reads leaves by their names, and compares their checksums.
 
   Raises:
-    DamagedError: says which leaf is not what was written, or that the files
-      cannot be read.
+    DamagedError: says which leaf is not what was written, or that files are
+      not what they should be.
+    CheckpointError: they cannot be read now.
   """
+  kinds = {
+    name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
+    for name, (dtype, shape) in document['leaves'].items()
+    if name in names
+  }
   try:
-    kinds = {
-      name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
-      for name, (dtype, shape) in document['leaves'].items()
-      if name in names
-    }
     found = _read_arrays(folder / 'arrays', kinds)
-    for name, leaf in found.items():
-      if not checksums.fits(leaf, document['checksums'][name]):
-        raise DamagedError(folder, f'{name} is not what was written')
-    return {name: found[name] for name in names}
-  except DamagedError:
-    raise
-  # What damage leads to is for the libraries below to say: one of many.
   except Exception as error:
-    raise DamagedError(folder) from error
+    raise _refusal(folder, error) from error
+  for name, leaf in found.items():
+    if not checksums.fits(leaf, document['checksums'][name]):
+      raise DamagedError(folder, f'{name} is not what was written')
+  return {name: found[name] for name in names}
 
 
 class DamagedError(CheckpointError):
-  """A checkpoint that cannot be read, or does not hold what was written."""
+  """A checkpoint that does not hold what was written."""
 
   def __init__(self, folder: pathlib.Path, what: str = ''):
     what = f': {what}' if what else ''
     super().__init__(f'Checkpoint {folder} is damaged or gone{what}.')
+
+
+def _refusal(folder: pathlib.Path, error: Exception) -> CheckpointError:
+  """Damage, or a disk or a network that does not answer now."""
+  reason, number = system_error(error)
+  if isinstance(error, MemoryError) or number not in (None, errno.ENOENT):
+    return CheckpointError(f'Checkpoint {folder} cannot be read now: {reason}.')
+  # What damage leads to is for the libraries below to say: one of many.
+  return DamagedError(folder)
+
+
+def system_error(error: BaseException) -> tuple[str, int | None]:
+  """What the operating system said, in a line, and its number, if it did."""
+  # TensorStore tells its whole specification; the system's word is inside.
+  found = re.search(r": ([^:]*) \[os_error_code='(\d+)'\]", str(error))
+  if found:
+    return found[1], int(found[2])
+  said = (str(error) or type(error).__name__).splitlines()[0][:200]
+  return said, getattr(error, 'errno', None)
 
 
 def _read_arrays(
