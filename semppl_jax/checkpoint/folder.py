@@ -19,6 +19,7 @@ from semppl_jax.errors import CheckpointError
 
 FORMAT = 2
 DIGEST = 'digest'  # of all that the document says besides
+_NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 _MARKER = 'commit_success.txt'  # orbax writes one per part, and one at the end
 _PARTS = ('', 'arrays', 'info')
 
@@ -133,10 +134,13 @@ def _refusal(folder: pathlib.Path, error: Exception) -> CheckpointError:
 
 def system_error(error: BaseException) -> tuple[str, int | None]:
   """What the operating system said, in a line, and its number, if it did."""
-  # TensorStore tells its whole specification; the system's word is inside.
-  found = re.search(r": ([^:]*) \[os_error_code='(\d+)'\]", str(error))
+  # TensorStore tells its whole specification; the system's word is inside, and
+  # its number sometimes.
+  found = re.search(
+    r': ([^:\[]*) \[(os_error_code|tensorstore_spec)=', str(error)
+  )
   if found:
-    return found[1], int(found[2])
+    return found[1], _NUMBERS.get(found[1])
   said = (str(error) or type(error).__name__).splitlines()[0][:200]
   return said, getattr(error, 'errno', None)
 
