@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from typing import NamedTuple
 
@@ -470,15 +471,16 @@ assert saver.restore({'w': np.ones(3)})[0]['w'].tolist() == [1, 1, 1]
 """
 
 
-def test_a_read_only_folder_is_one_line(tmp_path):
-  for parent in [tmp_path, *tmp_path.parents][:3]:
-    parent.chmod(0o755)
-  done = subprocess.run(
-    [sys.executable, '-c', _READ_ONLY, str(tmp_path)],
-    env=os.environ | {'PYTHONPATH': str(_ROOT)},
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  (tmp_path / 'checkpoints').chmod(0o755)
+def test_a_read_only_folder_is_one_line():
+  # Not tmp_path, whose parents are root's alone where root runs the tests.
+  with tempfile.TemporaryDirectory() as place:
+    os.chmod(place, 0o755)
+    done = subprocess.run(
+      [sys.executable, '-c', _READ_ONLY, place],
+      env=os.environ | {'PYTHONPATH': str(_ROOT)},
+      capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    os.chmod(os.path.join(place, 'checkpoints'), 0o755)
   assert done.returncode == 0, done.stderr[-3000:]
   assert done.stdout.startswith('UserError No checkpoint can be written to')
   assert '(no permission)' in done.stdout
