@@ -187,6 +187,30 @@ def _arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
+def show(found: dict[str, Any], args: argparse.Namespace) -> str:
+  """Times, ratios, and what compiling and a whole run would take."""
+  seconds, step = found['seconds'], found['compiled']['step']
+  heads = ['ratio', 'median', 'smallest', 'largest', 'of the best rounds']
+  rows = [
+    [name, *(f'{x:.3f}' for x in row)] for name, row in found['ratios'].items()
+  ]
+  days = cost.IMAGES * cost.EPOCHS / 86_400
+  days *= float(np.median(seconds['step'])) / found['batch_size']
+  peak = found['matmul_tflops']
+  return (
+    f'{args.encoder}, {args.precision}, {found["batch_size"]} images on one '
+    f'{found["device"]}, canvas, large, small: {args.sizes}; {args.rounds} '
+    f'rounds. A product of matrices reaches {peak:.3g} TFLOP/s, memory '
+    f'{found["gigabytes_per_second"]:.0f} GB/s.\n\n'
+    f'{show_times(seconds, found["operations"], found["batch_size"], peak)}\n'
+    f'{tables.markdown(heads, rows)}\n'
+    f'The step compiled in {step["compile_seconds"]:.0f} s (first call '
+    f'{step["first_seconds"]:.0f} s), in the second call '
+    f'{step["compiled_again"]} times. {cost.EPOCHS} epochs of ImageNet at this '
+    f'rate and these sizes: {days:,.1f} days.'
+  )
+
+
 def main() -> None:
   """Measures and prints."""
   # PyTorch shares the device.
@@ -205,44 +229,20 @@ def main() -> None:
   seconds, compiled = measure(run, server, args.rounds)
   if server:
     server.close()
-  peak = peaks.matmul_tflops(device, args.precision)
-  bandwidth = peaks.gigabytes_per_second(device)
-
-  print(
-    f'{args.encoder}, {args.precision}, {batch_size} images on one '
-    f'{device.device_kind}, canvas, large, small: {args.sizes}; '
-    f'{args.rounds} rounds. A product of matrices reaches {peak:.3g} TFLOP/s, '
-    f'memory {bandwidth:.0f} GB/s.\n'
-  )
-  print(show_times(seconds, operations, batch_size, peak))
-  found = ratios(seconds)
-  rows = [[name, *(f'{x:.3f}' for x in row)] for name, row in found.items()]
-  heads = ['ratio', 'median', 'smallest', 'largest', 'of the best rounds']
-  print(tables.markdown(heads, rows))
-  step = compiled['step']
-  days = cost.IMAGES * cost.EPOCHS / 86_400
-  days *= float(np.median(seconds['step'])) / batch_size
-  print(
-    f'The step compiled in {step["compile_seconds"]:.0f} s (first call '
-    f'{step["first_seconds"]:.0f} s), in the second call '
-    f'{step["compiled_again"]} times. {cost.EPOCHS} epochs of ImageNet at this '
-    f'rate and these sizes: {days:,.1f} days.'
-  )
-  command.finish(
-    args,
-    {
-      'device': device.device_kind,
-      'arguments': {k: str(v) for k, v in vars(args).items()},
-      'batch_size': batch_size,
-      'seconds': seconds,
-      'ratios': found,
-      'operations': operations,
-      'compiled': compiled,
-      'torch': server and server.ready,
-      'matmul_tflops': peak,
-      'gigabytes_per_second': bandwidth,
-    },
-  )
+  found = {
+    'device': device.device_kind,
+    'arguments': {k: str(v) for k, v in vars(args).items()},
+    'batch_size': batch_size,
+    'seconds': seconds,
+    'ratios': ratios(seconds),
+    'operations': operations,
+    'compiled': compiled,
+    'torch': server and server.ready,
+    'matmul_tflops': peaks.matmul_tflops(device, args.precision),
+    'gigabytes_per_second': peaks.gigabytes_per_second(device),
+  }
+  print(show(found, args))
+  command.finish(args, found)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
 """What the benchmarks of the step count: by hand, and on compiled programs."""
 
 import functools
+import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +185,29 @@ def test_ratios_are_of_rounds():
     'step / networks': (1.5, 1.0, 2.0, 1.0),
     'step: PyTorch / ours': (1.0, 0.5, 2.0, 0.5),
   }
+
+
+def test_report_of_the_step(tmp_path, monkeypatch, capsys):
+  """The command with made-up times: 16 images in 2 s, 1e12 operations."""
+  names = ('step', 'networks', 'supervised')
+  times = {name: [2.0, 2.0, 4.0] for name in names}
+  compiled = {'compile_seconds': 7.0, 'first_seconds': 9.0, 'compiled_again': 0}
+  monkeypatch.setattr(
+    step, 'measure', lambda *_: (times, dict.fromkeys(names, compiled))
+  )
+  monkeypatch.setattr(step, 'flops', lambda run: dict.fromkeys(names, 1e12))
+  monkeypatch.setattr(step.peaks, 'matmul_tflops', lambda *_: 2.0)
+  monkeypatch.setattr(step.peaks, 'gigabytes_per_second', lambda *_: 5.0)
+  file = tmp_path / 'x.json'
+  monkeypatch.setattr(
+    sys, 'argv', ['step', '--rounds=3', '--torch=', f'--json={file}']
+  )
+  step.main()
+  shown = capsys.readouterr().out
+  assert '| step | 2.000 | 2.000 to 4.000 | 8.00 | 0.500 | 25% |' in shown
+  assert '| step / networks | 1.000 | 1.000 | 1.000 | 1.000 |' in shown
+  assert 'compiled in 7 s' in shown and '556.1 days' in shown
+  assert json.loads(file.read_text())['seconds'] == times
 
 
 class _Counter:
