@@ -12,6 +12,7 @@ from semppl_jax import (
   eval_runs,
   loop,
   parallel,
+  resuming,
   schedules,
   trees,
 )
@@ -86,7 +87,7 @@ def fit(
   )
 
   def train(saver):
-    state, elapsed = loop.restore(
+    state, past = resuming.restore(
       saver, from_portable(fresh), like=fresh, from_portable=from_portable
     )
     start = int(state.step[0])
@@ -103,16 +104,19 @@ def fit(
       images=_images(run, setup),
       on_unreadable=run.unreadable,
     )
+    job = loop.Job(run.cfg, setup.total_steps, run.devices, workdir, saver)
+    step = functools.partial(classifier_step.train_step, setup=setup)
     return loop.fit(
-      loop.Job(run.cfg, setup.total_steps, run.devices, workdir, saver),
-      functools.partial(classifier_step.train_step, setup=setup),
+      job,
+      loop.mapped(job, step),
       state,
       batches,
       to_portable=classifier_step.to_portable,
-      elapsed=elapsed,
+      past=past,
     )
 
-  return loop.saved(workdir, run.cfg, train)
+  state, past = resuming.saved(workdir, run.cfg, train)
+  return state, past.seconds
 
 
 def _images(run: EvalRun, setup: classifier_step.Setup) -> pipeline.Images:

@@ -25,6 +25,13 @@ COSMETIC = (
   'num_devices',
   'profile_steps',
   'remat',  # up to rounding
+  # Until there is an alarm, all do the same.
+  'watchdog.action',
+  'watchdog.rollbacks',
+  'watchdog.patience',
+  'watchdog.loss_factor',
+  'watchdog.min_spread',
+  'watchdog.max_label_share',
   'dataset.workers',
   'dataset.on_corrupt',  # until it stops a run, both do the same
 )
@@ -175,6 +182,20 @@ def default() -> ml_collections.ConfigDict:
       'constant': False,  # False: rises to 1 along a cosine [P]
     }
   )
+  cfg.watchdog = ml_collections.ConfigDict(
+    {
+      # What is not finite, explodes or collapses: 'stop', or 'roll_back' to the
+      # last good checkpoint, and on with other batches and keys [ours: all]
+      'action': 'stop',
+      'rollbacks': 3,  # at most; then it stops
+      'patience': 20,  # bad steps in a row; NaN and infinity alarm at once
+      'loss_factor': 5.0,  # times the median of the 100 steps before; 0: off
+      'min_spread': 0.1,  # of embedding_std, about 1 in health; 0: off
+      # Of the way from the largest class's share of the labels to 1, which the
+      # most frequent pseudo-label's share may go; 1: off
+      'max_label_share': 0.9,
+    }
+  )
   cfg.evaluation = ml_collections.ConfigDict(
     {
       'batch_size': 256,
@@ -305,6 +326,11 @@ _RANGES = SHARED_RANGES | {
   'queue.block_size': (1, None),
   'queue.min_share': (0, 1),
   'ema.base': (0, 1),
+  'watchdog.rollbacks': (0, None),
+  'watchdog.patience': (1, None),
+  'watchdog.loss_factor': (0, None),
+  'watchdog.min_spread': (0, None),
+  'watchdog.max_label_share': (0, 1),
   'evaluation.k': (1, None),
   'evaluation.center': (0.01, 1),
   'evaluation.train_images': (0, None),
@@ -312,6 +338,7 @@ _RANGES = SHARED_RANGES | {
 _CHOICES = SHARED_CHOICES | {
   'task': ('pretrain',),
   'loss.stop_gradient': ('entropy', 'teacher'),
+  'watchdog.action': ('stop', 'roll_back'),
   'encoder.stem': ('imagenet', 'small'),
   'encoder.padding': ('same', 'symmetric'),
   'precision': ('float32', 'bfloat16'),

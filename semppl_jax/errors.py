@@ -4,8 +4,10 @@
 class UserError(ValueError):
   """A wrong input: one line that names the value and what would be right.
 
-  `main` prints the line without a stack trace and exits with status 2.
+  `main` prints the line without a stack trace and exits with `status`.
   """
+
+  status = 2
 
 
 class CheckpointError(UserError):

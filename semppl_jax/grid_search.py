@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from semppl_jax import classifier_fit, metrics, run_log
+from semppl_jax import classifier_fit, metrics, run_log, watchdog
 from semppl_jax.data import sources
 from semppl_jax.errors import UserError
 from semppl_jax.eval_runs import EvalRun
@@ -108,7 +108,7 @@ def _held_out(
     )
     predictions = classifier_fit.predict(run, state, held_out)
     result = _judge(predictions, held_out.labels, measure)
-  except run_log.NotFiniteError:
+  except watchdog.NotFiniteError:
     result = {'top1': 0.0, 'top5': 0.0, 'loss': None}
   if result['loss'] is None or not math.isfinite(result['loss']):
     result['loss'] = None

@@ -1,5 +1,6 @@
 """The loop of every training: next batch, mapped step, log, save, stop."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -14,8 +15,10 @@ from semppl_jax import (
   metrics,
   parallel,
   profiling,
+  resuming,
   run_log,
   signals,
+  watchdog,
 )
 from semppl_jax.errors import UserError
 
@@ -36,32 +39,34 @@ class Job(NamedTuple):
 
 def fit(
   job: Job,
-  step_fn: Callable[..., tuple],
+  take: Callable[..., tuple],
   state: Any,
   inputs: Iterable[tuple[Any, Any]],
   *,
   to_portable: Callable[[Any], Any],
   describe: Callable[..., run_log.Describe] | None = None,
-  elapsed: float = 0.0,
-) -> tuple[Any, float]:
+  past: resuming.Past = resuming.Past(),  # noqa: B008, a tuple
+  watch: watchdog.Watchdog | None = None,
+) -> tuple[Any, resuming.Past]:
   """Takes all steps that are left.
 
   Args:
     job: where and how long.
-    step_fn: (state, batch, key) -> (state, metrics, ...), not yet mapped.
+    take: see `mapped`.
     state: with a field `step`; leaves [D, ...].
     inputs: (batch of NumPy arrays [B, ...], what stays on the host), from the
       state's step on; this host's slice of them.
     to_portable: the state as it is saved.
     describe: (batch, what stays on the host, the step's further outputs) -> how
       its metrics are written; None: as they are.
-    elapsed: seconds of training before.
+    past: of the run.
+    watch: looks at every step's metrics; None: at NaN and infinity only.
 
   Returns:
-    The last state, on the devices, and the seconds of training in all.
+    The last state, on the devices, and what the run remembers.
 
   Raises:
-    NotFiniteError: nothing is saved of a state that led to it.
+    AlarmError: the watchdog's. No state is saved that is not finite.
     UserError: the devices' memory is too small.
     Interrupted: SIGINT or SIGTERM, here or on another host; the step was
       finished and saved, the same one on all hosts.
@@ -69,27 +74,33 @@ def fit(
   cfg = job.cfg
   state = parallel.place(state, job.devices)
   start = int(state.step[0])
-  take = _stepper(job, step_fn)
+  watch = watch or watchdog.Watchdog()
+  key = _key(cfg.seed, len(past.rollbacks))
   begun = time.monotonic()
-  clock = lambda: elapsed + time.monotonic() - begun
+  clock = lambda: past.seconds + time.monotonic() - begun
   first = hosts.is_first()
   writer = metrics.MetricsWriter(job.workdir, step=start) if first else None
-  log = run_log.Log(writer, cfg, job.total_steps, start, clock)
+  log = run_log.Log(writer, cfg, job.total_steps, start, clock, watch.look)
+
+  def now():
+    log.flush()  # no state counts whose loss was not looked at
+    return past._replace(seconds=clock(), watch=watch.memory())
 
   def save(step, state):
-    log.flush()  # no checkpoint of a state whose loss was not looked at
-    info = {'position': step, 'elapsed_seconds': clock()}
-    job.saver.save(step, to_portable(state), info)
+    remembered, portable = now(), to_portable(state)
+    watchdog.check_state(step, portable)
+    job.saver.save(step, portable, remembered._asdict())
 
   def update(state, on_devices, batch, truth):
-    state, scalars, *outputs = take(state, on_devices, stop.received)
+    state, scalars, *outputs = take(state, on_devices, stop.received, key)
     how = describe and describe(batch, truth, *outputs)
     return state, scalars, log.add(scalars, how or run_log.plainly)
 
   profile = profiling.Profile(job.workdir, job.profile_steps)
-  with signals.StopSignal() as stop, profile:
+  ready = contextlib.closing(parallel.prefetch(inputs, _sender(job)))
+  with log, signals.StopSignal() as stop, profile, ready as batches:
     step = start
-    for batch_and_truth in parallel.prefetch(inputs, _sender(job)):
+    for batch_and_truth in batches:
       profile.before(step + 1)
       state, scalars, step = update(state, *batch_and_truth)
       profile.after(step, scalars)
@@ -99,8 +110,7 @@ def fit(
         _leave(job.saver, step, wanted)
       if step % cfg.checkpoint_every_steps == 0 or step == job.total_steps:
         save(step, state)
-  log.close()
-  return state, clock()
+    return state, now()
 
 
 def _sender(job: Job) -> Callable[[Any], Any]:
@@ -114,17 +124,30 @@ def _sender(job: Job) -> Callable[[Any], Any]:
   return put
 
 
-def _stepper(job: Job, step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
-  """(state, batch on the devices, signal received here) -> a step's results."""
-  mapped = parallel.map_step(_with_wish(step_fn), job.devices)
-  number = len(parallel.here(job.devices))
-  base_key = jax.random.key(job.cfg.seed)
+def mapped(job: Job, step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
+  """A step on all devices, compiled once, at its first call.
 
-  def take(state, batch, received):
+  Args:
+    job: on which devices.
+    step_fn: (state, batch, key) -> (state, metrics, ...) on one of them.
+
+  Returns:
+    (state, batch on the devices, signal received here, key) -> its results.
+  """
+  on_all = parallel.map_step(_with_wish(step_fn), job.devices)
+  number = len(parallel.here(job.devices))
+
+  def take(state, batch, received, key):
     wish = np.full(number, received, np.int32)
-    return _guarded(mapped, (state, (batch, wish), base_key), job)
+    return _guarded(on_all, (state, (batch, wish), key), job)
 
   return take
+
+
+def _key(seed: int, rollbacks: int) -> jax.Array:
+  """The run's key; after a roll-back another one, or it would only repeat."""
+  key = jax.random.key(seed)
+  return jax.random.fold_in(key, rollbacks) if rollbacks else key
 
 
 def _with_wish(step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
@@ -159,56 +182,6 @@ def _guarded(mapped: Any, arguments: tuple, job: Job) -> tuple:
       compiled = None  # where memory is given out at compile time: TPUs
     line = memory.advice(job.cfg.batch_size, job.parts, job.devices, compiled)
     raise UserError(line) from error
-
-
-def saved(
-  workdir: str, cfg: Any, train: Callable[[checkpoint.Checkpointer], Any]
-) -> Any:
-  """Calls `train` with the checkpoints of a folder, and closes them.
-
-  A checkpoint of a state whose next loss is not finite is taken away again.
-
-  Args:
-    workdir: of the run.
-    cfg: keep_checkpoints and keep_checkpoints_every, see Checkpointer.
-    train: takes the Checkpointer.
-  """
-  saver = checkpoint.Checkpointer(
-    workdir,
-    keep=cfg.keep_checkpoints,
-    keep_every=cfg.keep_checkpoints_every,
-    tell=run_log.say,
-  )
-  try:
-    return train(saver)
-  except run_log.NotFiniteError as e:
-    # The update before made this loss: a state saved after it is no good one.
-    saver.discard(e.step - 1)
-    raise
-  finally:
-    saver.close()
-
-
-def restore(
-  saver: checkpoint.Checkpointer,
-  fresh: Any,
-  *,
-  like: Any,
-  from_portable: Callable[[Any], Any],
-) -> tuple[Any, float]:
-  """The newest checkpoint's state or a fresh one, and the seconds behind it.
-
-  Args:
-    saver: the checkpoints.
-    fresh: the state before the first step, leaves [D, ...].
-    like: shapes and dtypes of the state as it is saved.
-    from_portable: makes of it one for these devices.
-  """
-  if saver.latest_step() is None:
-    return fresh, 0.0
-  portable, info, step = saver.restore(like)
-  run_log.say(f'Going on from the checkpoint of step {step}.')
-  return from_portable(portable), info['elapsed_seconds']
 
 
 def _leave(saver: checkpoint.Checkpointer, step: int, signal: int) -> None:

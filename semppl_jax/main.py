@@ -3,8 +3,9 @@
   python -m semppl_jax.main --config=experiments/digits.py --workdir=runs/digits
 
 Settings are overridden with --config.KEY=VALUE. The exit status is 0 when the
-run is finished, 2 for a mistake in settings or input (one line says which),
-128 + N after signal N (the state is saved; the same command goes on).
+run is finished, 2 for a mistake in settings or input (one line says which), 3
+for an alarm of the watchdog, 128 + N after signal N (the state is saved; the
+same command goes on).
 
 On several hosts the same command runs on each. JAX finds the others by itself
 on TPU pods (with --distributed=on), under SLURM, GKE and Open MPI; elsewhere
@@ -42,8 +43,6 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'This one, from 0.')
 _CONNECT_SECONDS = flags.DEFINE_integer(
   'connect_seconds', 300, 'How long the processes wait for each other.'
 )
-
-USER_ERROR = 2
 
 # Of the config and the work directory.
 Task = Callable[[Any, str], Any]
@@ -143,7 +142,7 @@ def _guarded(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
       f'command on all hosts goes on from the last checkpoint ({reason})'
     )
   except UserError as e:
-    _exit(str(e))
+    _exit(str(e), e.status)
   except OSError as e:  # a folder that cannot be written, a full disk
     if e.strerror is None:
       raise
@@ -152,9 +151,9 @@ def _guarded(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
     _leave(130)
 
 
-def _exit(message: str) -> None:
+def _exit(message: str, status: int = UserError.status) -> None:
   print(f'error: {message}', file=sys.stderr)
-  _leave(USER_ERROR)
+  _leave(status)
 
 
 def _leave(status: int) -> None:
@@ -168,7 +167,7 @@ def _leave(status: int) -> None:
 
 
 def launch(task: Task, needed: Sequence[str] = ('config', 'workdir')) -> None:
-  """Reads the flags and does a task; a mistake is one line and status 2.
+  """Reads the flags and does a task; a mistake is one line and its status.
 
   Args:
     task: called with the config and the work directory.

@@ -24,12 +24,14 @@ from semppl_jax import (
   parallel,
   pretrain_step,
   report,
+  resuming,
   run_log,
   runs,
   train_state,
+  watchdog,
 )
 from semppl_jax import metrics as metrics_lib
-from semppl_jax.data import sources
+from semppl_jax.data import sources, subsets
 
 RESULTS = 'results.json'
 UNREADABLE = 'unreadable.jsonl'  # images that others stood in for, if any
@@ -49,8 +51,10 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     What results.json holds.
 
   Raises:
-    UserError: a setting or an input that cannot work, a folder that holds
-      another experiment, or a loss that is not finite.
+    UserError: a setting or an input that cannot work, or a folder that holds
+      another experiment.
+    AlarmError: the loss is not finite or has exploded, or the representation
+      has collapsed.
     Interrupted: SIGINT or SIGTERM; the state is saved.
   """
   alike.check(cfg.to_dict() | {'workdir': workdir})
@@ -61,37 +65,59 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     if done is not None:
       run_log.say(f'{workdir}: this run is finished, at step {done["step"]}.')
       return done
-    state, seconds = loop.saved(
+    state, past = resuming.saved(
       workdir, cfg, lambda saver: train(run, workdir, saver)
     )
-    return finish(run, state, workdir, seconds)
+    return finish(run, state, workdir, past)
 
 
 def train(
   run: runs.Run, workdir: str, saver: checkpoint.Checkpointer
-) -> tuple[train_state.TrainState, float]:
-  """All steps that are left.
+) -> tuple[train_state.TrainState, resuming.Past]:
+  """All steps that are left, going back where the watchdog says so.
 
   Returns:
-    The final state, leaves [D, ...] on the devices, and the seconds of
-    training, over all the times that the run was taken up again.
+    The final state, leaves [D, ...] on the devices, and what the run remembers,
+    over all the times that it was taken up again.
   """
-  state, elapsed = restore_or_init(run, saver)
-  unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))
   job = loop.Job(
       run.cfg, run.setup.total_steps, run.devices, workdir, saver,
       parts=run.cfg.accumulate, profile_steps=run.cfg.profile_steps,
   )  # fmt: skip
+  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  take = loop.mapped(job, step)
+  state, past = restore_or_init(run, saver)
+  while True:
+    try:
+      return _fit(run, job, take, state, past)
+    except watchdog.AlarmError as alarm:
+      tried = resuming.go_back(saver, workdir, run.cfg.watchdog, alarm, past)
+    state, past = restore_or_init(run, saver)
+    # All of them: the checkpoint may be older than the one before this.
+    past = past._replace(rollbacks=tried.rollbacks)
+
+
+def _fit(
+  run: runs.Run, job: loop.Job, take: Any, state: Any, past: resuming.Past
+) -> tuple[train_state.TrainState, resuming.Past]:
+  unreadable = run_log.Unreadable(os.path.join(job.workdir, UNREADABLE))
+  start = int(state.step[0])
+  watch = watchdog.Watchdog(
+    run.cfg.watchdog,
+    largest_class=subsets.largest_class(run.labels),
+    memory=past.watch,
+  )
   return loop.fit(
     job,
-    functools.partial(pretrain_step.train_step, setup=run.setup),
+    take,
     state,
-    runs.input_batches(run, int(state.step[0]), unreadable),
+    runs.input_batches(run, start, unreadable, past.skipped),
     to_portable=functools.partial(train_state.to_portable, devices=run.devices),
     describe=lambda batch, truth, labels: functools.partial(
       _describe, labels=labels, given=batch.labels, truth=truth, run=run
     ),
-    elapsed=elapsed,
+    past=past,
+    watch=watch,
   )
 
 
@@ -102,11 +128,11 @@ def _describe(scalars, *, labels, given, truth, run):
 
 def restore_or_init(
   run: runs.Run, saver: checkpoint.Checkpointer
-) -> tuple[train_state.TrainState, float]:
-  """The newest checkpoint's state or a fresh one, and the seconds behind it."""
+) -> tuple[train_state.TrainState, resuming.Past]:
+  """The newest checkpoint's state or a fresh one, and the run's past."""
   cfg, nets, optimizer = run.setup[:3]
   fresh = train_state.init(cfg, nets, optimizer, run.devices)
-  return loop.restore(
+  return resuming.restore(
     saver,
     fresh,
     like=train_state.like(cfg, fresh),
@@ -117,7 +143,10 @@ def restore_or_init(
 
 
 def finish(
-  run: runs.Run, state: train_state.TrainState, workdir: str, seconds: float
+  run: runs.Run,
+  state: train_state.TrainState,
+  workdir: str,
+  past: resuming.Past,
 ) -> dict[str, Any]:
   """Evaluates the final state, writes the plots and, last, results.json."""
   begun = time.monotonic()
@@ -152,9 +181,10 @@ def finish(
   results = {'step': step} | scores | {
       'num_labels': int(np.sum(run.labels >= 0)),
       'unreadable_images': unreadable.on_all_hosts(),
-      'seconds': seconds,
+      'rollbacks': len(past.rollbacks),
+      'seconds': past.seconds,
       'evaluation_seconds': time.monotonic() - begun,
-      'images_per_second': step * run.cfg.batch_size / max(seconds, 1e-9),
+      'images_per_second': step * run.cfg.batch_size / max(past.seconds, 1e-9),
       'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }  # fmt: skip
   if hosts.is_first():

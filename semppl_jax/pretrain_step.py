@@ -69,6 +69,7 @@ class Part(NamedTuple):
   targets: jax.Array  # [V_L, b, d] target projections, unit vectors
   labels: jax.Array  # [b] int32
   ids: jax.Array  # [B] int32, of all devices' images
+  given: jax.Array  # [B] int32, their labels, -1: unlabelled
   keys: Keys
 
 
@@ -124,7 +125,12 @@ def train_step(
     learn,
     state.online_state,
     Part(
-      views, targets, batch.labels, everyone.ids.reshape(len(targets), -1), keys
+      views,
+      targets,
+      batch.labels,
+      ids=everyone.ids.reshape(len(targets), -1),
+      given=everyone.labels.reshape(len(targets), -1),
+      keys=keys,
     ),
   )
   grads, metrics = parallel.mean(averaged)
@@ -246,6 +252,9 @@ def loss_fn(
   everybody = jnp.ones_like(has_positive)
   metrics = {'loss': loss} | parts | vote_metrics | monitor
   metrics['positive_share'] = parallel.masked_mean(has_positive, everybody)
+  metrics['top_label_share'] = pseudo_labels.top_share(
+    jnp.where(part.given < 0, all_labels, -1)
+  )
   total = loss + cfg.classifier.weight * monitor['loss_classifier']
   return total, (bn_state, metrics, labels)
 

@@ -42,6 +42,21 @@ def vote(
   return winner, share.astype(jnp.float32)
 
 
+def top_share(labels: jax.Array) -> jax.Array:
+  """Share of the most frequent label among those that are there.
+
+  Args:
+    labels: [B] int32, -1: none.
+
+  Returns:
+    [] float32; 0: there is none.
+  """
+  ranked = jnp.sort(labels)
+  ends = [jnp.searchsorted(ranked, ranked, side=s) for s in ('left', 'right')]
+  counts = jnp.where(ranked >= 0, ends[1] - ends[0], 0)  # [B]
+  return counts.max() / jnp.maximum(jnp.sum(labels >= 0), 1)
+
+
 def assign(
   votes: jax.Array,
   share: jax.Array,

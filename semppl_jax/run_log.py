@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: progress bar, metrics, and alarm."""
+"""What a run tells while it goes on: progress bar and metrics."""
 
 import contextlib
 import json
@@ -12,7 +12,6 @@ import numpy as np
 import tqdm
 
 from semppl_jax import hosts
-from semppl_jax.errors import UserError
 
 STOP = 'stop'  # the metric that tells all hosts of one host's signal
 
@@ -29,14 +28,6 @@ def say(line: str, everywhere: bool = False) -> None:
   """
   if hosts.is_first() or everywhere:
     tqdm.tqdm.write(line, file=sys.stderr)
-
-
-class NotFiniteError(UserError):
-  """The loss or its gradient became NaN or infinite, at `step`."""
-
-  def __init__(self, step: int, message: str):
-    super().__init__(message)
-    self.step = step
 
 
 def plainly(scalars: Scalars) -> tuple[dict[str, Any], dict[str, str]]:
@@ -113,14 +104,23 @@ class Unreadable:
 
 
 class Log:
-  """Looks at every step's loss, writes every n-th step, shows the progress.
+  """Looks at every step's metrics, writes every n-th, shows the progress.
 
-  The check lags one step behind, so that the device need not wait for the
+  The look lags one step behind, so that the device need not wait for the
   host. Of several hosts, the first alone has a writer and shows anything.
+  A context manager: its files are closed at the end, whatever ends it.
+
+  Args:
+    writer: a metrics.MetricsWriter, or None.
+    cfg: batch_size, log_every_steps, progress.
+    total_steps: of the run.
+    start: the number of steps done before.
+    clock: seconds of training.
+    look: takes a step and its metrics, and raises where they are bad.
   """
 
-  def __init__(self, writer, cfg, total_steps, start, clock):
-    self._writer, self._cfg = writer, cfg
+  def __init__(self, writer, cfg, total_steps, start, clock, look):
+    self._writer, self._cfg, self._look = writer, cfg, look
     self.stop = 0  # a signal's number that all hosts know of; see `loop`
     self._total, self._step, self._start = total_steps, start, start
     self._clock, self._since = clock, clock()
@@ -149,17 +149,13 @@ class Log:
     return self._step
 
   def flush(self) -> None:
-    """Looks at the newest step.
-
-    Raises:
-      NotFiniteError: names the step.
-    """
+    """Looks at the newest step; raises what `look` raises."""
     if self._pending is None:
       return
     step, scalars, describe = self._pending
     self._pending = None
     host = {k: float(v[0]) for k, v in scalars.items()}
-    check_finite(step, host)
+    self._look(step, {k: v for k, v in host.items() if k != STOP})
     self.stop = max(self.stop, int(host.pop(STOP, 0)))
     self._bar.update()
     if step % self._cfg.log_every_steps and step != self._total:
@@ -175,24 +171,13 @@ class Log:
     shown = {'loss': f'{host["loss"]:.3f}'} | shown
     self._bar.set_postfix(shown, refresh=False)
 
-  def close(self) -> None:
-    """Looks at the last step and closes the files."""
-    self.flush()
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
     self._bar.close()
     if self._writer:
       self._writer.close()
-
-
-def check_finite(step: int, scalars: dict[str, float]) -> None:
-  """Raises NotFiniteError if the loss or the gradient is NaN or infinite."""
-  for name in ('loss', 'grad_norm'):
-    if not np.isfinite(scalars[name]):
-      raise NotFiniteError(
-        step,
-        f'{name} is {scalars[name]} at step {step}: stopped; the last good '
-        'checkpoint is kept. Try another --workdir with a smaller '
-        'optimizer.learning_rate.',
-      )
 
 
 def without_empty_means(
@@ -214,7 +199,7 @@ def without_empty_means(
       'loss_classifier',
     }
   if not (given < 0).any():
-    empty |= {'vote_share', 'pseudo_label_share'}
+    empty |= {'vote_share', 'pseudo_label_share', 'top_label_share'}
   return {k: None if k in empty else v for k, v in scalars.items()}
 
 

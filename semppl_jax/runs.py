@@ -98,18 +98,27 @@ def build_optimizer(
 
 
 def input_batches(
-  run: Run, start: int, on_unreadable: pipeline.OnUnreadable | None = None
+  run: Run,
+  start: int,
+  on_unreadable: pipeline.OnUnreadable | None = None,
+  skipped: int = 0,
 ) -> Iterator[tuple[Any, np.ndarray]]:
   """This host's part of the batches from step `start` on.
 
   A pure function of seed and step.
+
+  Args:
+    run: data and settings.
+    start: the number of steps done.
+    on_unreadable: see `pipeline.batches`.
+    skipped: so many batches before these were left out.
   """
   return pipeline.batches(
     run.data.train,
     run.labels,
     seed=run.cfg.seed,
     batch_size=run.cfg.batch_size,
-    start_step=start,
+    start_step=start + skipped,
     num_steps=run.setup.total_steps - start,
     host_index=hosts.index(),
     host_count=hosts.count(),

@@ -340,11 +340,11 @@ def test_keeps_those_of_every_so_many_steps(tmp_path):
 
 
 def test_another_format_is_refused(saver, monkeypatch):
-  monkeypatch.setattr(folder_lib, 'FORMAT', 3)
+  monkeypatch.setattr(folder_lib, 'FORMAT', 4)
   saver.save(1, tree(), {})
   assert saver.latest_step() == 1
   monkeypatch.undo()
-  with pytest.raises(UserError, match='has format 3, this version reads 2'):
+  with pytest.raises(UserError, match='has format 4, this version reads 3'):
     saver.restore(tree())
 
 

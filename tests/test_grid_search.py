@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from semppl_jax import classifier_fit, errors, grid_search, run_log
+from semppl_jax import classifier_fit, errors, grid_search, watchdog
 from semppl_jax.data import sources
 
 LABELS = np.array([0, 1] * 10)
@@ -34,7 +34,7 @@ def faked(monkeypatch):
     del run, source, workdir
     fake.asked.append((setup, labels))
     if fake.logits[setup.rates] is None:
-      raise run_log.NotFiniteError(3, 'not finite')
+      raise watchdog.NotFiniteError(3, 1, 'not finite')
     return setup.rates, 1.0
 
   def predict(run, state, source):

@@ -18,6 +18,7 @@ from semppl_jax import (
   signals,
 )
 from semppl_jax.errors import UserError
+from semppl_jax.watchdog import NotFiniteError
 from tests import tiny
 
 _STEPS = 5  # 2 epochs of 40 images in batches of 16
@@ -33,9 +34,8 @@ def _final_arrays(workdir):
   run = tiny.prepare()
   like = tiny.portable(run)
   saver = checkpoint.Checkpointer(str(workdir), keep=3)
-  arrays, info, step = saver.restore(like)
+  arrays, _, step = saver.restore(like)
   saver.close()
-  assert info['position'] == step
   return arrays, step
 
 
@@ -165,7 +165,7 @@ def test_a_second_signal_stops_at_once():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-  with pytest.raises(UserError, match=r'at step [2-5]: stopped') as error:
+  with pytest.raises(NotFiniteError, match=r'at step [2-5]: stopped') as error:
     _run(
       tmp_path,
       optimizer__learning_rate=1e38,
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
       checkpoint_every_steps=1,
     )
   assert '\n' not in str(error.value)
-  step = int(str(error.value).split('at step ')[1].split(':')[0])
+  step = error.value.step
   saver = checkpoint.Checkpointer(str(tmp_path), keep=3)
   # Not the one of the step before: its update made this loss.
   assert (saver.latest_step() or 0) < step - 1

@@ -16,15 +16,6 @@ def test_pseudo_label_accuracy_judges_unlabelled_images_with_one():
   assert run_log.pseudo_label_accuracy(labels, labels.ravel(), truth) is None
 
 
-@pytest.mark.parametrize('name', ['loss', 'grad_norm'])
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_what_is_not_finite_names_step_and_value(name, value):
-  scalars = {'loss': 1.0, 'grad_norm': 2.0}
-  run_log.check_finite(7, scalars)
-  with pytest.raises(run_log.NotFiniteError, match=f'{name} is .* at step 7'):
-    run_log.check_finite(7, scalars | {name: value})
-
-
 def test_means_over_nobody_are_none():
   scalars = {'loss': 1.0, 'labelled_vote_accuracy': 0.0, 'vote_share': 0.0}
   seen = lambda *given: run_log.without_empty_means(scalars, np.array(given))

@@ -92,16 +92,22 @@ class Checkpointer:
     with self._writing():
       self._manager.save(step, args=parts, force=True)
 
-  def discard(self, step: int) -> None:
-    """Deletes the checkpoint of that step, if there is one."""
+  def discard_after(self, step: int) -> None:
+    """Deletes the checkpoints of all later steps."""
     self._wait()
-    if hosts.agree(step in self._manager.all_steps()):
-      self._manager.delete(step)
+    for later in hosts.agree([n for n in self._steps() if n > step]):
+      self._manager.delete(later)
 
-  def latest_step(self) -> int | None:
-    """The step of the newest whole checkpoint, None if there is none."""
+  def latest_step(self, up_to: int | None = None) -> int | None:
+    """The step of the newest whole checkpoint, None if there is none.
+
+    Args:
+      up_to: later ones do not count; None: all do.
+    """
     self._wait()
     steps = filter(self._is_complete, self._steps())
+    if up_to is not None:
+      steps = (n for n in steps if n <= up_to)
     return hosts.agree(max(steps, default=None))
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any], int]:

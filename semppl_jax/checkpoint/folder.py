@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from semppl_jax.checkpoint import checksums
 from semppl_jax.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 DIGEST = 'digest'  # of all that the document says besides
 _NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 _MARKER = 'commit_success.txt'  # orbax writes one per part, and one at the end

@@ -12,6 +12,19 @@ from semppl_jax.data import tfds_files
 from semppl_jax.errors import UserError
 
 
+def largest_class(labels: np.ndarray) -> float:
+  """Share of the most frequent label among the images that have one.
+
+  Args:
+    labels: [N] int, -1: none.
+
+  Returns:
+    0 where no image has a label.
+  """
+  counts = np.bincount(labels[labels >= 0])
+  return float(counts.max() / counts.sum()) if len(counts) else 0.0
+
+
 def visible_labels(cfg: Any, data: Any, path: str = '') -> np.ndarray:
   """The labels that the `labels` section of a config lets training see.
 

@@ -1,0 +1,169 @@
+"""Watches a run's metrics for what no later step would mend.
+
+An alarm depends on the steps' metrics alone, never on time, and what it goes by
+is saved with the run: a run that was taken up again raises it at the same step,
+and all hosts of a job, who see the same metrics, raise it together.
+"""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from semppl_jax import hosts
+from semppl_jax.errors import UserError
+
+# Whatever its cause, an alarm ends a run with a status of its own.
+STATUS = 3
+_WINDOW = 100  # steps of which the median of the loss is taken
+
+
+class AlarmError(UserError):
+  """A run went wrong.
+
+  Attributes:
+    step: at which it was noticed.
+    good: the newest step whose state is trusted.
+    what: is wrong, without a full stop.
+  """
+
+  status = STATUS
+
+  def __init__(self, step: int, good: int, what: str):
+    super().__init__(f'{what}.')
+    self.step, self.good, self.what = step, good, what
+
+
+class NotFiniteError(AlarmError):
+  """The loss, its gradient or the state became NaN or infinite."""
+
+
+def stopped(alarm: AlarmError, last_good: int | None) -> AlarmError:
+  """The alarm that ends a run: says where the last good checkpoint is.
+
+  Args:
+    alarm: of one kind or the other.
+    last_good: the step of that checkpoint; None: there is none.
+  """
+  kept = 'there is no good checkpoint yet'
+  if last_good is not None:
+    kept = f'the last good checkpoint is that of step {last_good}'
+  what = (
+    f'{alarm.what}: stopped; {kept}. Try another --workdir with a smaller '
+    'optimizer.learning_rate, or (in pre-training) watchdog.action=roll_back'
+  )
+  return type(alarm)(alarm.step, alarm.good, what)
+
+
+class Watchdog:
+  """Looks at the metrics of every step, in order.
+
+  NaN and infinity alarm at once. A loss that explodes and a representation that
+  collapses do after `patience` steps in a row: a batch may have bad luck. The
+  state before the first of these steps made it, so that is not trusted either.
+
+  Args:
+    limits: the `watchdog` section of the config; None: NaN and infinity only.
+    largest_class: share of the most frequent label among the training labels;
+      pseudo-labels may be that one-sided by right.
+    memory: of the watchdog that saw the steps before, see `memory`.
+  """
+
+  def __init__(
+    self,
+    limits: Any = None,
+    *,
+    largest_class: float = 0.0,
+    memory: Mapping[str, Any] | None = None,
+  ):
+    self._limits = limits
+    self._largest_class = largest_class
+    memory = memory or {}
+    self._losses: list[float] = list(memory.get('losses', []))
+    # Of each thing that is watched: so many steps in a row it has been bad.
+    self._rows: dict[str, int] = dict(memory.get('rows', {}))
+
+  def memory(self) -> dict[str, Any]:
+    """What the next steps are judged by, of JSON types."""
+    return {'losses': list(self._losses), 'rows': dict(self._rows)}
+
+  def look(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Takes a step's metrics.
+
+    Raises:
+      NotFiniteError: the loss or its gradient is NaN or infinite.
+      AlarmError: the loss has exploded, or the representation collapsed.
+    """
+    for name in ('loss', 'grad_norm'):
+      if not np.isfinite(scalars[name]):
+        what = f'{name} is {scalars[name]} at step {step}'
+        # The update before made this loss.
+        raise NotFiniteError(step, step - 2, what)
+    if self._limits is None:
+      return
+    for name, what in self._complaints(scalars).items():
+      self._rows[name] = self._rows.get(name, 0) + 1 if what else 0
+      if self._rows[name] >= self._limits.patience:
+        first = step - self._limits.patience + 1
+        raise AlarmError(step, first - 2, f'From step {first} to {step} {what}')
+    self._losses = [*self._losses, scalars['loss']][-_WINDOW:]
+
+  def _complaints(self, scalars: Mapping[str, float]) -> dict[str, str]:
+    """What is wrong with a step's metrics; an empty string: nothing."""
+    limits, loss = self._limits, scalars['loss']
+    found = dict.fromkeys(('loss', 'spread', 'labels'), '')
+    if limits.loss_factor and len(self._losses) >= limits.patience:
+      usual = statistics.median(self._losses)
+      if loss > limits.loss_factor * usual:
+        found['loss'] = (
+          f'the loss was above {limits.loss_factor:g} times its usual '
+          f'{usual:.3g} (it is {loss:.3g})'
+        )
+    if scalars['embedding_std'] < limits.min_spread:
+      found['spread'] = (
+        f'embedding_std was below {limits.min_spread:g} (it is '
+        f'{scalars["embedding_std"]:.3g}): the embeddings have collapsed'
+      )
+    share = scalars['top_label_share']
+    # A queue that fills has seen few labelled images, maybe of one class.
+    if scalars['queue_fill'] >= 1 and share > self._most(limits):
+      found['labels'] = (
+        f'one pseudo-label had taken over (it has {share:.1%} of the '
+        'unlabelled images)'
+      )
+    return found
+
+  def _most(self, limits: Any) -> float:
+    """The largest share of a pseudo-label that is still fine."""
+    # Of the way from a fair share to all.
+    rest = 1 - self._largest_class
+    return self._largest_class + limits.max_label_share * rest
+
+
+def check_state(step: int, state: Any) -> None:
+  """Looks at all numbers of a state, on all hosts, before it is saved.
+
+  Args:
+    step: the number of steps done.
+    state: NumPy arrays, or JAX arrays of which each host looks at its part.
+
+  Raises:
+    NotFiniteError: one is NaN or infinite.
+  """
+  leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+  bad = [jax.tree_util.keystr(path) for path, x in leaves if not _finite(x)]
+  everywhere = [name for names in hosts.exchange(bad[:1]) for name in names]
+  if everywhere:
+    what = f'state{everywhere[0]} is not finite after step {step}'
+    raise NotFiniteError(step, step - 1, what)
+
+
+def _finite(leaf: Any) -> bool:
+  if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    return True
+  if isinstance(leaf, jax.Array):
+    return all(np.isfinite(s.data).all() for s in leaf.addressable_shards)
+  return bool(np.isfinite(leaf).all())

@@ -1,0 +1,153 @@
+"""When a run is stopped: what counts as bad, for how long, and who is told."""
+
+import json
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semppl_jax import watchdog
+
+_LIMITS = types.SimpleNamespace(
+  patience=3, loss_factor=5.0, min_spread=0.1, max_label_share=0.9
+)
+_HEALTHY = {
+  'loss': 1.0,
+  'grad_norm': 2.0,
+  'embedding_std': 0.8,
+  'top_label_share': 0.3,
+  'queue_fill': 1.0,
+}
+
+
+def _dog(**arguments):
+  return watchdog.Watchdog(_LIMITS, **arguments)
+
+
+def _feed(dog, first, *steps):
+  """Gives it steps, from number `first` on; each says how it is unhealthy."""
+  for number, changes in enumerate(steps, start=first):
+    dog.look(number, _HEALTHY | changes)
+
+
+@pytest.mark.parametrize('name', ['loss', 'grad_norm'])
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_what_is_not_finite_alarms_at_once(name, value):
+  for dog in (_dog(), watchdog.Watchdog()):
+    with pytest.raises(watchdog.NotFiniteError, match=f'{name} is') as caught:
+      _feed(dog, 7, {name: value})
+    # The state after step 6 made it, so the one before is the newest good one.
+    assert (caught.value.step, caught.value.good) == (7, 5)
+
+
+@pytest.mark.parametrize(
+  'bad, words',
+  [
+    ({'loss': 5.1}, 'above 5 times its usual 1 '),
+    ({'embedding_std': 0.09}, 'collapsed'),
+    ({'top_label_share': 0.94}, 'pseudo-label had taken over .*94.0%'),
+  ],
+)
+def test_what_stays_bad_alarms_after_its_patience(bad, words):
+  dog = _dog(largest_class=0.3)
+  _feed(dog, 1, *[{}] * 5, bad, bad, {}, bad, bad)  # a good one starts anew
+  with pytest.raises(watchdog.AlarmError, match=words) as caught:
+    _feed(dog, 11, bad)
+  alarm = caught.value
+  assert not isinstance(alarm, watchdog.NotFiniteError)
+  assert (alarm.step, alarm.good) == (11, 7)
+  assert 'From step 9 to 11 ' in str(alarm) and '\n' not in str(alarm)
+
+
+@pytest.mark.parametrize(
+  'fine',
+  [
+    {'loss': 4.9},
+    {'embedding_std': 0.11},
+    # Of the way from 0.3 to 1: 0.93.
+    {'top_label_share': 0.92},
+    {'top_label_share': 1.0, 'queue_fill': 0.99},
+  ],
+)
+def test_what_is_within_its_limits_goes_on(fine):
+  _feed(_dog(largest_class=0.3), 1, *[{}] * 5, *[fine] * 10)
+
+
+@pytest.mark.parametrize(
+  'off, bad',
+  [
+    ({'loss_factor': 0.0}, {'loss': 1e9}),
+    ({'min_spread': 0.0}, {'embedding_std': 0.0}),
+    ({'max_label_share': 1.0}, {'top_label_share': 1.0}),
+  ],
+)
+def test_a_limit_can_be_switched_off(off, bad):
+  limits = types.SimpleNamespace(**vars(_LIMITS) | off)
+  dog = watchdog.Watchdog(limits)
+  _feed(dog, 1, *[{}] * 5, *[bad] * 10)
+
+
+def test_a_data_set_of_one_class_has_one_pseudo_label():
+  _feed(_dog(largest_class=1.0), 1, *[{'top_label_share': 1.0}] * 10)
+
+
+def test_the_usual_loss_is_that_of_the_last_hundred_steps():
+  dog = _dog()
+  _feed(dog, 1, *[{'loss': 100.0}] * 100, *[{}] * 51)
+  with pytest.raises(watchdog.AlarmError, match='usual 1 '):
+    _feed(dog, 152, *[{'loss': 6.0}] * 3)
+
+
+def test_a_loss_that_begins_high_is_not_judged_by_one_step():
+  _feed(_dog(), 1, {'loss': 0.1}, *[{'loss': 1.0}] * 10)
+
+
+def test_its_memory_survives_in_json():
+  bad = {'loss': 6.0}
+  dog = _dog()
+  _feed(dog, 1, *[{'loss': 0.1 + i / 3} for i in range(5)], {'loss': 60.0})
+  other = _dog(memory=json.loads(json.dumps(dog.memory())))
+  assert other.memory() == dog.memory()
+  lines = []
+  for one in (dog, other):
+    with pytest.raises(watchdog.AlarmError) as caught:
+      _feed(one, 7, bad, bad)
+    lines.append(str(caught.value))
+  assert lines[0] == lines[1] and 'From step 6 to 8' in lines[0]
+
+
+def test_a_smaller_patience_than_before_alarms():
+  memory = {'losses': [], 'rows': {'spread': 9}}
+  with pytest.raises(watchdog.AlarmError):
+    _feed(_dog(memory=memory), 10, {'embedding_std': 0.0})
+
+
+@pytest.mark.parametrize('dtype', [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize('on_device', [False, True])
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_named(dtype, on_device, value):
+  weights = np.zeros((2, 3), dtype)
+  labels = np.full(3, np.iinfo(np.int32).max)
+  state = {'net': {'w': weights}, 'labels': labels, 'none': np.zeros((0, 4))}
+  watchdog.check_state(4, state)
+  weights[1, 2] = value
+  if on_device:
+    state['net']['w'] = jnp.asarray(weights)
+  with pytest.raises(watchdog.NotFiniteError) as caught:
+    watchdog.check_state(4, state)
+  assert "state['net']['w'] is not finite after step 4" in str(caught.value)
+  assert (caught.value.step, caught.value.good) == (4, 3)
+
+
+@pytest.mark.parametrize(
+  'last_good, words', [(8, 'checkpoint is that of step 8.'), (None, 'no good')]
+)
+def test_the_end_names_the_last_good_checkpoint(last_good, words):
+  alarm = watchdog.NotFiniteError(9, 7, 'loss is nan at step 9')
+  end = watchdog.stopped(alarm, last_good)
+  assert type(end) is watchdog.NotFiniteError
+  assert (end.step, end.good, end.status) == (9, 7, 3)
+  assert str(end).startswith('loss is nan at step 9: stopped') and (
+    words in str(end)
+  )
