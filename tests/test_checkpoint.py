@@ -339,6 +339,39 @@ def test_keeps_those_of_every_so_many_steps(tmp_path):
   assert checkpoint.steps(str(tmp_path)) == [4, 7]
 
 
+@pytest.mark.parametrize('files', [0, 1, 4, 9])
+def test_one_that_is_half_deleted_does_not_count(
+  tmp_path, saver, monkeypatch, files
+):
+  """As after a kill while it goes: its markers may be the last to go."""
+  for step in (1, 2):
+    saver.save(step, tree(step), {})
+  assert saver.latest_step() == 2
+  unlink, gone = os.unlink, []
+
+  def stops(path, *args, **kwargs):
+    if 'commit_success' in str(path) or len(gone) >= files:
+      raise OSError('killed')
+    gone.append(path)
+    unlink(path, *args, **kwargs)
+
+  monkeypatch.setattr(os, 'unlink', stops)
+  with contextlib.suppress(UserError):
+    saver.save(3, tree(3), {})
+    saver.close()
+  monkeypatch.undo()
+  assert checkpoint.steps(str(tmp_path)) == [2, 3]
+  # The next life takes up what is left, even if the same step goes again.
+  other = checkpoint.Checkpointer(str(tmp_path), keep=2)
+  other.save(4, tree(4), {})
+  assert_same(other.restore(tree())[0], tree(4))
+  other.close()
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == [
+    '3',
+    '4',
+  ]
+
+
 def test_another_format_is_refused(saver, monkeypatch):
   monkeypatch.setattr(folder_lib, 'FORMAT', 4)
   saver.save(1, tree(), {})

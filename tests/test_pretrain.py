@@ -1,8 +1,10 @@
 """The loop: what a run leaves behind, stopping, resuming, refusing."""
 
+import itertools
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -135,6 +137,33 @@ def test_a_killed_run_goes_on_exactly(which, whole, tmp_path, monkeypatch):
   assert not (tmp_path / 'results.json').exists()
   _run(tmp_path)
   _assert_equals_whole(tmp_path, whole)
+
+
+def test_a_clock_that_is_set_changes_nothing(whole, tmp_path, monkeypatch):
+  """An hour back, a day ahead, and right again, from batch to batch."""
+  clock, nanoseconds, batches = time.time, time.time_ns, runs.input_batches
+  shift = [0]
+  monkeypatch.setattr(time, 'time', lambda: clock() + shift[0])
+  monkeypatch.setattr(
+    time, 'time_ns', lambda: nanoseconds() + shift[0] * 1_000_000_000
+  )
+
+  def with_jumps(*args):
+    for batch, jump in zip(batches(*args), itertools.cycle([86_400, 0, -3600])):
+      shift[0] = jump
+      yield batch
+
+  monkeypatch.setattr(runs, 'input_batches', with_jumps)
+  begun = time.monotonic()
+  results = _run(tmp_path)
+  took = time.monotonic() - begun
+  # The older of two checkpoints that tomorrow made.
+  os.utime(tmp_path / 'checkpoints' / '3', (clock() + 86_400,) * 2)
+  _assert_equals_whole(tmp_path, whole)
+  seconds = [row['seconds'] for row in metrics.read(str(tmp_path))]
+  assert seconds == sorted(seconds)
+  assert 0 < seconds[0] <= seconds[-1] <= results['seconds'] < took
+  assert 0 < results['evaluation_seconds'] < took
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from semppl_jax.checkpoint import checksums, folder, writing
 from semppl_jax.errors import UserError
 
 _DAMAGED = 'damaged'  # where a damaged checkpoint is put, beside the others
+# Where one goes before it is deleted, file by file: a process that is killed
+# meanwhile must not leave half of one under its name.
+_DELETED = 'deleted'
 
 
 class Checkpointer:
@@ -47,8 +51,11 @@ class Checkpointer:
     self._folder = pathlib.Path(os.path.abspath(workdir), 'checkpoints')
     self._tell = tell
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, keep_period=keep_every or None
+      max_to_keep=keep,
+      keep_period=keep_every or None,
+      todelete_subdir=_DELETED,
     )
+    self._writes = False
     with self._writing():
       self._folder.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -67,6 +74,7 @@ class Checkpointer:
       UserError: this one cannot be written, or the one before could not; those
         that are on disk are left alone.
     """
+    self._writes = True
     self._wait()
     if hosts.agree(self._is_complete(step)):
       return
@@ -94,6 +102,7 @@ class Checkpointer:
 
   def discard_after(self, step: int) -> None:
     """Deletes the checkpoints of all later steps."""
+    self._writes = True
     self._wait()
     for later in hosts.agree([n for n in self._steps() if n > step]):
       self._manager.delete(later)
@@ -197,10 +206,12 @@ class Checkpointer:
         self._manager.wait_until_finished()
       finally:
         self._manager.close()
+        self._make_room()
 
   def _wait(self) -> None:
     with self._writing():
       self._manager.wait_until_finished()
+    self._make_room()
 
   def _writing(self) -> contextlib.AbstractContextManager[None]:
     return writing.guarded(self._folder)
@@ -211,8 +222,14 @@ class Checkpointer:
   def _is_complete(self, step: int) -> bool:
     return folder.is_complete(self._folder / str(step))
 
+  def _make_room(self) -> None:
+    """Deletes what was put aside for it, also by a life that was killed."""
+    # Who only reads must not touch what another process writes.
+    if self._writes and hosts.is_first():
+      shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
+
   def _delete_incomplete(self) -> None:
-    # Only here: who only reads must not touch what another process writes.
+    # Only before a save: see `_make_room`.
     steps = [n for n in self._manager.all_steps() if not self._is_complete(n)]
     for step in hosts.agree(steps):
       self._manager.delete(step)

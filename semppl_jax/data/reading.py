@@ -5,8 +5,10 @@ The order is that of the records, whatever makes them.
 
 import dataclasses
 import gc
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -79,7 +81,7 @@ def batches(
   data = grain.MapDataset.source(pieces).to_iter_dataset(options)
   if workers:
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
-    data = data.mp_prefetch(options, _ignore_interrupt)
+    data = data.mp_prefetch(options, _begin)
   data = data.batch(pieces.in_a_batch, drop_remainder=False, batch_fn=_join)
   if workers or threads:
     # The next batch is put together while the device works on this one.
@@ -109,6 +111,14 @@ def _join(pieces: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   }
 
 
-def _ignore_interrupt(*unused_args: int) -> None:
-  """Ctrl-C reaches workers too; the main process still needs their batches."""
+def _begin(*unused_args: int) -> None:
+  """In a worker, first."""
+  # Ctrl-C reaches workers too; the main process still needs their batches.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  """A main process that is killed tells nobody: workers would wait for ever."""
+  multiprocessing.parent_process().join()
+  os._exit(1)

@@ -1,0 +1,45 @@
+"""Starts runs as forks of a process that has imported the package: a script.
+
+  python -m tests.kills_forks
+
+Reads {"argv", "log", "environment"} from its input, a JSON line each; answers
+with the process id of the run, and with its status when it has ended. A fork
+is sound here because the parent has one thread and no JAX backend, which is
+looked at; what a run then does is `main` and nothing else.
+"""
+
+import json
+import os
+import sys
+
+from semppl_jax import main, pretrain
+
+assert pretrain  # what takes long to import
+
+
+def _become(request):
+  """In the child: the command line that was asked for."""
+  os.setsid()
+  log = os.open(request['log'], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+  nothing = os.open(os.devnull, os.O_RDONLY)
+  for source, target in ((nothing, 0), (log, 1), (log, 2)):
+    os.dup2(source, target)
+  os.environ.update(request['environment'])
+  sys.argv = ['main', *request['argv']]
+
+
+def serve():
+  """Until its input ends; a child returns from it, too, as `main`."""
+  for line in sys.stdin:
+    assert len(os.listdir('/proc/self/task')) == 1, 'threads: no fork'
+    pid = os.fork()
+    if pid == 0:
+      _become(json.loads(line))
+      main.main()
+      return
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == '__main__':
+  serve()
