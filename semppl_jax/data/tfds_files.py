@@ -6,6 +6,7 @@ an index file beside the data (or in the user's cache, if that is read-only).
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -20,7 +21,7 @@ import numpy as np
 import tqdm
 
 from semppl_jax import config, files
-from semppl_jax.data import images
+from semppl_jax.data import images, patience, sources
 from semppl_jax.data.sources import Record, Source
 from semppl_jax.errors import UserError
 
@@ -211,11 +212,26 @@ class _Records:
 
   def __getitem__(self, index: int) -> Record:
     try:
-      image = _example(self._data[index])[self._image].bytes_list.value[0]
+      data = patience.read(lambda: self._read(index), sources.name(self, index))
+      image = _example(data)[self._image].bytes_list.value[0]
+    except UserError:
+      raise
     except Exception as e:  # a damaged file: array_record raises one of many
       raise images.Unreadable(_line(e)) from e
     label = int(self.labels[index])
     return {'image': image, 'label': label, 'id': index}
+
+  def _read(self, index: int) -> bytes:
+    try:
+      return self._data[index]
+    except RuntimeError as e:
+      number = patience.number(_line(e))
+      if number is None:
+        raise
+      # A file that could not be opened stays so, for all of its images, in the
+      # source that tried. A copy opens its files anew.
+      self._data.data_source = copy.copy(self._data.data_source)
+      raise OSError(number, _line(e)) from e
 
 
 def _index(
