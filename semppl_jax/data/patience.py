@@ -7,6 +7,7 @@ train on other images than the next run does, and nobody would know; so it is
 tried again, and then the run ends, to go on when the disk does.
 """
 
+import copy
 import errno
 import os
 import re
@@ -38,21 +39,37 @@ def read(once: Callable[[], Any], what: str) -> Any:
     OSError: one of the file itself, at once.
     UserError: any other, after the last try.
   """
-  for pause in (*_PAUSES, None):
+  pauses = list(_PAUSES)
+  while True:
     try:
       return once()
     except OSError as error:
       if error.errno in _OF_THE_FILE:
         raise
-      if pause is None:
+      if not pauses:
         raise UserError(_line(what, error)) from error
-    time.sleep(pause)
+    time.sleep(pauses.pop(0))
 
 
-def number(message: str) -> int | None:
-  """The system's error number, of array_record's 'pread() failed: ...'."""
-  found = re.search(r'failed: ([^;]+)', message)
-  return _NUMBERS.get(found[1].strip()) if found else None
+def record(data: Any, index: int) -> bytes:
+  """A record of a tfds data source of array_record files.
+
+  Raises:
+    OSError: the system's.
+    RuntimeError: a damaged file.
+  """
+  try:
+    return data[index]
+  except RuntimeError as error:
+    line = str(error).splitlines()[0]
+    found = re.search(r'failed: ([^;]+)', line)  # pread() failed: ...; reading
+    number = _NUMBERS.get(found[1].strip()) if found else None
+    if number is None:
+      raise
+    # A file that could not be opened stays so, for all of its images, in the
+    # source that tried. A copy opens its files anew.
+    data.data_source = copy.copy(data.data_source)
+    raise OSError(number, line) from error
 
 
 def _line(what: str, error: OSError) -> str:

@@ -6,7 +6,6 @@ an index file beside the data (or in the user's cache, if that is read-only).
 """
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import json
@@ -212,7 +211,8 @@ class _Records:
 
   def __getitem__(self, index: int) -> Record:
     try:
-      data = patience.read(lambda: self._read(index), sources.name(self, index))
+      once = lambda: patience.record(self._data, index)
+      data = patience.read(once, sources.name(self, index))
       image = _example(data)[self._image].bytes_list.value[0]
     except UserError:
       raise
@@ -220,18 +220,6 @@ class _Records:
       raise images.Unreadable(_line(e)) from e
     label = int(self.labels[index])
     return {'image': image, 'label': label, 'id': index}
-
-  def _read(self, index: int) -> bytes:
-    try:
-      return self._data[index]
-    except RuntimeError as e:
-      number = patience.number(_line(e))
-      if number is None:
-        raise
-      # A file that could not be opened stays so, for all of its images, in the
-      # source that tried. A copy opens its files anew.
-      self._data.data_source = copy.copy(self._data.data_source)
-      raise OSError(number, _line(e)) from e
 
 
 def _index(
