@@ -5,17 +5,21 @@ step at most once and in rising order; what is not a finite number is null.
 WORKDIR/tensorboard has the same numbers as TensorBoard events.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from semppl_jax import files
 from semppl_jax.errors import UserError
@@ -91,35 +95,76 @@ class MetricsWriter:
     workdir: made if it is not there.
     step: the number of steps done. What an earlier process wrote of later
       steps is dropped: this one will write it again.
+
+  Raises:
+    UserError: here and below, the files cannot be written.
   """
 
   def __init__(self, workdir: str, *, step: int):
-    folder = pathlib.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _FILE
-    if path.exists():
-      rows = [row for row in _rows(path) if row['step'] <= step]
-      files.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
-    self._file = path.open('a', encoding='utf-8')
-    # A file that this one takes over is cut after `step`, as the lines are.
-    self._events = tensorboardX.SummaryWriter(
-      str(folder / 'tensorboard'), purge_step=step + 1
-    )
+    self._path = pathlib.Path(workdir, _FILE)
+    with self._guarded():
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      if self._path.exists():
+        rows = [row for row in _rows(self._path) if row['step'] <= step]
+        text = ''.join(json.dumps(row) + '\n' for row in rows)
+        files.write_text(self._path, text)
+      # Not buffered: what could not be written is not tried again at the end.
+      self._file = self._path.open('ab', buffering=0)
+      self._events = _events(self._path.with_name('tensorboard'), step + 1)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes one line, at once; values are scalars of any numeric kind."""
     row = {'step': int(step)} | {k: plain(v) for k, v in values.items()}
-    self._file.write(json.dumps(row, allow_nan=False) + '\n')
-    self._file.flush()
-    for name, value in row.items():
-      if name != 'step' and value is not None:
-        self._events.add_scalar(name, value, step)
-    self._events.flush()
+    line = json.dumps(row, allow_nan=False) + '\n'
+    numbers = [
+      summary_pb2.Summary.Value(tag=name, simple_value=value)
+      for name, value in row.items()
+      if name != 'step' and value is not None
+    ]
+    with self._guarded():
+      if self._file.write(line.encode()) < len(line.encode()):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      self._events.write_event(
+        event_pb2.Event(
+          wall_time=time.time(),
+          step=int(step),
+          summary=summary_pb2.Summary(value=numbers),
+        )
+      )
+      self._events.flush()
 
   def close(self) -> None:
     """Closes both; a second call does nothing."""
-    self._file.close()
-    self._events.close()
+    if not self._file.closed:
+      self._file.close()
+      with self._guarded():
+        self._events.close()
+
+  @contextlib.contextmanager
+  def _guarded(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise UserError(
+        f'{self._path} or the events beside it cannot be written: '
+        f'{error.strerror}. Make room, and the same command goes on.'
+      ) from error
+
+
+def _events(folder: pathlib.Path, first: int) -> event_file_writer.EventsWriter:
+  """Of TensorBoard; what it knows of step `first` and later is dropped."""
+  # Not its SummaryWriter: it has a thread that dies when the disk is full, and
+  # then its queue is waited for.
+  folder.mkdir(exist_ok=True)
+  writer = event_file_writer.EventsWriter(str(folder / 'events'))
+  log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+  # A file that this one takes over is cut after `step`, as the lines are.
+  for event in (
+    event_pb2.Event(step=first, file_version='brain.Event:2'),
+    event_pb2.Event(step=first, session_log=log),
+  ):
+    writer.write_event(event)
+  return writer
 
 
 def read(workdir: str) -> list[dict[str, Any]]:

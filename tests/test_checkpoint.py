@@ -393,7 +393,7 @@ def test_no_bit_of_the_description_goes_unnoticed(tmp_path, saver):
     path.write_bytes(raw[:i] + bytes([raw[i] ^ 1]) + raw[i + 1 :])
     with contextlib.suppress(folder_lib.DamagedError):
       # What JSON does not care for, such as a kind of white space.
-      assert folder_lib.read_document(place) == before, i
+      assert folder_lib._read_document(place) == before, i
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 
 import itertools
 import json
+import multiprocessing
 import os
+import random
+import shutil
 import signal
 import time
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from semppl_jax import (
@@ -21,7 +25,7 @@ from semppl_jax import (
 )
 from semppl_jax.errors import UserError
 from semppl_jax.watchdog import NotFiniteError
-from tests import tiny
+from tests import full_disk, tiny
 
 _STEPS = 5  # 2 epochs of 40 images in batches of 16
 _CLOCKS = ('seconds', 'images_per_second', 'evaluation_seconds')
@@ -164,6 +168,86 @@ def test_a_clock_that_is_set_changes_nothing(whole, tmp_path, monkeypatch):
   assert seconds == sorted(seconds)
   assert 0 < seconds[0] <= seconds[-1] <= results['seconds'] < took
   assert 0 < results['evaluation_seconds'] < took
+
+
+def _damage_somewhere(place, seed):
+  """Cuts one file of a checkpoint anywhere, or turns one bit of it around."""
+  draw = random.Random(seed)
+  found = [path for path in place.rglob('*') if path.is_file()]
+  path = draw.choice(sorted(p for p in found if p.stat().st_size))
+  raw = bytearray(path.read_bytes())
+  at = draw.randrange(len(raw))
+  if draw.random() < 0.5:
+    what, raw = 'cut at', raw[:at]
+  else:
+    what, raw[at] = 'flipped at', raw[at] ^ 1 << draw.randrange(8)
+  path.write_bytes(raw)
+  print(f'seed {seed}: {path.relative_to(place)} {what} {at}')
+
+
+def _goes_on_from_damage(whole, workdir, seed):
+  """From step 5, if what is damaged says nothing, else from step 3."""
+  shutil.copytree(whole[0], workdir)
+  (workdir / 'results.json').unlink()
+  _damage_somewhere(workdir / 'checkpoints' / '5', seed)
+  _run(workdir)
+  _assert_equals_whole(workdir, whole)
+
+
+def test_a_damaged_checkpoint_changes_nothing(whole, tmp_path):
+  seed = random.randrange(10**6)
+  _goes_on_from_damage(whole, tmp_path / 'run', seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('number', range(12))
+def test_many_damaged_checkpoints_change_nothing(whole, tmp_path, number):
+  seed = random.randrange(10**6)
+  _goes_on_from_damage(whole, tmp_path / 'run', seed)
+
+
+@pytest.mark.long
+def test_a_run_goes_on_after_a_full_disk(whole, tmp_path, monkeypatch):
+  write, left = metrics.MetricsWriter.write, [3]
+
+  def full(writer, step, values):
+    left[0] -= 1
+    if left[0]:
+      return write(writer, step, values)
+    room = os.path.getsize(tmp_path / 'metrics.jsonl') + 20
+    with full_disk.files_of(room):  # half of the line
+      return write(writer, step, values)
+
+  monkeypatch.setattr(metrics.MetricsWriter, 'write', full)
+  with pytest.raises(UserError, match='Make room, and the same command'):
+    _run(tmp_path)
+  assert [row['step'] for row in metrics.read(str(tmp_path))] == [1, 2]
+  _run(tmp_path)
+  _assert_equals_whole(tmp_path, whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('workers', [1, 2])
+def test_a_killed_worker_ends_the_run_which_goes_on(
+  tmp_path, monkeypatch, workers
+):
+  flags.FLAGS.mark_as_parsed()  # as `main` does
+  settings = dict(num_epochs=24.0, evaluation__probes=False)  # 60 steps
+  _run(tmp_path / 'whole', **settings)
+
+  def kill():
+    os.kill(multiprocessing.active_children()[-1].pid, signal.SIGKILL)
+
+  _breaks_after(monkeypatch, 8, kill)
+  settings |= dict(dataset__workers=workers)
+  with pytest.raises(UserError, match='A worker process .* was killed') as e:
+    _run(tmp_path / 'run', **settings)
+  assert '\n' not in str(e.value)
+  assert checkpoint.steps(str(tmp_path / 'run'))
+  _run(tmp_path / 'run', **settings)
+  rows = [metrics.read(str(tmp_path / name)) for name in ('run', 'whole')]
+  assert len(rows[0]) == 60
+  assert _without_clocks(rows[0]) == _without_clocks(rows[1])
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

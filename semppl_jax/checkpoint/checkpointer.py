@@ -5,6 +5,7 @@ one folder that all of them see; process 0's view of that folder counts.
 """
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -50,10 +51,17 @@ class Checkpointer:
     """
     self._folder = pathlib.Path(os.path.abspath(workdir), 'checkpoints')
     self._tell = tell
+    self._step = 0  # that is being written
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       keep_period=keep_every or None,
       todelete_subdir=_DELETED,
+      async_options=ocp.AsyncOptions(
+        # Else threads of orbax's wait 20 minutes for one that cannot be made,
+        # and the process with them.
+        create_directories_asynchronously=False,
+        post_finalization_callback=self._check_written,
+      ),
     )
     self._writes = False
     with self._writing():
@@ -97,6 +105,7 @@ class Checkpointer:
     parts = ocp.args.Composite(
       arrays=ocp.args.PyTreeSave(stored), info=ocp.args.JsonSave(document)
     )
+    self._step = step
     with self._writing():
       self._manager.save(step, args=parts, force=True)
 
@@ -114,9 +123,9 @@ class Checkpointer:
       up_to: later ones do not count; None: all do.
     """
     self._wait()
-    steps = filter(self._is_complete, self._steps())
+    steps = self._steps()
     if up_to is not None:
-      steps = (n for n in steps if n <= up_to)
+      steps = [n for n in steps if n <= up_to]
     return hosts.agree(max(steps, default=None))
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any], int]:
@@ -138,7 +147,7 @@ class Checkpointer:
         structure.
     """
     self._wait()
-    steps = hosts.agree(sorted(filter(self._is_complete, self._steps())))
+    steps = hosts.agree(self._steps())
     if not steps:
       raise UserError(f'No checkpoint in {self._folder}: train first.')
     damaged: dict[int, str] = {}
@@ -217,7 +226,7 @@ class Checkpointer:
     return writing.guarded(self._folder)
 
   def _steps(self) -> list[int]:
-    return list(self._manager.all_steps())
+    return folder.steps(str(self._folder.parent))
 
   def _is_complete(self, step: int) -> bool:
     return folder.is_complete(self._folder / str(step))
@@ -227,6 +236,14 @@ class Checkpointer:
     # Who only reads must not touch what another process writes.
     if self._writes and hosts.is_first():
       shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
+
+  def _check_written(self) -> None:
+    """Looks at the arrays before their folder gets its name, and older ones go.
+
+    Orbax passes over a folder that it cannot list.
+    """
+    if not folder.are_arrays_there(writing.part(self._folder, self._step)):
+      raise OSError(errno.EIO, 'the arrays could not be listed')
 
   def _delete_incomplete(self) -> None:
     # Only before a save: see `_make_room`.

@@ -7,7 +7,7 @@ import errno
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,16 +25,40 @@ _PARTS = ('', 'arrays', 'info')
 
 
 def steps(workdir: str) -> list[int]:
-  """The steps of the whole checkpoints of a run, rising."""
-  folder = pathlib.Path(workdir, 'checkpoints')
-  numbers = [path for path in folder.glob('*') if path.name.isdigit()]
-  return sorted(int(path.name) for path in numbers if is_complete(path))
+  """The steps of the whole checkpoints of a run, rising.
+
+  Raises:
+    CheckpointError: the disk does not say.
+  """
+  folder = pathlib.Path(os.path.abspath(workdir), 'checkpoints')
+  # Not glob, nor orbax: where a disk fails, they see no checkpoint, and a run
+  # would start anew.
+  try:
+    names = os.listdir(folder)
+  except FileNotFoundError:
+    return []
+  except OSError as error:
+    raise _refusal(folder, error) from error
+  steps = sorted(int(name) for name in names if name.isdigit())
+  return [step for step in steps if is_complete(folder / str(step))]
 
 
 def is_complete(folder: pathlib.Path) -> bool:
-  """Whether it was written to its end."""
+  """Whether it was written to its end.
+
+  Raises:
+    CheckpointError: the disk does not say.
+  """
   # A copy that was cut off has the last name, but not all of the markers.
-  return all((folder / part / _MARKER).exists() for part in _PARTS)
+  try:
+    return all((folder / part / _MARKER).exists() for part in _PARTS)
+  except OSError as error:
+    raise _refusal(folder, error) from error
+
+
+def are_arrays_there(folder: pathlib.Path) -> bool:
+  """Whether what all hosts wrote has been put together."""
+  return (folder / 'arrays' / 'manifest.ocdbt').exists()
 
 
 def read(
@@ -67,6 +91,10 @@ def read_document(folder: pathlib.Path) -> dict[str, Any]:
     DamagedError: it is not what was written.
     CheckpointError: it has another format, or cannot be read now.
   """
+  return _surely(folder, lambda: _read_document(folder))
+
+
+def _read_document(folder: pathlib.Path) -> dict[str, Any]:
   try:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
       document = reader.restore(folder / 'info')
@@ -100,6 +128,12 @@ def read_leaves(
       not what they should be.
     CheckpointError: they cannot be read now.
   """
+  return _surely(folder, lambda: _read_leaves(folder, document, names))
+
+
+def _read_leaves(
+  folder: pathlib.Path, document: Mapping[str, Any], names: list[str]
+) -> dict[str, np.ndarray]:
   kinds = {
     name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
     for name, (dtype, shape) in document['leaves'].items()
@@ -113,6 +147,35 @@ def read_leaves(
     if not checksums.fits(leaf, document['checksums'][name]):
       raise DamagedError(folder, f'{name} is not what was written')
   return {name: found[name] for name in names}
+
+
+def _surely(folder: pathlib.Path, read: Callable[[], Any]) -> Any:
+  """What `read` returns; damage counts if it is there a second time.
+
+  Where the disk fails, the libraries below may say that a file is not there.
+  """
+  try:
+    return read()
+  except DamagedError:
+    _read_all(folder)
+    return read()
+
+
+def _read_all(folder: pathlib.Path) -> None:
+  """Raises a CheckpointError if the disk does not give all that is there."""
+
+  def fail(error):
+    if error.errno != errno.ENOENT:
+      raise _refusal(folder, error) from error
+
+  for parent, _, names in os.walk(folder, onerror=fail):
+    for name in names:
+      try:
+        with open(os.path.join(parent, name), 'rb') as file:
+          while file.read(2**20):
+            pass
+      except OSError as error:
+        fail(error)
 
 
 class DamagedError(CheckpointError):

@@ -1,14 +1,15 @@
 """What cannot be written, in one line that says what to do about it."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 import jax
 
+from semppl_jax import hosts
 from semppl_jax.checkpoint import folder
 from semppl_jax.errors import UserError
 
@@ -28,29 +29,36 @@ def guarded(place: pathlib.Path) -> Iterator[None]:
     raise UserError(_line(place, error)) from error
 
 
+def part(place: pathlib.Path, step: int) -> pathlib.Path:
+  """Where orbax writes a checkpoint, before it gets its name."""
+  return place / f'{step}.orbax-checkpoint-tmp'
+
+
 def probe(place: pathlib.Path) -> None:
   """Makes and removes a folder there.
 
-  Where none can be made, orbax's threads wait for one another.
+  Where the first host can make none, orbax lets the others wait for it.
 
   Raises:
     UserError: it cannot be done.
   """
-  with (
-    guarded(place),
-    tempfile.TemporaryDirectory(dir=place, prefix='.probe'),
-  ):
-    pass
+  # Of one name for ever, so that one that could not be removed does not stay.
+  trial = place / f'.probe-{hosts.index()}'
+  with guarded(place):
+    trial.mkdir(exist_ok=True)
+    trial.rmdir()
 
 
 def _line(place: pathlib.Path, error: BaseException) -> str:
-  existing = next(p for p in (place, *place.parents) if p.exists())
-  reason = folder.system_error(error)[0]
+  # Not Path.exists, which raises where the disk does not answer.
+  existing = next(p for p in (place, *place.parents) if os.path.exists(p))
+  reason, number = folder.system_error(error)
   line = f'No checkpoint can be written to {place}: {reason}'
   if not os.access(existing, os.W_OK):
     return f'{line} (no permission). Those that are there are untouched.'
   free = shutil.disk_usage(existing).free / 1e9
+  what = 'when the disk answers,' if number == errno.EIO else 'make room, and'
   return (
     f'{line} ({free:.1f} GB are free). Those that are there are untouched: '
-    'make room, and the same command goes on.'
+    f'{what} the same command goes on.'
   )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from absl import logging
 
 from semppl_jax import config
-from semppl_jax.data import images
+from semppl_jax.data import images, patience
 from semppl_jax.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
@@ -17,10 +17,15 @@ def read(path: str) -> bytes:
 
   Raises:
     Unreadable: if it is gone, or may not be read.
+    UserError: the disk does not give it, see `patience`.
   """
-  try:
+
+  def once():
     with open(path, 'rb') as file:
       return file.read()
+
+  try:
+    return patience.read(once, path)
   except OSError as e:
     raise images.Unreadable(e.strerror or type(e).__name__) from e
 

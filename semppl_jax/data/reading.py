@@ -17,9 +17,15 @@ import numpy as np
 from grain import experimental
 
 from semppl_jax.data import canvas
+from semppl_jax.errors import UserError
 
 _MOST_IN_A_PIECE = 64  # images; a canvas of 512 x 512 is 0.8 MB
 _MOST_THREADS = 32  # of a process: Python's own share of the work is serial
+_KILLED = (
+  'A worker process of the input was killed (for want of memory, maybe): the '
+  'same command goes on from the last checkpoint. With fewer dataset.workers, '
+  'or 0, it takes less.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +77,9 @@ def batches(
 
   Returns:
     An iterator over {key: [n, ...]}; close it to stop threads and processes.
+
+  Raises:
+    UserError: a worker process was killed.
   """
   if not pieces.count:
     return
@@ -89,6 +98,10 @@ def batches(
   iterator = iter(data)
   try:
     yield from iterator
+  except RuntimeError as error:
+    if not workers or 'Worker process' not in str(error):
+      raise
+    raise UserError(_KILLED) from error  # its words are grain's
   finally:
     iterator.close()
     if workers:  # else Python warns at exit of shared memory that grain keeps

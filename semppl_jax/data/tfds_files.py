@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 
 from semppl_jax import config, files
-from semppl_jax.data import images
+from semppl_jax.data import images, patience, sources
 from semppl_jax.data.sources import Record, Source
 from semppl_jax.errors import UserError
 
@@ -211,7 +211,11 @@ class _Records:
 
   def __getitem__(self, index: int) -> Record:
     try:
-      image = _example(self._data[index])[self._image].bytes_list.value[0]
+      once = lambda: patience.record(self._data, index)
+      data = patience.read(once, sources.name(self, index))
+      image = _example(data)[self._image].bytes_list.value[0]
+    except UserError:
+      raise
     except Exception as e:  # a damaged file: array_record raises one of many
       raise images.Unreadable(_line(e)) from e
     label = int(self.labels[index])
