@@ -68,7 +68,7 @@ def test_an_index_is_written_once_and_read_again(imagenet, monkeypatch):
   first = load_imagenet(imagenet)
   folder = next(imagenet.glob('imagenet2012/*'))
   assert len(list(folder.glob('semppl_jax_index_train_*.npz'))) == 1
-  monkeypatch.setattr(tfds_files, '_read_index', None)  # is not called
+  monkeypatch.setattr(tfds_index, '_read', None)  # is not called
   again = load_imagenet(imagenet)
   np.testing.assert_array_equal(again.train.labels, first.train.labels)
   assert again.train.names == first.train.names
@@ -123,7 +123,7 @@ def test_where_the_data_may_not_be_written_the_index_goes_to_the_cache(
   monkeypatch.setattr(tfds_files.files, 'write_arrays', refuse)
   first = load_imagenet(imagenet)
   assert len(list((tmp_path / 'cache/semppl_jax').iterdir())) == 2
-  monkeypatch.setattr(tfds_files, '_read_index', None)
+  monkeypatch.setattr(tfds_index, '_read', None)
   again = load_imagenet(imagenet)
   np.testing.assert_array_equal(again.train.labels, first.train.labels)
 
