@@ -11,7 +11,13 @@ import tensorflow_datasets as tfds
 import tfds_data
 
 from semppl_jax import config
-from semppl_jax.data import datasets, images, subsets, tfds_files
+from semppl_jax.data import (
+  datasets,
+  images,
+  subsets,
+  tfds_files,
+  tfds_index,
+)
 from semppl_jax.errors import UserError
 
 IMAGENET = [0, 3, 3, 7, 999, 0, 3]
