@@ -27,8 +27,7 @@ def between(
     if name not in ignore
   }
   return [
-    f'{_line(name)} is {_text(old)} {words[0]} '
-    f'and {_text(new)} {words[1]}'
+    f'{_line(name)} is {_text(old)} {words[0]} and {_text(new)} {words[1]}'
     for name, (old, new) in pairs.items()
     if old != new
   ]

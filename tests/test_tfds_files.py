@@ -119,14 +119,14 @@ def test_where_the_data_may_not_be_written_the_index_goes_to_the_cache(
   imagenet, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  write = tfds_files.files.write_arrays
+  write = tfds_index.files.write_arrays
 
   def refuse(path, **arrays):
     if 'imagenet2012' in path.parts:
       raise PermissionError(13, 'Permission denied', str(path))
     write(path, **arrays)
 
-  monkeypatch.setattr(tfds_files.files, 'write_arrays', refuse)
+  monkeypatch.setattr(tfds_index.files, 'write_arrays', refuse)
   first = load_imagenet(imagenet)
   assert len(list((tmp_path / 'cache/semppl_jax').iterdir())) == 2
   monkeypatch.setattr(tfds_index, '_read', None)

@@ -63,7 +63,7 @@ def _split(
   """Checks and joins one split's images and labels; labels from `lowest` up."""
   for key in (f'{split}_images', f'{split}_labels'):
     if key not in parts:
-      others = ', '.join(map(ascii, parts))
+      others = ', '.join(ascii(name)[1:-1] for name in parts)
       raise UserError(f'dataset.path has no array {key!r}, but {others[:500]}.')
   images, labels = parts[f'{split}_images'], parts[f'{split}_labels']
   shape_ok = images.ndim == 3 or (
