@@ -145,5 +145,5 @@ def _standing(folder: pathlib.Path) -> dict[str, Any] | None:
         f'--workdir {folder} has checkpoints but no config.json: {advice}.'
       ) from None
     return None
-  except (ValueError, TypeError, OSError):
+  except (ValueError, TypeError, OSError, RecursionError):
     raise UserError(f'{path} cannot be read as JSON: {advice}.') from None

@@ -7,7 +7,7 @@ it or we know it from memory of the papers only.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -247,7 +247,9 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: one line that names the setting, its value and what would do.
   """
+  check_kinds(cfg, default())
   check_ranges(cfg, _RANGES)
+  _check_views(cfg)
   _check_loss(cfg)
   check_choices(cfg, _CHOICES)
   check_profile(cfg)
@@ -334,6 +336,24 @@ _RANGES = SHARED_RANGES | {
   'evaluation.k': (1, None),
   'evaluation.center': (0.01, 1),
   'evaluation.train_images': (0, None),
+  'encoder.bn_decay': (0, 1),
+  'encoder.bn_eps': (0, None),
+  'classifier.weight': (0, None),
+  'views.flip': (0, 1),
+  'views.jitter': (0, 1),
+  'views.brightness': (0, None),
+  'views.contrast': (0, None),
+  'views.saturation': (0, None),
+  'views.hue': (0, None),
+  'views.grayscale': (0, 1),
+  'views.blur_kernel': (0, 1),
+  'views.solarize_threshold': (0, 1),
+  'optimizer.weight_decay': (0, None),
+  'optimizer.momentum': (0, 1),
+  'optimizer.trust_coefficient': (0, None),
+  'optimizer.b1': (0, 0.999999),  # at 1, Adam divides by 0
+  'optimizer.b2': (0, 0.999999),
+  'evaluation.probe_c': (1e-9, None),
 }
 _CHOICES = SHARED_CHOICES | {
   'task': ('pretrain',),
@@ -350,6 +370,80 @@ def look_up(cfg: ml_collections.ConfigDict, key: str) -> Any:
   for part in key.split('.'):
     cfg = cfg[part]
   return cfg
+
+
+def check_kinds(
+  cfg: ml_collections.ConfigDict,
+  like: ml_collections.ConfigDict,
+  any_length: Sequence[str] = (),
+) -> None:
+  """Refuses values of another kind than the defaults, and what is not finite.
+
+  Args:
+    cfg: the settings.
+    like: the defaults; None there: a number, or None.
+    any_length: sections whose tuples may have another length.
+  """
+  for key, usual in _flat(like):
+    value = look_up(cfg, key)
+    if usual is None and value is None:
+      continue
+    if isinstance(usual, tuple):
+      first = 0.0 if not usual else usual[0]
+      fits = isinstance(value, tuple) and all(_is(x, first) for x in value)
+      if key.split('.')[0] not in any_length:
+        fits = fits and len(value) == len(usual)
+      wanted = f'like {usual}'
+    else:
+      fits = _is(value, 0.0 if usual is None else usual)
+      wanted = _WANTED[float if usual is None else type(usual)]
+    if not fits:
+      raise UserError(f'{key} is {value!r:.200}; it must be {wanted}.')
+
+
+_WANTED = {
+  bool: 'True or False',
+  int: 'a whole number of 64 bits',
+  float: 'a finite number',
+  str: 'a text',
+}
+
+
+def _flat(
+  cfg: ml_collections.ConfigDict, prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  for key, value in cfg.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _is(value: Any, usual: Any) -> bool:
+  """Whether a value is of the kind of the usual one."""
+  if isinstance(usual, float):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) < 1e38  # of float32
+  same = type(value) is type(usual)
+  return same and (type(value) is not int or -(2**63) <= value < 2**63)
+
+
+def _check_views(cfg: ml_collections.ConfigDict) -> None:
+  for key, most in (
+    ('large_area', 1), ('small_area', 1), ('aspect', None),
+    ('blur_sigma', None),
+  ):  # fmt: skip
+    low, high = cfg.views[key]
+    if not 0 < low <= high or (most and high > most):
+      raise UserError(
+        f'views.{key} is {cfg.views[key]}; it must be two rising numbers above '
+        f'0{" and at most 1" if most else ""}.'
+      )
+  for key in ('blur', 'solarize'):
+    if not all(0 <= share <= 1 for share in cfg.views[key]):
+      raise UserError(
+        f'views.{key} is {cfg.views[key]}; it must be two numbers from 0 to 1.'
+      )
 
 
 def check_ranges(

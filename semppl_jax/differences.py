@@ -27,14 +27,20 @@ def between(
     if name not in ignore
   }
   return [
-    f'{name} is {_text(old)} {words[0]} and {_text(new)} {words[1]}'
+    f'{_line(name)} is {_text(old)} {words[0]} and {_text(new)} {words[1]}'
     for name, (old, new) in pairs.items()
     if old != new
   ]
 
 
 def _text(value: Any) -> str:
-  return value if value is _ABSENT else json.dumps(value)
+  return value if value is _ABSENT else _line(json.dumps(value))
+
+
+def _line(text: str) -> str:
+  """A text from a file, fit for a message of one line."""
+  text = text if len(text) <= 200 else text[:200] + '...'
+  return ''.join(c if c.isprintable() else '?' for c in text)
 
 
 def first_few(phrases: Sequence[str], show: int = 3) -> str:

@@ -163,6 +163,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: one line that names the setting, its value and what would do.
   """
+  config.check_kinds(cfg, default(), ('grid', 'robustness', 'transfer'))
   config.check_ranges(cfg, _RANGES)
   config.check_choices(cfg, _CHOICES)
   config.check_one_subset(cfg)
@@ -190,17 +191,21 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'follow is on, but task {cfg.task} looks at one checkpoint: set '
       'follow=False.'
     )
-  _check_crops(cfg)
+  _check_pairs(cfg)
   _check_grid(cfg)
 
 
-def _check_crops(cfg: ml_collections.ConfigDict) -> None:
-  for key, most in (('area', 1), ('aspect', float('inf'))):
-    value = cfg.crops[key]
+def _check_pairs(cfg: ml_collections.ConfigDict) -> None:
+  for key, most in (
+    ('crops.area', 1),
+    ('crops.aspect', float('inf')),
+    ('transfer.l2', float('inf')),
+  ):
+    value = config.look_up(cfg, key)
     rising = len(value) == 2 and 0 < value[0] <= value[1] <= most
     if not rising or not _are_finite(value):
       raise UserError(
-        f'crops.{key} is {value}; it must be two rising numbers above 0'
+        f'{key} is {value}; it must be two rising numbers above 0'
         f'{" and at most 1" if most == 1 else ""}.'
       )
 

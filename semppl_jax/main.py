@@ -112,7 +112,7 @@ def _explain(argv: list[str], error: BaseException) -> str:
     if found and found.group(1) not in known:
       key = found.group(1)
       return f'Unknown config key {key!r}{config.nearest_name(key, known)}'
-  top = str(error).splitlines()[0]
+  top = (str(error).strip().splitlines() or [type(error).__name__])[0]
   while inner := error.__cause__ or error.__context__:
     error = inner
   reason = (str(error).splitlines() or [''])[0]

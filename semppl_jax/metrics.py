@@ -196,7 +196,7 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
   except FileNotFoundError:
     return None
-  except ValueError:
+  except (ValueError, RecursionError):
     raise UserError(f'{path} is not JSON: mend it or delete it.') from None
 
 
@@ -205,9 +205,9 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
   for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
     try:
       row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
       continue  # a process was stopped in the middle of this line
-    if isinstance(row, dict) and 'step' in row:
+    if isinstance(row, dict) and type(row.get('step')) is int:
       rows.append(row)
   return rows
 

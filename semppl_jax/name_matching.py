@@ -103,7 +103,7 @@ def _read(path: str) -> dict[str, str]:
       pairs = json.load(file, object_pairs_hook=list)
   except OSError as error:
     raise CheckpointError(f'{path}: {error.strerror}.') from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise CheckpointError(f'{path} is not JSON: {error}.') from error
   # An object is now a list of tuples, so that a key that comes twice shows.
   if not isinstance(pairs, list) or not all(

@@ -11,7 +11,13 @@ import tensorflow_datasets as tfds
 import tfds_data
 
 from semppl_jax import config
-from semppl_jax.data import datasets, images, subsets, tfds_files
+from semppl_jax.data import (
+  datasets,
+  images,
+  subsets,
+  tfds_files,
+  tfds_index,
+)
 from semppl_jax.errors import UserError
 
 IMAGENET = [0, 3, 3, 7, 999, 0, 3]
@@ -68,7 +74,7 @@ def test_an_index_is_written_once_and_read_again(imagenet, monkeypatch):
   first = load_imagenet(imagenet)
   folder = next(imagenet.glob('imagenet2012/*'))
   assert len(list(folder.glob('semppl_jax_index_train_*.npz'))) == 1
-  monkeypatch.setattr(tfds_files, '_read_index', None)  # is not called
+  monkeypatch.setattr(tfds_index, '_read', None)  # is not called
   again = load_imagenet(imagenet)
   np.testing.assert_array_equal(again.train.labels, first.train.labels)
   assert again.train.names == first.train.names
@@ -113,17 +119,17 @@ def test_where_the_data_may_not_be_written_the_index_goes_to_the_cache(
   imagenet, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  write = tfds_files.files.write_arrays
+  write = tfds_index.files.write_arrays
 
   def refuse(path, **arrays):
     if 'imagenet2012' in path.parts:
       raise PermissionError(13, 'Permission denied', str(path))
     write(path, **arrays)
 
-  monkeypatch.setattr(tfds_files.files, 'write_arrays', refuse)
+  monkeypatch.setattr(tfds_index.files, 'write_arrays', refuse)
   first = load_imagenet(imagenet)
   assert len(list((tmp_path / 'cache/semppl_jax').iterdir())) == 2
-  monkeypatch.setattr(tfds_files, '_read_index', None)
+  monkeypatch.setattr(tfds_index, '_read', None)
   again = load_imagenet(imagenet)
   np.testing.assert_array_equal(again.train.labels, first.train.labels)
 

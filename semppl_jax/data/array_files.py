@@ -6,6 +6,8 @@ from semppl_jax.errors import UserError
 
 Split = tuple[np.ndarray, np.ndarray]  # [N, H, W, 3] uint8, [N] integers
 
+_ARRAYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
+
 
 def read(path: str) -> dict[str, Split]:
   """Reads train_images, train_labels, test_images and test_labels.
@@ -40,10 +42,14 @@ def three_channels(images: np.ndarray) -> np.ndarray:
   return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
-def _read_npz(path: str) -> dict[str, np.ndarray]:
+def _read_npz(path: str) -> dict[str, np.ndarray | None]:
   try:
     with np.load(path, allow_pickle=False) as file:
-      return dict(file)
+      known = {name: file[name] for name in _ARRAYS if name in file}
+      if wrong := [k for k, v in known.items() if type(v) is not np.ndarray]:
+        raise ValueError(f'{wrong[0]} is no array')
+      # Of others, which may be huge, the names.
+      return known | {n: None for n in file.files if n not in _ARRAYS}
   except Exception as e:  # a broken file raises one of many
     reason = (str(e).splitlines() or [type(e).__name__])[0]
     raise UserError(
@@ -51,13 +57,14 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
     ) from e
 
 
-def _split(parts: dict[str, np.ndarray], split: str, lowest: int) -> Split:
+def _split(
+  parts: dict[str, np.ndarray | None], split: str, lowest: int
+) -> Split:
   """Checks and joins one split's images and labels; labels from `lowest` up."""
   for key in (f'{split}_images', f'{split}_labels'):
     if key not in parts:
-      raise UserError(
-        f'dataset.path has no array {key!r}, but {", ".join(parts)}.'
-      )
+      others = ', '.join(ascii(name)[1:-1] for name in parts)
+      raise UserError(f'dataset.path has no array {key!r}, but {others[:500]}.')
   images, labels = parts[f'{split}_images'], parts[f'{split}_labels']
   shape_ok = images.ndim == 3 or (
     images.ndim == 4 and images.shape[3] in (1, 3)

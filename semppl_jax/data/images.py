@@ -14,6 +14,10 @@ from PIL import Image
 from scipy import sparse
 
 MAX_PIXELS = 2**27  # a larger image is refused: a small file can claim any size
+# Nor may a JPEG go over its pixels again and again, for hours.
+_MAX_WORK = 2**32  # pixels times scans
+# Pillow knows more, and would start Ghostscript for some.
+_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 
 # A JPEG is shrunk by its decoder alone, to so many eighths of its size, if that
 # leaves this share of the side that is asked for: much cheaper than resizing.
@@ -28,8 +32,8 @@ def decode(data: bytes | np.ndarray, side: int | None = None) -> np.ndarray:
   """The pixels of an encoded image.
 
   Args:
-    data: JPEG, PNG or what else Pillow reads, told by its content, whatever
-      its name was; grey, palette, 16 bits and CMYK become RGB, transparency is
+    data: JPEG, PNG, WebP, GIF, BMP or TIFF, told by its content, whatever its
+      name was; grey, palette, 16 bits and CMYK become RGB, transparency is
       dropped. An array passes as it is.
     side: the longer side that the image will be shrunk to; a larger JPEG is
       decoded at a fraction of its size. None: whole.
@@ -125,7 +129,7 @@ def _weights(side: int, size: int) -> sparse.csr_matrix:
 
 def _decode_jpeg(data: bytes, side: int | None) -> np.ndarray:
   height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-  _check_size(height, width)
+  _check_size(height, width, data)
   least = {}
   if eighths := _eighths(max(height, width), side):
     of = lambda n: -(-n * eighths // 8)
@@ -154,8 +158,8 @@ def _eighths(longer: int, side: int | None) -> int | None:
 
 def _decode_other(data: bytes) -> np.ndarray:
   try:
-    with Image.open(io.BytesIO(data)) as file:
-      _check_size(file.height, file.width)
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+      _check_size(file.height, file.width, data)
       return np.asarray(_to_rgb(file))
   except Unreadable:
     raise
@@ -172,11 +176,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return image.convert('RGB')
 
 
-def _check_size(height: int, width: int) -> None:
+def _check_size(height: int, width: int, data: bytes) -> None:
   if height * width > MAX_PIXELS:
     raise Unreadable(
       f'its {height} x {width} pixels are more than {MAX_PIXELS:,}'
     )
+  # Within a scan no such bytes can stand.
+  scans = data.count(b'\xff\xda') if data[:2] == b'\xff\xd8' else 1
+  if height * width * scans > _MAX_WORK:
+    raise Unreadable(f'it has {scans:,} scans of {height} x {width} pixels')
 
 
 def _one_line(error: Exception) -> str:

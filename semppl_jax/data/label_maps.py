@@ -194,7 +194,7 @@ def _read_json(path: pathlib.Path, kind: type) -> dict[str, Any]:
   """A file {text: kind}."""
   try:
     content = json.loads(_read_text(path))
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise UserError(f'{path} is not JSON: {e}') from e
   values = content.values() if isinstance(content, dict) else [None]
   if not all(isinstance(value, kind) for value in values):

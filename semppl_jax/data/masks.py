@@ -30,6 +30,7 @@ _TOOL = 'python -m semppl_jax.saliency'
 # A store is at most so many files, which each process that reads it holds open.
 _MOST_SHARDS = 256
 _FEWEST_RECORDS = 64
+_LONGEST = 8192  # pixels of a side; masks of ours have 256 at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,11 +279,11 @@ def _read_layout(path: pathlib.Path) -> Layout:
   advice = f'delete the folder and make it anew (`{_TOOL} --help`)'
   try:
     said = dict(json.loads(path.read_text('utf-8')))
-  except (ValueError, TypeError, OSError):
+  except (ValueError, TypeError, OSError, RecursionError):
     raise UserError(f'{path} cannot be read as JSON: {advice}.') from None
   if (version := said.pop('format', None)) != _FORMAT:
     raise UserError(
-      f'{path} has format {version}, not {_FORMAT}: another version of this '
+      f'{path} has format {version!r}, not {_FORMAT}: another version of this '
       f'program wrote it; {advice}.'
     )
   types = {f.name: f.type for f in dataclasses.fields(Layout)}
@@ -300,12 +301,12 @@ def _check_data(
   if num_images is not None and layout.num_images != num_images:
     raise UserError(
       f'{path}: these are the masks of {layout.num_images:,} images '
-      f'({layout.dataset}), but the data set has {num_images:,}: make masks '
+      f'({layout.dataset!r}), but the data set has {num_images:,}: make masks '
       f'of it with `{_TOOL}`, in another folder.'
     )
   if layout.fingerprint != fingerprint:
     raise UserError(
-      f'{path}: these are the masks of other images ({layout.dataset}, '
+      f'{path}: these are the masks of other images ({layout.dataset!r}, '
       f'fingerprint {layout.fingerprint[:40]!r}, not {fingerprint[:40]!r}): '
       f'make masks of these with `{_TOOL}`, in another folder.'
     )
@@ -373,6 +374,8 @@ def _decode(record: bytes) -> np.ndarray:
   with Image.open(io.BytesIO(record), formats=['PNG']) as image:
     if image.mode != '1':
       raise ValueError(f'its mode is {image.mode}, not 1 bit')
+    if max(image.size) > _LONGEST:
+      raise ValueError(f'it is {image.width} x {image.height} pixels')
     return np.array(image)
 
 

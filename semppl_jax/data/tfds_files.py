@@ -1,33 +1,28 @@
 """Data sets that tensorflow-datasets has prepared: finding and reading them.
 
 They are read as array_record, which has random access and needs no TensorFlow.
-Images stay encoded. All labels and names of a split are read once and kept in
-an index file beside the data (or in the user's cache, if that is read-only).
+Images stay encoded.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 import re
-import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
-from semppl_jax import config, files
-from semppl_jax.data import images, patience, sources
+from semppl_jax import config
+from semppl_jax.data import images, patience, sources, tfds_index
 from semppl_jax.data.sources import Record, Source
 from semppl_jax.errors import UserError
 
 _INFO = 'dataset_info.json'
-_BLOCK = 1024  # records at a time for the index
+_FEATURES = 'features.json'
 _NAMES = ('file_name', 'image/file_name', 'id')  # features that name an image
-_MANY = 20_000  # records whose reading deserves a progress bar
+_CLASS_KEYS = ('pythonClassName', 'python_class_name', 'type')
 _NAME = re.compile(r'(?P<path>[\w./-]+?)(:(?P<version>\d+\.\d+\.\d+))?')
 
 
@@ -53,13 +48,16 @@ class Prepared:
 
     self._folder = folder
     try:
+      _check_classes(folder / _FEATURES)
       self._builder = tfds.builder_from_directory(str(folder))
+      self._info = self._builder.info
+      self._features = dict(self._info.features)
+      self._splits = dict(self._info.splits)
+      formats = [f.value for f in self._info.available_file_formats()]
     except Exception as e:  # tfds raises one of many for a damaged folder
       raise UserError(
-        f'{folder} is not a data set that tfds can read: {_line(e)}'
+        f'{folder} is not a data set that tfds can read: {tfds_index.line(e)}'
       ) from e
-    self._info = self._builder.info
-    formats = [f.value for f in self._info.available_file_formats()]
     if 'array_record' not in formats:
       raise UserError(
         f'{folder} is stored as {", ".join(formats)}, which has no random '
@@ -72,7 +70,7 @@ class Prepared:
 
   def first_of(self, *names: str) -> str | None:
     """The first of some splits that the data set has."""
-    return next((name for name in names if name in self._info.splits), None)
+    return next((name for name in names if name in self._splits), None)
 
   def open(self, split: str) -> Split:
     """A split's records; `split` may be sliced: 'train[:80%]'.
@@ -87,21 +85,24 @@ class Prepared:
       if not size:
         raise ValueError('it is empty')
     except (KeyError, ValueError) as e:
-      known = list(self._info.splits)
+      known = list(self._splits)
       raise UserError(
-        f'{self} has no split {split!r} ({_line(e)}); its splits: '
+        f'{self} has no split {split!r} ({tfds_index.line(e)}); its splits: '
         f'{", ".join(known)}{config.nearest_name(split, known)}'
       ) from e
-    features = self._info.features
-    keys = _keys(features, str(self), tfds.features)
+    keys = _keys(self._features, str(self), tfds.features)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     try:
       data = self._builder.as_data_source(split, deserialize_method=raw)
+      known = tuple(self._features[keys.label].names if keys.label else ())
     except Exception as e:
-      raise UserError(f'{self._folder}: {split} is damaged: {_line(e)}') from e
-    labels, names = _index(self._folder, split, data, keys)
-    known = features[keys.label].names if keys.label else ()
-    return Split(_Records(data, keys.image, labels, names), tuple(known))
+      raise UserError(
+        f'{self._folder}: {split} is damaged: {tfds_index.line(e)}'
+      ) from e
+    labels, names = tfds_index.of(
+      self._folder, split, data, (keys.label, keys.name), len(known)
+    )
+    return Split(_Records(data, keys.image, labels, names), known)
 
 
 def find(name: str, path: str = '') -> Prepared:
@@ -144,9 +145,40 @@ def data_dir(path: str) -> str:
   info = pathlib.Path(path, _INFO).expanduser()
   if not path or not info.is_file():
     return path
-  told = json.loads(info.read_text(encoding='utf-8'))
-  above = 2 if told.get('configName') else 1
+  above = 2 if _read_json(info).get('configName') else 1
   return str(info.parent.resolve().parents[above])
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    return dict(json.loads(path.read_text(encoding='utf-8')))
+  except (OSError, ValueError, TypeError, RecursionError) as e:
+    raise UserError(
+      f'{path} cannot be read as JSON: {tfds_index.line(e)}'
+    ) from e
+
+
+def _check_classes(path: pathlib.Path) -> None:
+  """Refuses features of other modules: tfds would import what a file names."""
+  if not path.exists():
+    return
+  for name in _classes(_read_json(path)):
+    if not name.startswith('tensorflow_datasets.'):
+      raise ValueError(f'{_FEATURES} names {name[:100]!r}, no class of tfds')
+
+
+def _classes(value: Any, key: str = '') -> Iterator[str]:
+  """The classes that a description of features names."""
+  if isinstance(value, dict):
+    for own, inner in value.items():
+      yield from _classes(inner, own)
+  elif isinstance(value, list):
+    for inner in value:
+      yield from _classes(inner)
+  elif isinstance(value, str) and key in _CLASS_KEYS:
+    yield value
+  elif isinstance(value, str) and key == 'json':  # some lie in a text
+    yield from _classes(json.loads(value))
 
 
 def _versions(folder: pathlib.Path) -> list[str]:
@@ -213,86 +245,10 @@ class _Records:
     try:
       once = lambda: patience.record(self._data, index)
       data = patience.read(once, sources.name(self, index))
-      image = _example(data)[self._image].bytes_list.value[0]
+      image = tfds_index.example(data)[self._image].bytes_list.value[0]
     except UserError:
       raise
     except Exception as e:  # a damaged file: array_record raises one of many
-      raise images.Unreadable(_line(e)) from e
+      raise images.Unreadable(tfds_index.line(e)) from e
     label = int(self.labels[index])
     return {'image': image, 'label': label, 'id': index}
-
-
-def _index(
-  folder: pathlib.Path, split: str, data: Any, keys: _Keys
-) -> tuple[np.ndarray, list[str] | None]:
-  """Labels and names of all records, from the index file or read anew."""
-  for path in _index_files(folder, split):
-    # What a damaged file raises.
-    with contextlib.suppress(
-      OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
-    ):
-      with np.load(path, allow_pickle=False) as kept:
-        labels, names = kept['labels'], kept['names']
-      if len(labels) == len(data):
-        return labels, names.tolist() if keys.name else None
-  labels, names = _read_index(data, keys, f'{folder}: {split}')
-  for path in _index_files(folder, split):
-    # The next run reads everything again where nothing can be written.
-    with contextlib.suppress(OSError):
-      path.parent.mkdir(parents=True, exist_ok=True)
-      files.write_arrays(path, labels=labels, names=np.array(names, str))
-      break
-  return labels, names if keys.name else None
-
-
-def _index_files(folder: pathlib.Path, split: str) -> Iterator[pathlib.Path]:
-  """Beside the data; and in the cache, told apart by the data's folder."""
-  # Another preparation of the same version may have another order.
-  stamp = int((folder / _INFO).stat().st_mtime)
-  plain = re.sub(r'\W', '_', split)
-  if plain != split:  # 'train[:80%]' is not 'train[-80:]'
-    plain += hashlib.sha256(split.encode()).hexdigest()[:8]
-  yield folder / f'semppl_jax_index_{plain}_{stamp}.npz'
-  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
-  place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-  name = f'{place}_{plain}_{stamp}.npz'
-  yield cache.expanduser() / 'semppl_jax' / name
-
-
-def _read_index(
-  data: Any, keys: _Keys, what: str
-) -> tuple[np.ndarray, list[str]]:
-  labels = np.full(len(data), -1, np.int32)
-  names: list[str] = []
-  bar = tqdm.tqdm(
-    total=len(data),
-    desc=f'Labels of {what} (once)',
-    unit='image',
-    disable=len(data) < _MANY,
-  )
-  for start in range(0, len(data), _BLOCK):
-    rows = list(range(start, min(start + _BLOCK, len(data))))
-    try:
-      block = data.__getitems__(rows)
-    except Exception as e:
-      raise UserError(f'{what} is damaged: {_line(e)}') from e
-    parsed = [_example(record) for record in block]
-    if keys.label:
-      labels[rows] = [x[keys.label].int64_list.value[0] for x in parsed]
-    if keys.name:
-      names += [x[keys.name].bytes_list.value[0].decode() for x in parsed]
-    bar.update(len(rows))
-  bar.close()
-  return labels, names
-
-
-def _example(record: bytes) -> Any:
-  """The features of a tf.train.Example, by name."""
-  # tfds's own decoding takes most of as long as the JPEG's.
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  return tf_example_pb2.Example.FromString(record).features.feature
-
-
-def _line(error: BaseException) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
