@@ -7,7 +7,7 @@ One variant for each of the 14 files that DeepMind released:
 Paper: Bosnjak et al., ICLR 2023. Fine-tuned top-1 with 1% / 10% of the labels:
 ResNet-50 1x 68.5 / 76.0, with selective kernels 72.3 / 78.3. The wider and
 deeper ones' scores were not available to us. What is marked [ours] in
-semppl_jax/config.py is not confirmed by a public source.
+semppl_jax/config/defaults.py is not confirmed by a public source.
 
 Data: `tfds build imagenet2012 imagenet2012_subset/1pct
 imagenet2012_subset/10pct --data_dir=DIR --file_format=array_record` (needs

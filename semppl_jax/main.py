@@ -106,7 +106,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _explain(argv: list[str], error: BaseException) -> str:
   """One line for what went wrong with the flags."""
-  known = _flatten(config.default()) + _flatten(eval_config.default())
+  both = config.default(), eval_config.default()
+  known = [name for cfg in both for name, _ in config.flat(cfg)]
   for argument in argv[1:]:
     found = re.match(r'--config\.([^=]+)', argument)
     if found and found.group(1) not in known:
@@ -117,14 +118,6 @@ def _explain(argv: list[str], error: BaseException) -> str:
     error = inner
   reason = (str(error).splitlines() or [''])[0]
   return top if reason in top else f'{top} {type(error).__name__}: {reason}'
-
-
-def _flatten(cfg: Any, prefix: str = '') -> list[str]:
-  names = []
-  for key, value in cfg.items():
-    name = prefix + key
-    names += _flatten(value, name + '.') if hasattr(value, 'items') else [name]
-  return names
 
 
 def _guarded(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:

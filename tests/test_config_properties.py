@@ -33,7 +33,7 @@ _LARGE = ('dataset.num_examples', 'dataset.num_classes')
 
 def values_of(cfg):
   """A strategy of {one or two settings: values}."""
-  keys = sorted(key for key, _ in config._flat(cfg))
+  keys = sorted(key for key, _ in config.flat(cfg))
   value = lambda key: _VALUES[type(config.look_up(cfg, key))]
   one = st.sampled_from(keys).flatmap(
     lambda key: st.tuples(st.just(key), st.sampled_from(value(key)))

@@ -1,0 +1,105 @@
+"""What can be wrong with a setting: its kind, its range, its choice.
+
+Each check raises a UserError, one line that names the setting, its value and
+what would do.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from semppl_jax.errors import UserError
+
+_WANTED = {
+  bool: 'True or False',
+  int: 'a whole number of 64 bits',
+  float: 'a finite number',
+  str: 'a text',
+}
+
+
+def nearest_name(name: str, known: Any) -> str:
+  """'; did you mean X?' for a misspelt name, or an empty string."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+  return f'; did you mean {close[0]!r}?' if close else ''
+
+
+def look_up(cfg: ml_collections.ConfigDict, key: str) -> Any:
+  """The value of a setting by its dotted name."""
+  for part in key.split('.'):
+    cfg = cfg[part]
+  return cfg
+
+
+def check_kinds(
+  cfg: ml_collections.ConfigDict,
+  like: ml_collections.ConfigDict,
+  any_length: Sequence[str] = (),
+) -> None:
+  """Refuses values of another kind than the defaults, and what is not finite.
+
+  Args:
+    cfg: the settings.
+    like: the defaults; None there: a number, or None.
+    any_length: sections whose tuples may have another length.
+  """
+  for key, usual in flat(like):
+    value = look_up(cfg, key)
+    if usual is None and value is None:
+      continue
+    if isinstance(usual, tuple):
+      first = 0.0 if not usual else usual[0]
+      fits = isinstance(value, tuple) and all(_is(x, first) for x in value)
+      if key.split('.')[0] not in any_length:
+        fits = fits and len(value) == len(usual)
+      wanted = f'like {usual}'
+    else:
+      fits = _is(value, 0.0 if usual is None else usual)
+      wanted = _WANTED[float if usual is None else type(usual)]
+    if not fits:
+      raise UserError(f'{key} is {value!r:.200}; it must be {wanted}.')
+
+
+def flat(
+  cfg: ml_collections.ConfigDict, prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """All settings as (dotted name, value)."""
+  for key, value in cfg.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _is(value: Any, usual: Any) -> bool:
+  """Whether a value is of the kind of the usual one."""
+  if isinstance(usual, float):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) < 1e38  # of float32
+  same = type(value) is type(usual)
+  return same and (type(value) is not int or -(2**63) <= value < 2**63)
+
+
+def check_ranges(
+  cfg: ml_collections.ConfigDict, ranges: Mapping[str, tuple[Any, Any]]
+) -> None:
+  """Refuses numbers outside {key: (lowest, highest)}; None: no bound."""
+  for key, (low, high) in ranges.items():
+    value = look_up(cfg, key)
+    # Written so that NaN is out of range too.
+    if not (value >= low and (high is None or value <= high)):
+      wanted = f'at least {low}' if high is None else f'from {low} to {high}'
+      raise UserError(f'{key} is {value}; it must be {wanted}.')
+
+
+def check_choices(
+  cfg: ml_collections.ConfigDict, choices: Mapping[str, tuple[str, ...]]
+) -> None:
+  """Refuses values that are not among {key: known values}."""
+  for key, known in choices.items():
+    value = look_up(cfg, key)
+    if value not in known:
+      hint = nearest_name(value, known)
+      raise UserError(f'{key} is {value!r}; known: {", ".join(known)}{hint}')

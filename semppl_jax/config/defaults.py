@@ -1,0 +1,225 @@
+"""Every setting, its default and where it comes from.
+
+The defaults are the ImageNet setting. Experiment files change them, the command
+line changes those. Marks at the line ends: [P] the paper's abstract or one of
+DeepMind's public releases, [ours] our setting, because no public source states
+it or we know it from memory of the papers only.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+# Settings that change how a run is watched, not what it computes.
+COSMETIC = (
+  'log_every_steps',
+  'checkpoint_every_steps',
+  'keep_checkpoints',
+  'keep_checkpoints_every',
+  'progress',
+  'num_devices',
+  'profile_steps',
+  'remat',  # up to rounding
+  # Until there is an alarm, all do the same.
+  'watchdog.action',
+  'watchdog.rollbacks',
+  'watchdog.patience',
+  'watchdog.loss_factor',
+  'watchdog.min_spread',
+  'watchdog.max_label_share',
+  'dataset.workers',
+  'dataset.on_corrupt',  # until it stops a run, both do the same
+)
+
+
+def default() -> ml_collections.ConfigDict:
+  """SemPPL on ImageNet, ResNet-50; labels, data set and schedule as ours."""
+  cfg = ml_collections.ConfigDict()
+  cfg.task = 'pretrain'
+  cfg.seed = 0
+  cfg.batch_size = 4096  # B, global [ours]
+  cfg.num_epochs = 300.0  # [ours]
+  cfg.num_devices = 0  # 0: all that JAX sees
+  cfg.log_every_steps = 10
+  cfg.checkpoint_every_steps = 500
+  cfg.keep_checkpoints = 3  # the newest ...
+  cfg.keep_checkpoints_every = 0  # ... and those of every so many steps
+  cfg.progress = True  # a progress bar on the terminal
+  # Of activations: float32, or bfloat16 with float32 parameters, BatchNorm
+  # statistics, softmaxes and kNN [ours]
+  cfg.precision = 'float32'
+  # True: less memory, a third more work; see networks.build
+  cfg.remat = False
+  # Parts of the batch that the networks see one after another, each with
+  # BatchNorm statistics of its own; see pretrain_step.train_step [ours]
+  cfg.accumulate = 1
+  # First and last step (from 1) of a profiler trace in WORKDIR/profile
+  cfg.profile_steps = (0, 0)
+  cfg.dataset = ml_collections.ConfigDict(
+    {
+      # digits, arrays, folder, imagenet2012, tfds:NAME, synthetic
+      'name': 'synthetic',
+      # Of arrays (.npz), of a folder; tfds's data_dir, '': $TFDS_DATA_DIR
+      'path': '',
+      # Side of the arrays in which encoded images lie whole; larger ones are
+      # shrunk [ours]. Of synthetic: the images' side
+      'image_size': 512,
+      'train_split': '',  # of tfds; '': train
+      'test_split': '',  # '': test, or else validation
+      'unlabelled_split': '',  # '': unlabelled, if there is one
+      'num_examples': 1024,  # of synthetic
+      'num_classes': 10,  # of synthetic
+      'validation': 0,  # >0: so many training images stand in for the test
+      # 'stratified', or 'first': the first in the data set's order, as the
+      # release holds out ImageNet's first 10,000 [P]
+      'validation_rule': 'stratified',
+      'seed': 0,  # of the validation split, and of synthetic
+      'masks': '',  # a folder that `python -m semppl_jax.saliency` wrote
+      # An image that cannot be decoded: 'replace' by another, or 'error'
+      'on_corrupt': 'replace',
+      'workers': 0,  # processes that read and decode; 0: threads only
+    }
+  )
+  cfg.labels = ml_collections.ConfigDict(
+    {
+      'per_class': 0,  # either so many labels in each class ...
+      'fraction': 0.0,  # ... or this share of them ...
+      'file': '',  # ... or those of the images that a text file names ...
+      'subset': '',  # ... or that are in a data set of tfds, NAME/CONFIG
+      'share': 0.0,  # >0: this share of every batch is labelled [ours: 0]
+      'seed': 0,  # which images have labels
+    }
+  )
+  cfg.encoder = ml_collections.ConfigDict(
+    {
+      'name': 'resnet50',
+      'width': 1,
+      'stem': 'imagenet',  # or small: 3x3 stride 1 without max-pooling
+      'selective_kernels': False,  # True: SimCLRv2's [ours]
+      'padding': 'same',  # [P]; or symmetric: SimCLRv2's
+      'bn_decay': 0.9,  # [P]
+      'bn_eps': 1e-5,  # [P]
+      'projector_hidden': 4096,  # also the predictor's [P]
+      'embedding_size': 256,  # d [P]
+    }
+  )
+  cfg.classifier = ml_collections.ConfigDict(
+    {
+      'weight': 1.0,  # monitoring only, while it is detached [ours]
+      'detached': True,  # False: its gradient trains the encoder too
+    }
+  )
+  cfg.views = ml_collections.ConfigDict(
+    {
+      'num_large': 4,  # V_L [ours]
+      'num_small': 2,  # V_S [ours]
+      'large_size': 224,  # [ours]
+      'small_size': 96,  # [ours]
+      'large_area': (0.14, 1.0),  # share of the image that a crop covers [ours]
+      'small_area': (0.05, 0.14),  # [ours]
+      'aspect': (3 / 4, 4 / 3),  # [ours]
+      'antialias': False,  # [ours]
+      # Probability that a large view sees the foreground alone, where
+      # dataset.masks is set [ours]
+      'saliency': 0.1,
+      'flip': 0.5,  # probability [P], like all below
+      'jitter': 0.8,  # probability of the four colour operations together
+      'brightness': 0.4,  # the four strengths
+      'contrast': 0.4,
+      'saturation': 0.2,
+      'hue': 0.1,
+      'grayscale': 0.2,  # probability
+      'blur': (1.0, 0.1),  # probability in views of type A, of type B
+      'blur_kernel': 0.1,  # share of the side
+      'blur_sigma': (0.1, 2.0),  # pixels
+      'solarize': (0.0, 0.2),  # probability in views of type A, of type B
+      'solarize_threshold': 0.5,
+      'one_pass': False,  # all views of a size in one pass [ours: no]
+    }
+  )
+  cfg.loss = ml_collections.ConfigDict(
+    {
+      'contrastive_weight': 0.3,  # c [ours]
+      'alpha': 0.2,  # weight of the semantic positives [ours]
+      'invariance_weight': 5.0,  # lambda [ours]
+      'temperature': 0.2,  # tau [ours]
+      'num_negatives': 10,  # [ours]
+      'num_semantic_positives': 3,  # [ours]
+      'stop_gradient': 'entropy',  # ReLICv2's form, or teacher [ours]
+      'exclude_same_label': False,  # no negatives of the own (pseudo-)label
+    }
+  )
+  # lambda_s; None: as invariance_weight [ours]
+  cfg.loss.semantic_invariance_weight = config_dict.placeholder(float)
+  cfg.queue = ml_collections.ConfigDict(
+    {
+      'capacity': 81_920,  # C = 20 B [ours]
+      'k': 1,  # neighbours [ours]
+      'block_size': 1024,  # keys per product: bounds the temporary memory
+      'min_share': 0.0,  # of the votes, to get a pseudo-label [ours: 0]
+    }
+  )
+  cfg.optimizer = ml_collections.ConfigDict(
+    {
+      'name': 'lars',  # or adamw, sgd
+      'learning_rate': 0.3,  # for 256 images; times B / 256 [ours]
+      'warmup_epochs': 10.0,  # [ours]
+      'weight_decay': 1e-6,  # [ours]
+      'momentum': 0.9,  # of lars, sgd [ours]
+      'trust_coefficient': 1e-3,  # of lars [ours]
+      'b1': 0.9,  # of adamw
+      'b2': 0.999,  # of adamw
+    }
+  )
+  cfg.ema = ml_collections.ConfigDict(
+    {
+      'base': 0.996,  # of the target network [ours]
+      'constant': False,  # False: rises to 1 along a cosine [P]
+    }
+  )
+  cfg.watchdog = ml_collections.ConfigDict(
+    {
+      # What is not finite, explodes or collapses: 'stop', or 'roll_back' to the
+      # last good checkpoint, and on with other batches and keys [ours: all]
+      'action': 'stop',
+      'rollbacks': 3,  # at most; then it stops
+      'patience': 20,  # bad steps in a row; NaN and infinity alarm at once
+      'loss_factor': 5.0,  # times the median of the 100 steps before; 0: off
+      'min_spread': 0.1,  # of embedding_std, about 1 in health; 0: off
+      # Of the way from the largest class's share of the labels to 1, which the
+      # most frequent pseudo-label's share may go; 1: off
+      'max_label_share': 0.9,
+    }
+  )
+  cfg.evaluation = ml_collections.ConfigDict(
+    {
+      'batch_size': 256,
+      'center': 0.875,  # side of the crop / shorter side of the image [P]
+      # So many unlabelled training images are looked at in the end: their
+      # pseudo-labels are judged, the probe of all labels learns from them; 0:
+      # all
+      'train_images': 50_000,
+      'k': 1,  # neighbours of knn_top1 among the labelled training images
+      'probes': True,  # logistic regression on the frozen encoder at the end
+      'probe_c': 1.0,  # its inverse L2 strength, on standardised features
+    }
+  )
+  return cfg
+
+
+def semantic_invariance_weight(cfg: ml_collections.ConfigDict) -> float:
+  """lambda_s: its own value, or lambda where it is None."""
+  own = cfg.loss.semantic_invariance_weight
+  return cfg.loss.invariance_weight if own is None else own
+
+
+def uses_labels(cfg: ml_collections.ConfigDict) -> bool:
+  """Whether any training image has a label."""
+  labels = cfg.labels
+  by_name = bool(labels.file or labels.subset)
+  return labels.per_class > 0 or labels.fraction > 0 or by_name
+
+
+def uses_semantic_positives(cfg: ml_collections.ConfigDict) -> bool:
+  """Whether a semantic term is on: such a run needs labels."""
+  alpha = cfg.loss.contrastive_weight * cfg.loss.alpha
+  return alpha > 0 or semantic_invariance_weight(cfg) > 0

@@ -1,0 +1,198 @@
+"""Which settings of pre-training cannot work, alone or together."""
+
+import ml_collections
+
+from semppl_jax.config import checks, defaults
+from semppl_jax.errors import UserError
+
+# Smallest and largest value of a setting; None: no bound.
+SHARED_RANGES = {  # with evaluation
+  'batch_size': (1, None),
+  'num_epochs': (0, None),
+  'num_devices': (0, None),
+  'log_every_steps': (1, None),
+  'checkpoint_every_steps': (1, None),
+  'keep_checkpoints': (1, None),
+  'keep_checkpoints_every': (0, None),
+  'dataset.validation': (0, None),
+  'dataset.workers': (0, None),
+  'labels.per_class': (0, None),
+  'labels.fraction': (0, 1),
+  'optimizer.learning_rate': (0, None),
+  'optimizer.warmup_epochs': (0, None),
+  'evaluation.batch_size': (1, None),
+}
+SHARED_CHOICES = {  # with evaluation
+  'dataset.on_corrupt': ('replace', 'error'),
+  'dataset.validation_rule': ('stratified', 'first'),
+}
+_RANGES = SHARED_RANGES | {
+  'batch_size': (2, None),
+  'accumulate': (1, None),
+  'labels.share': (0, 1),
+  'encoder.width': (1, None),
+  'encoder.projector_hidden': (1, None),
+  'encoder.embedding_size': (1, None),
+  'views.num_large': (1, None),
+  'views.num_small': (0, None),
+  'views.large_size': (1, None),
+  'views.small_size': (1, None),
+  'views.saliency': (0, 1),
+  'loss.contrastive_weight': (0, None),
+  'loss.alpha': (0, None),
+  'loss.invariance_weight': (0, None),
+  'loss.num_negatives': (1, None),
+  'loss.num_semantic_positives': (1, None),
+  'queue.capacity': (1, None),
+  'queue.k': (1, None),
+  'queue.block_size': (1, None),
+  'queue.min_share': (0, 1),
+  'ema.base': (0, 1),
+  'watchdog.rollbacks': (0, None),
+  'watchdog.patience': (1, None),
+  'watchdog.loss_factor': (0, None),
+  'watchdog.min_spread': (0, None),
+  'watchdog.max_label_share': (0, 1),
+  'evaluation.k': (1, None),
+  'evaluation.center': (0.01, 1),
+  'evaluation.train_images': (0, None),
+  'encoder.bn_decay': (0, 1),
+  'encoder.bn_eps': (0, None),
+  'classifier.weight': (0, None),
+  'views.flip': (0, 1),
+  'views.jitter': (0, 1),
+  'views.brightness': (0, None),
+  'views.contrast': (0, None),
+  'views.saturation': (0, None),
+  'views.hue': (0, None),
+  'views.grayscale': (0, 1),
+  'views.blur_kernel': (0, 1),
+  'views.solarize_threshold': (0, 1),
+  'optimizer.weight_decay': (0, None),
+  'optimizer.momentum': (0, 1),
+  'optimizer.trust_coefficient': (0, None),
+  'optimizer.b1': (0, 0.999999),  # at 1, Adam divides by 0
+  'optimizer.b2': (0, 0.999999),
+  'evaluation.probe_c': (1e-9, None),
+}
+_CHOICES = SHARED_CHOICES | {
+  'task': ('pretrain',),
+  'loss.stop_gradient': ('entropy', 'teacher'),
+  'watchdog.action': ('stop', 'roll_back'),
+  'encoder.stem': ('imagenet', 'small'),
+  'encoder.padding': ('same', 'symmetric'),
+  'precision': ('float32', 'bfloat16'),
+}
+
+
+def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  """Refuses, before anything expensive, settings that cannot work.
+
+  Args:
+    cfg: the resolved config.
+    num_devices: over all hosts.
+
+  Raises:
+    UserError: one line that names the setting, its value and what would do.
+  """
+  checks.check_kinds(cfg, defaults.default())
+  checks.check_ranges(cfg, _RANGES)
+  _check_views(cfg)
+  _check_loss(cfg)
+  checks.check_choices(cfg, _CHOICES)
+  check_profile(cfg)
+  _check_labels(cfg)
+  _check_parts(cfg, num_devices)
+  if cfg.queue.capacity % num_devices:
+    raise UserError(
+      f'queue.capacity {cfg.queue.capacity} is not a multiple of the '
+      f'{num_devices} devices that share it.'
+    )
+  if cfg.batch_size <= cfg.loss.num_negatives:
+    raise UserError(
+      f'batch_size {cfg.batch_size} has too few images for '
+      f'loss.num_negatives {cfg.loss.num_negatives}: it must be larger.'
+    )
+
+
+def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  if cfg.batch_size % num_devices:
+    raise UserError(
+      f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
+      'devices that share it.'
+    )
+  if cfg.batch_size % (num_devices * cfg.accumulate):
+    raise UserError(
+      f'batch_size {cfg.batch_size} is not a multiple of accumulate '
+      f'{cfg.accumulate} times the {num_devices} devices that share it.'
+    )
+  if cfg.accumulate > 1 and cfg.loss.exclude_same_label:
+    raise UserError(
+      f'accumulate is {cfg.accumulate}, but loss.exclude_same_label needs the '
+      'pseudo-labels of the whole batch at once: set one of them back.'
+    )
+
+
+def _check_views(cfg: ml_collections.ConfigDict) -> None:
+  for key, most in (
+    ('large_area', 1), ('small_area', 1), ('aspect', None),
+    ('blur_sigma', None),
+  ):  # fmt: skip
+    low, high = cfg.views[key]
+    if not 0 < low <= high or (most and high > most):
+      raise UserError(
+        f'views.{key} is {cfg.views[key]}; it must be two rising numbers above '
+        f'0{" and at most 1" if most else ""}.'
+      )
+  for key in ('blur', 'solarize'):
+    if not all(0 <= share <= 1 for share in cfg.views[key]):
+      raise UserError(
+        f'views.{key} is {cfg.views[key]}; it must be two numbers from 0 to 1.'
+      )
+
+
+def check_profile(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses what is not a first and a last step."""
+  steps = tuple(cfg.profile_steps)
+  if len(steps) != 2 or not 0 <= steps[0] <= steps[1]:
+    raise UserError(
+      f'profile_steps is {steps}; it must be (first, last) step, from 1; '
+      '(0, 0): none.'
+    )
+
+
+def _check_loss(cfg: ml_collections.ConfigDict) -> None:
+  if not cfg.loss.temperature > 0:
+    raise UserError(
+      f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
+    )
+  if not defaults.semantic_invariance_weight(cfg) >= 0:
+    raise UserError(
+      'loss.semantic_invariance_weight is '
+      f'{cfg.loss.semantic_invariance_weight}; it must be at least 0.'
+    )
+
+
+def check_one_subset(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses two ways at once of saying which images have labels."""
+  names = ('per_class', 'fraction', 'file', 'subset')
+  said = [f'labels.{n} is {cfg.labels[n]!r}' for n in names if cfg.labels[n]]
+  if len(said) > 1:
+    raise UserError(f'{" and ".join(said)}; only one of them may be set.')
+
+
+def _check_labels(cfg: ml_collections.ConfigDict) -> None:
+  check_one_subset(cfg)
+  if defaults.uses_labels(cfg):
+    return
+  if defaults.uses_semantic_positives(cfg):
+    raise UserError(
+      'labels.per_class, .fraction, .file and .subset are not set, but a '
+      'semantic term is on: set one of them, or loss.alpha=0 and '
+      'loss.semantic_invariance_weight=0 (ReLICv2).'
+    )
+  if cfg.labels.share > 0:
+    raise UserError(
+      f'labels.share is {cfg.labels.share}, but no image has a label: set '
+      'labels.per_class, .fraction, .file or .subset.'
+    )
