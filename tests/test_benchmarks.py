@@ -1,6 +1,8 @@
 """The table's arithmetic, by hand."""
 
-from benchmarks import digits
+import numpy as np
+
+from benchmarks import digits, soak
 
 
 def _row(**values):
@@ -22,3 +24,28 @@ def test_every_cell_has_a_folder_of_its_own():
   cells = list(digits.runs())
   assert len(cells) == 3 * (5 + 3)
   assert len({digits.folder('x', *cell) for cell in cells}) == len(cells)
+
+
+def _soaked(megabytes, seconds):
+  """What a run of 100 steps is found to be: a step's values by its number."""
+  samples = [soak.Sample(i, megabytes(i), 8, 30) for i in range(1, 100)]
+  times = np.cumsum([seconds(i) for i in range(100)])
+  found = soak.by_tenths(samples, [{'seconds': t} for t in times])
+  return {k: soak.judge(found[k], soak.MEASURES[k]) for k in found}, found
+
+
+def test_a_soak_sees_what_grows():
+  verdicts, found = _soaked(lambda i: 500.0 + i, lambda i: 1 + i / 100)
+  assert not verdicts['megabytes']['flat']
+  assert not verdicts['milliseconds']['flat']
+  assert verdicts['files']['flat'] and verdicts['threads']['flat']
+  assert np.isclose(verdicts['megabytes']['slope_of_a_tenth'], 10)
+  assert 'memory, MB: GROWS' in soak.show(found, verdicts)
+
+
+def test_a_soak_forgives_the_beginning_and_what_disturbs():
+  verdicts, _ = _soaked(
+    lambda i: 900.0 if i < 15 else 500.0,
+    lambda i: 9.0 if i < 15 or i % 3 == 0 and i > 60 else 1.0,
+  )
+  assert all(verdict['flat'] for verdict in verdicts.values())
