@@ -236,7 +236,10 @@ def _copied_tfds(folder):
 
 
 def _read_copied_tfds(folder):
-  to_array_record.convert(folder)
+  try:
+    to_array_record.convert(folder)
+  except OSError as error:  # such as a name that is too long, as documented
+    raise UserError(error.strerror) from error
 
 
 # -- What runs write --

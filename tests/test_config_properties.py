@@ -1,13 +1,9 @@
 """Any value of any setting: a line that names it, or a run that can begin."""
 
-import functools
-
 import hypothesis
-import jax
-import pytest
 from hypothesis import strategies as st
 
-from semppl_jax import config, eval_config, parallel, pretrain_step, runs
+from semppl_jax import config, eval_config, runs
 from semppl_jax.errors import UserError
 from tests import tiny
 
@@ -86,22 +82,6 @@ _TINY = tiny.make_config(num_devices=1)
 @hypothesis.given(values_of(_TINY))
 def test_a_run_can_be_prepared_or_is_refused(changes):
   attempt(changed(_TINY, changes), changes)
-
-
-@pytest.mark.long
-@settings(20)
-@hypothesis.given(values_of(_TINY))
-def test_a_first_step_can_be_traced_or_is_refused(changes):
-  run = attempt(changed(_TINY, changes), changes)
-  # Larger ones would trace for long, and need memory for their batch.
-  hypothesis.assume(run and run.cfg.batch_size < 256)
-  size = run.data.image_shape[0]
-  hypothesis.assume(max(size, run.cfg.views.large_size) < 256)
-  state = jax.eval_shape(lambda: tiny.first_state(run, 1))
-  batch, _ = next(runs.input_batches(run, 0))
-  step = functools.partial(pretrain_step.train_step, setup=run.setup)
-  arguments = parallel.shard(batch, 1, run.cfg.accumulate), jax.random.key(0)
-  jax.eval_shape(tiny.map_step(step, 1), state, *arguments)
 
 
 @settings(40)
