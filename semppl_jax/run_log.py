@@ -78,9 +78,13 @@ class Unreadable:
       self._path = self._path.with_name(own)
     self._names: set[str] = set()
     if self._path and self._path.exists():
-      for line in self._path.read_text(encoding='utf-8').splitlines():
-        with contextlib.suppress(ValueError, KeyError):  # cut off by a kill
-          self._names.add(json.loads(line)['name'])
+      text = self._path.read_text(encoding='utf-8', errors='replace')
+      if text and not text.endswith('\n'):  # cut off by a kill
+        with self._path.open('a', encoding='utf-8') as file:
+          file.write('\n')
+      for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+          self._names.add(str(json.loads(line)['name']))
 
   def __len__(self) -> int:
     return len(self._names)

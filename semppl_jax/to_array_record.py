@@ -208,6 +208,9 @@ def _shards(info: Any, folder: pathlib.Path) -> list[Shard]:
       raise UserError(
         f'{folder}: files of {name} have one name for all formats.'
       )
+    # Their names come from a file that may be anybody's.
+    if any(path.parent != pathlib.Path(folder) for path in sources + targets):
+      raise UserError(f'{folder / _INFO} names files of {name} elsewhere.')
     shards += map(Shard, sources, targets, split.shard_lengths)
   return shards
 

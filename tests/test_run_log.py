@@ -22,3 +22,15 @@ def test_means_over_nobody_are_none():
   assert seen(-1, 2) == scalars
   assert seen(-1, -1) == scalars | {'labelled_vote_accuracy': None}
   assert seen(0, 2) == scalars | {'vote_share': None}
+
+
+def test_unreadable_images_are_counted_over_the_lives_of_a_run(tmp_path):
+  path = tmp_path / 'unreadable.jsonl'
+  run_log.Unreadable(path)('a', 'cut')
+  with path.open('a') as file:
+    file.write('[1]\n{"name": "b", "rea')  # damage; a kill
+  second = run_log.Unreadable(path)
+  assert len(second) == 1
+  for name in ('a', 'b', 'c'):
+    second(name, 'cut')
+  assert len(run_log.Unreadable(path)) == 3

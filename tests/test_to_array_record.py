@@ -283,6 +283,12 @@ def test_no_shards_are_told(folder, capsys):
   told['splits'][1]['shardLengths'] = lengths
   told['splits'][1]['filepathTemplate'] = '{DATASET}-{SPLIT}.{SHARD_X_OF_Y}'
   file.write_text(json.dumps(told))
+  outside = '../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+  told['splits'][1]['filepathTemplate'] = outside
+  other = folder.with_name('0.9.1')
+  shutil.copytree(folder, other)
+  (other / 'dataset_info.json').write_text(json.dumps(told))
+  assert 'names files of test elsewhere' in refused(capsys, other)
   assert 'files of test have one name for all formats' in refused(
     capsys, folder
   )
