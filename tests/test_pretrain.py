@@ -281,7 +281,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   with pytest.raises(NotFiniteError, match=r'at step [2-5]: stopped') as error:
     _run(
       tmp_path,
-      optimizer__learning_rate=1e38,
+      optimizer__learning_rate=9e37,
       optimizer__warmup_epochs=0.0,
       checkpoint_every_steps=1,
     )
