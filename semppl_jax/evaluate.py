@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
-from sklearn import linear_model, preprocessing
-from sklearn import pipeline as sk_pipeline
 
 from semppl_jax import inference, label_queue, parallel, passes, pseudo_labels
 from semppl_jax import networks as networks_lib
@@ -221,6 +219,10 @@ def linear_probe(
   """
   if len(np.unique(labels)) < 2:
     return np.full(len(test), labels[0])
+  # Late: it takes seconds to import, and a training needs it at its end only.
+  from sklearn import linear_model, preprocessing
+  from sklearn import pipeline as sk_pipeline
+
   probe = sk_pipeline.make_pipeline(
     preprocessing.StandardScaler(),
     linear_model.LogisticRegression(C=c, max_iter=2000),

@@ -23,7 +23,6 @@ from semppl_jax import (
   loop,
   parallel,
   pretrain_step,
-  report,
   resuming,
   run_log,
   runs,
@@ -149,6 +148,8 @@ def finish(
   past: resuming.Past,
 ) -> dict[str, Any]:
   """Evaluates the final state, writes the plots and, last, results.json."""
+  from semppl_jax import report  # late: plots take seconds to import
+
   begun = time.monotonic()
   unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))
   embed = lambda source, tell=unreadable: evaluate.features(
