@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments import digits, digits_relicv2, digits_supervised
-from semppl_jax import metrics, pretrain
+from semppl_jax import metrics, pretraining
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/digits_table', 'Folder.')
 _PART = flags.DEFINE_string('part', '0/1', 'Take every n-th run, e.g. 1/2.')
@@ -58,7 +58,7 @@ def one_run(workdir: str, labels: str, method: str, seed: int) -> Any:
   cfg.queue.capacity = capacity
   cfg.seed = seed
   cfg.num_devices = 1
-  return pretrain.pretrain(cfg, folder(workdir, labels, method, seed))
+  return pretraining.pretrain(cfg, folder(workdir, labels, method, seed))
 
 
 def folder(workdir: str, labels: str, method: str, seed: int) -> str:
@@ -91,7 +91,9 @@ def main(unused_argv: list[str]) -> None:
       print(*cell, one_run(workdir, *cell), flush=True)
   results: dict[tuple[str, str], list[dict[str, Any]]] = {}
   for labels, method, seed in runs():
-    path = os.path.join(folder(workdir, labels, method, seed), pretrain.RESULTS)
+    path = os.path.join(
+      folder(workdir, labels, method, seed), pretraining.RESULTS
+    )
     if done := metrics.read_json(path):
       results.setdefault((labels, method), []).append(done)
   table = summarise(results)

@@ -19,8 +19,8 @@ import numpy as np
 from semppl_jax import (
   classifier_fit,
   classifier_step,
+  encoder_scores,
   eval_runs,
-  evaluate,
   grid_search,
   metrics,
   name_matching,
@@ -151,7 +151,7 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   )
   keys, known = embed(sources.Rows(run.data.train, labelled))
   queries, readable = embed(run.data.test)
-  ranks = evaluate.knn_scores(
+  ranks = encoder_scores.knn_scores(
     queries,
     keys[known],
     run.labels[labelled][known],

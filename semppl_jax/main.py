@@ -67,20 +67,20 @@ def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
 
 def train_or_evaluate(cfg: Any, workdir: str) -> None:
   """Does what the config asks for, and prints the results as a table."""
-  from semppl_jax import hosts, report
+  from semppl_jax import hosts, plots
 
   results = _task(cfg)(cfg, workdir)
   if hosts.is_first():
-    print(report.table(results))
+    print(plots.table(results))
     print(f'Results, plots and checkpoints: {workdir}')
 
 
 def _task(cfg: Any) -> Callable[[Any, str], dict[str, Any]]:
   """What the config asks for; the config itself is checked there."""
-  from semppl_jax import eval_tasks, follow, pretrain, robustness, transfer
+  from semppl_jax import eval_tasks, follow, pretraining, robustness, transfer
 
   if 'checkpoint' not in cfg:  # no evaluation's
-    return pretrain.pretrain
+    return pretraining.pretrain
   if cfg.follow:
     return follow.follow
   tables = {'robustness': robustness.run, 'transfer': transfer.run}

@@ -13,7 +13,7 @@ import sys
 
 import jax
 
-from semppl_jax import hosts, pretrain, runs
+from semppl_jax import hosts, pretraining, runs
 from semppl_jax.errors import UserError
 from tests import tiny
 
@@ -42,7 +42,7 @@ def main():
   runs.input_batches = watched
   try:
     cfg = tiny.make_config(**options)
-    print(pretrain.pretrain(cfg, sys.argv[5]))
+    print(pretraining.pretrain(cfg, sys.argv[5]))
   except (UserError, RuntimeError) as error:
     print('error:', error, file=sys.stderr, flush=True)
     os._exit(2)  # as main: the usual exit would wait for the others

@@ -12,9 +12,9 @@ import json
 import os
 import sys
 
-from semppl_jax import main, pretrain
+from semppl_jax import main, pretraining
 
-assert pretrain  # what takes long to import
+assert pretraining  # what takes long to import
 
 
 def _become(request):

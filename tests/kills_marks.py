@@ -37,14 +37,14 @@ class Marks:
 
 def watch(path: str) -> None:
   """Marks from here on; the package itself does not know of it."""
-  from semppl_jax import checkpoint, metrics, parallel, pretrain, runs
+  from semppl_jax import checkpoint, metrics, parallel, pretraining, runs
 
   marks = Marks(path)
   for owner, name, place in (
     (checkpoint.Checkpointer, 'save', 'checkpoint'),
     (metrics.MetricsWriter, '__init__', 'metrics'),
     (metrics.MetricsWriter, 'write', 'metrics'),
-    (pretrain, 'finish', 'evaluation'),
+    (pretraining, 'finish', 'evaluation'),
   ):
     setattr(owner, name, _marked(getattr(owner, name), marks, place))
   runs.input_batches = _marked_batches(runs.input_batches, marks)

@@ -29,8 +29,8 @@ from semppl_jax import (
   config,
   eval_config,
   parallel,
-  pretrain,
   pretrain_step,
+  pretraining,
   released,
   runs,
   schedules,
@@ -183,7 +183,7 @@ def test_one_gpu_experiments_run_on_images_in_their_format(
   cfg.dataset.path = str(tmp_path)
   cfg.encoder.update(name='tiny', projector_hidden=16)
   cfg.update_from_flattened_dict(changes)
-  results = pretrain.pretrain(cfg, str(tmp_path / 'run'))
+  results = pretraining.pretrain(cfg, str(tmp_path / 'run'))
   total = sum(len(x) for k, x in splits.items() if k != 'test')
   assert results['step'] == 2 * total // 12
   assert results['num_labels'] == 10

@@ -20,7 +20,7 @@ from experiments import (
   eval_semi_supervised,
   imagenet,
 )
-from semppl_jax import errors, eval_tasks, parallel, pretrain, structs, views
+from semppl_jax import errors, eval_tasks, parallel, pretraining, structs, views
 from semppl_jax import runs as runs_lib
 from semppl_jax.data import masks
 
@@ -94,7 +94,7 @@ def train(data_dir, folder):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(parallel, 'shard', watch)
     results = {
-      d: pretrain.pretrain(make_config(data_dir, d), str(folder / str(d)))
+      d: pretraining.pretrain(make_config(data_dir, d), str(folder / str(d)))
       for d in DEVICES
     }
   return results, seen
@@ -219,7 +219,7 @@ def test_saliency_masks_and_a_share_of_labelled_images(
     return made(keys, images, cfg, sizes, masks, precision)
 
   monkeypatch.setattr(views, 'make_views', watch)
-  results = pretrain.pretrain(cfg, str(tmp_path / 'run'))
+  results = pretraining.pretrain(cfg, str(tmp_path / 'run'))
   assert results['step'] == 2
   assert seen and set(seen) == {((3, 2), (3, 64, 64))}  # on each of 4 devices
   keys = jax.random.split(jax.random.key(0), 12)
@@ -235,4 +235,4 @@ def test_saliency_masks_and_a_share_of_labelled_images(
 def test_on_corrupt_error_stops_training(data_dir, tmp_path):
   cfg = make_config(data_dir, 1, dataset__on_corrupt='error')
   with pytest.raises(errors.UserError, match='JPEG cannot be decoded: '):
-    pretrain.pretrain(cfg, str(tmp_path))
+    pretraining.pretrain(cfg, str(tmp_path))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import checkpoint, metrics, pretrain, pretrain_step, runs
+from semppl_jax import checkpoint, metrics, pretrain_step, pretraining, runs
 from semppl_jax.watchdog import AlarmError, NotFiniteError
 from tests import tiny
 
@@ -23,7 +23,7 @@ def _light(monkeypatch):
 
 def _run(workdir, **changes):
   cfg = tiny.make_config(num_devices=1, evaluation__probes=False, **changes)
-  return pretrain.pretrain(cfg, str(workdir))
+  return pretraining.pretrain(cfg, str(workdir))
 
 
 def _mark(ids):

@@ -14,7 +14,7 @@ from semppl_jax import (
   errors,
   eval_config,
   eval_runs,
-  report,
+  plots,
   robustness,
   weights,
 )
@@ -169,7 +169,7 @@ def test_all_sets_by_hand(evaluated):
   assert {k: results[k] for k in EXPECTED} == pytest.approx(EXPECTED)
   assert results == read(workdir / 'results.json')
   assert results['checkpoint'].startswith('tiny 1x, step 1,000')
-  assert re.search('imagenet_r/unrestricted/top1 +0.0%', report.table(results))
+  assert re.search('imagenet_r/unrestricted/top1 +0.0%', plots.table(results))
   part = read(workdir / 'sets' / 'imagenet_c' / 'fog' / '2.json')
   assert part['top1'] == 0.5 and part['images'] == 2
   assert len(list((workdir / 'sets').rglob('*.json'))) == 17

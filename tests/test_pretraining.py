@@ -19,7 +19,7 @@ from semppl_jax import (
   checkpoint,
   config,
   metrics,
-  pretrain,
+  pretraining,
   runs,
   signals,
 )
@@ -33,7 +33,7 @@ _CLOCKS = ('seconds', 'images_per_second', 'evaluation_seconds')
 
 def _run(workdir, **changes):
   cfg = tiny.make_config(num_devices=1, **changes)
-  return pretrain.pretrain(cfg, str(workdir))
+  return pretraining.pretrain(cfg, str(workdir))
 
 
 def _final_arrays(workdir):

@@ -4,26 +4,26 @@ import jax
 import numpy as np
 import pytest
 
-from semppl_jax import evaluate, passes, runs, train_state
+from semppl_jax import encoder_scores, passes, runs, train_state
 from semppl_jax.data import sources
 from tests import tiny
 
 
 def test_accuracy_counts_known_images_only():
-  accuracy = evaluate.accuracy(np.array([1, 2, 3]), np.array([1, 0, -1]))
+  accuracy = encoder_scores.accuracy(np.array([1, 2, 3]), np.array([1, 0, -1]))
   assert accuracy == 0.5
-  assert evaluate.accuracy(np.array([1]), np.array([-1])) is None
+  assert encoder_scores.accuracy(np.array([1]), np.array([-1])) is None
 
 
 def test_knn_by_hand():
   keys = np.array([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], np.float32)
   labels = np.array([7, 5, 5])
   queries = np.array([[9.0, 1.0], [-1.0, 0.5], [0.1, 0.2]], np.float32)
-  one = evaluate.knn_predict(queries, keys, labels, 1)
+  one = encoder_scores.knn_predict(queries, keys, labels, 1)
   np.testing.assert_array_equal(one, [7, 5, 5])
   # With all three, label 5 has two votes of three whatever the query.
   np.testing.assert_array_equal(
-    evaluate.knn_predict(queries, keys, labels, 9), [5, 5, 5]
+    encoder_scores.knn_predict(queries, keys, labels, 9), [5, 5, 5]
   )
 
 
@@ -31,9 +31,9 @@ def test_knn_ranks_by_hand():
   keys = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]], 'f4')
   labels = np.array([2, 0, 1, 1])
   query = np.array([[1.0, 0.1]], np.float32)
-  rank = lambda k: evaluate.knn_scores(query, keys, labels, k=k, num_classes=4)[
-    0
-  ].tolist()
+  rank = lambda k: encoder_scores.knn_scores(
+    query, keys, labels, k=k, num_classes=4
+  )[0].tolist()
   # One vote, for 0, its key is nearest; then by nearest key; 3 has none.
   assert rank(1) == [3, 1, 2, 0]
   # With all four keys class 1 has two votes.
@@ -44,9 +44,9 @@ def test_knn_ties_go_to_the_smaller_id():
   keys = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], 'f4')
   labels = np.array([1, 0, 3, 2])
   query = np.array([[1.0, 0.0]], np.float32)
-  ranks = evaluate.knn_scores(query, keys, labels, k=2, num_classes=5)
+  ranks = encoder_scores.knn_scores(query, keys, labels, k=2, num_classes=5)
   assert ranks[0].tolist() == [4, 3, 2, 1, 0]
-  assert evaluate.knn_predict(query, keys, labels, 2)[0] == 0
+  assert encoder_scores.knn_predict(query, keys, labels, 2)[0] == 0
 
 
 @pytest.mark.parametrize('k', [1, 3, 50])
@@ -54,11 +54,11 @@ def test_the_first_rank_is_the_methods_vote(k):
   random = np.random.RandomState(0)
   keys, queries = (random.randn(n, 4).astype(np.float32) for n in (50, 37))
   labels = random.randint(0, 6, 50)
-  found = evaluate.knn_scores(
+  found = encoder_scores.knn_scores(
     queries, keys, labels, k=k, num_classes=6, block_size=10
   )
   assert sorted(found[0]) == [0, 1, 2, 3, 4, 5]
-  voted = evaluate.knn_predict(queries, keys, labels, k)
+  voted = encoder_scores.knn_predict(queries, keys, labels, k)
   np.testing.assert_array_equal(found.argmax(axis=1), voted)
 
 
@@ -67,23 +67,29 @@ def test_linear_probe_separates_what_is_separable():
   labels = np.arange(40) % 2
   features = random.randn(40, 5).astype(np.float32)
   features[:, 0] += 20 * labels
-  predicted = evaluate.linear_probe(features[:20], labels[:20], features, 1.0)
+  predicted = encoder_scores.linear_probe(
+    features[:20], labels[:20], features, 1.0
+  )
   np.testing.assert_array_equal(predicted, labels)
-  only_one = evaluate.linear_probe(features[:3], np.full(3, 4), features, 1.0)
+  only_one = encoder_scores.linear_probe(
+    features[:3], np.full(3, 4), features, 1.0
+  )
   np.testing.assert_array_equal(only_one, np.full(40, 4))
 
 
 def _features(rows):
   rows = np.asarray(rows, np.float32)
   votes = np.arange(len(rows), dtype=np.int32) % 2
-  return evaluate.Features(rows, votes, 1 - votes, np.ones(len(rows), bool))
+  return encoder_scores.Features(
+    rows, votes, 1 - votes, np.ones(len(rows), bool)
+  )
 
 
 def test_scores_by_hand():
   train = _features([[1, 0], [0, 1], [2, 0.1], [0.1, 2]])
   test = _features([[1, 0.2], [0.2, 1]])
   cfg = tiny.frozen(tiny.make_config(evaluation__k=1))
-  scores = lambda cfg, **kw: evaluate.scores(
+  scores = lambda cfg, **kw: encoder_scores.scores(
     train, test, truth=np.array([0, 1, 0, 0]), test_truth=np.array([0, 1]),
     cfg=cfg, **kw,
   )  # fmt: skip
@@ -104,7 +110,7 @@ def test_scores_by_hand():
 def test_without_a_test_split_and_without_any_truth():
   train = _features([[1, 0], [0, 1]])
   cfg = tiny.frozen(tiny.make_config())
-  result = evaluate.scores(
+  result = encoder_scores.scores(
     train, None, labels=np.array([0, -1]), truth=np.array([0, -1]),
     test_truth=None, cfg=cfg,
   )  # fmt: skip
@@ -129,7 +135,9 @@ def test_features_are_in_order_for_any_number_of_devices():
     state = train_state.from_portable(whole, jax.devices()[:num_devices])
     devices = jax.devices()[:num_devices]
     found.append(
-      evaluate.features(state, run.setup.nets, run.cfg, run.data.train, devices)
+      encoder_scores.features(
+        state, run.setup.nets, run.cfg, run.data.train, devices
+      )
     )
   one, four = found
   assert one.embeddings.shape == (40, 64) and one.votes.shape == (40,)
@@ -140,7 +148,7 @@ def test_features_are_in_order_for_any_number_of_devices():
   # In the source's order: the third image on its own.
   images = np.stack([run.data.train[i]['image'] for i in range(40)])
   assert len(np.unique(images.reshape(40, -1), axis=0)) == 40
-  alone = evaluate.features(
+  alone = encoder_scores.features(
     train_state.from_portable(whole, jax.devices()[:1]),
     run.setup.nets, run.cfg,
     sources.Rows(run.data.train, np.array([2])), jax.devices()[:1],

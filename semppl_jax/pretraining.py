@@ -18,7 +18,7 @@ from semppl_jax import (
   checkpoint,
   claims,
   config,
-  evaluate,
+  encoder_scores,
   hosts,
   loop,
   parallel,
@@ -148,14 +148,14 @@ def finish(
   past: resuming.Past,
 ) -> dict[str, Any]:
   """Evaluates the final state, writes the plots and, last, results.json."""
-  from semppl_jax import report  # late: plots take seconds to import
+  from semppl_jax import plots  # late: plots take seconds to import
 
   begun = time.monotonic()
   unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))
-  embed = lambda source, tell=unreadable: evaluate.features(
+  embed = lambda source, tell=unreadable: encoder_scores.features(
     state, run.setup.nets, run.cfg, source, run.devices, tell
   )
-  seen = evaluate.rows_to_judge(
+  seen = encoder_scores.rows_to_judge(
     run.labels, run.cfg.evaluation.train_images, run.cfg.seed
   )
   train_features = embed(sources.Rows(run.data.train, seen))
@@ -163,7 +163,7 @@ def finish(
   # A test image may be called what a training image is called.
   tell = lambda name, reason: unreadable(f'test: {name}', reason)
   test_features = None if test is None else embed(test, tell)
-  scores = evaluate.scores(
+  scores = encoder_scores.scores(
     train_features,
     test_features,
     labels=run.labels[seen],
@@ -172,7 +172,7 @@ def finish(
     cfg=run.cfg,
   )
   if hosts.is_first():
-    report.plots(
+    plots.plots(
       workdir,
       embeddings=None if test is None else test_features.embeddings,
       labels=None if test is None else test.labels,

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import colors, image
 from sklearn import datasets
 
-from semppl_jax import report
+from semppl_jax import plots
 
 
 def log(workdir, rows) -> None:
@@ -15,15 +15,17 @@ def log(workdir, rows) -> None:
 
 
 def rows(count: int, **constant) -> list[dict]:
-  keys = [k for group in report._LOSSES.values() for k in group]
-  keys += [k for group in report._SHARES.values() for k in group]
+  keys = [k for group in plots._LOSSES.values() for k in group]
+  keys += [k for group in plots._SHARES.values() for k in group]
   values = {key: 0.1 * i for i, key in enumerate(keys)} | constant
   return [{'step': 10 * (i + 1)} | values for i in range(count)]
 
 
-def plots(workdir, embeddings=None, labels=None, class_names=None) -> set[str]:
+def pictures(
+  workdir, embeddings=None, labels=None, class_names=None
+) -> set[str]:
   """The names of the pictures; each must be a picture with something in it."""
-  report.plots(
+  plots.plots(
     str(workdir),
     embeddings=embeddings,
     labels=labels,
@@ -37,7 +39,7 @@ def plots(workdir, embeddings=None, labels=None, class_names=None) -> set[str]:
 
 def curves(found: list[dict], panels, shares=False) -> dict[str, list]:
   """{panel: its legend} of the figure."""
-  figure = report._curves(found, 'x', panels, shares=shares)
+  figure = plots._curves(found, 'x', panels, shares=shares)
   if figure is None:
     return {}
   return {
@@ -53,7 +55,7 @@ def test_all_pictures(tmp_path):
   digits = datasets.load_digits()
   names = [f'digit {i}' for i in range(10)]
   begun = time.process_time()
-  assert plots(tmp_path, digits.data[:300], digits.target[:300], names) == {
+  assert pictures(tmp_path, digits.data[:300], digits.target[:300], names) == {
     'losses.png',
     'pseudo_labels.png',
     'tsne.png',
@@ -62,13 +64,13 @@ def test_all_pictures(tmp_path):
 
 
 def test_all_panels_and_legends():
-  assert curves(rows(3), report._LOSSES) == {
+  assert curves(rows(3), plots._LOSSES) == {
     'Total loss': [],
     'Contrastive terms': ['augmentation positives', 'semantic positives'],
     'Invariance terms': ['augmentation positives', 'semantic positives'],
     'Monitoring classifier': [],
   }
-  found = curves(rows(3), report._SHARES, shares=True)
+  found = curves(rows(3), plots._SHARES, shares=True)
   assert [len(legend) for legend in found.values()] == [3, 3]
 
 
@@ -76,12 +78,12 @@ def test_missing_and_null_series_are_left_out():
   found = rows(3, loss_sempos=None, pseudo_label_accuracy=None)
   for row in found:
     del row['inv_augm'], row['inv_sempos']
-  assert curves(found, report._LOSSES) == {
+  assert curves(found, plots._LOSSES) == {
     'Total loss': [],
     'Contrastive terms': ['augmentation positives'],
     'Monitoring classifier': [],
   }
-  found = curves(found, report._SHARES, shares=True)
+  found = curves(found, plots._SHARES, shares=True)
   assert found['Accuracy'] == [
     'votes, labelled images',
     'classifier, labelled images',
@@ -91,7 +93,7 @@ def test_missing_and_null_series_are_left_out():
 def test_a_gap_stays_a_gap():
   found = rows(4)
   found[1]['loss'] = None
-  steps, values = report._series(found, 'loss')
+  steps, values = plots._series(found, 'loss')
   assert steps.tolist() == [10, 20, 30, 40]
   assert np.isnan(values).tolist() == [False, True, False, False]
 
@@ -101,18 +103,18 @@ def test_little_or_nothing_logged(tmp_path, found):
   if found is not None:
     log(tmp_path, found)
   drawn = {'losses.png', 'pseudo_labels.png'} if found == rows(1) else set()
-  assert plots(tmp_path) == drawn
+  assert pictures(tmp_path) == drawn
 
 
 def test_smooth_by_hand():
   values = np.array([1.0, 2.0, np.nan, 4.0, np.nan, np.nan, np.nan, 8.0])
   wanted = [1.5, 1.5, np.nan, 4.0, np.nan, np.nan, np.nan, 8.0]
-  np.testing.assert_allclose(report._smooth(values, 3), wanted)
-  np.testing.assert_array_equal(report._smooth(values, 1), values)
+  np.testing.assert_allclose(plots._smooth(values, 3), wanted)
+  np.testing.assert_array_equal(plots._smooth(values, 1), values)
 
 
 def test_a_long_run_is_smoothed_and_says_so():
-  figure = report._curves(rows(300), 'x', report._LOSSES, shares=False)
+  figure = plots._curves(rows(300), 'x', plots._LOSSES, shares=False)
   assert 'mean over 7 logged steps' in figure.get_suptitle()
   assert len(figure.axes[0].lines) == 2  # every step, and the mean
 
@@ -126,13 +128,13 @@ def blobs(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize('embeddings', [blobs()[0], blobs()[0][:, :1]])
 def test_tsne_is_seeded(embeddings):
   """Starts from PCA, or from random numbers where there is no plane."""
-  points = report._project(embeddings)
-  np.testing.assert_array_equal(points, report._project(embeddings))
+  points = plots._project(embeddings)
+  np.testing.assert_array_equal(points, plots._project(embeddings))
 
 
 def test_tsne_separates_classes():
   embeddings, labels = blobs()
-  points = report._project(embeddings)
+  points = plots._project(embeddings)
   distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
   np.fill_diagonal(distance, np.inf)
   np.testing.assert_array_equal(labels[distance.argmin(axis=1)], labels)
@@ -140,7 +142,7 @@ def test_tsne_separates_classes():
 
 def scatter(embeddings, labels, names=None):
   """{name: [points, colour]} of the t-SNE, and the axes."""
-  ax = report._scatter(embeddings, labels, names).axes[0]
+  ax = plots._scatter(embeddings, labels, names).axes[0]
   found = {
     c.get_label(): (len(c.get_offsets()), colors.to_hex(c.get_facecolor()[0]))
     for c in ax.collections
@@ -178,7 +180,7 @@ def test_tsne_leaves_out_what_is_not_finite():
 
 
 def test_tsne_takes_a_part_of_many_images(monkeypatch):
-  monkeypatch.setattr(report, '_MAX_POINTS', 30)
+  monkeypatch.setattr(plots, '_MAX_POINTS', 30)
   found, ax = scatter(*blobs(50))
   assert sum(n for n, _ in found.values()) == 30
   assert '30 of 50 test images' in ax.get_title()
@@ -197,7 +199,7 @@ def test_tsne_takes_a_part_of_many_images(monkeypatch):
   ],
 )
 def test_tsne_of_odd_embeddings(tmp_path, embeddings, drawn):
-  assert plots(tmp_path, embeddings) == ({'tsne.png'} if drawn else set())
+  assert pictures(tmp_path, embeddings) == ({'tsne.png'} if drawn else set())
 
 
 def test_table():
@@ -211,7 +213,7 @@ def test_table():
     'devices': '8 x cpu',
     'ok': True,
   }
-  assert report.table(results).split('\n') == [
+  assert plots.table(results).split('\n') == [
     'step                     12,345',
     'knn_top1                  92.3%',
     'linear_all_top1          100.0%',
@@ -221,4 +223,4 @@ def test_table():
     'devices                 8 x cpu',
     'ok                         True',
   ]
-  assert report.table({}) == ''
+  assert plots.table({}) == ''
