@@ -1,26 +1,56 @@
-"""SemPPL: semantic positives via pseudo-labels, in JAX and Haiku."""
+"""SemPPL: semantic positives via pseudo-labels, in JAX and Haiku.
+
+model = semppl_jax.load_pretrained('digits')  # or a released one, or a path
+model.embed(images)
+semppl_jax.pretrain(config, workdir)
+semppl_jax.evaluate(config, workdir)
+"""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semppl_jax.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+  from semppl_jax import config, eval_config, networks
+  from semppl_jax.model import Model, PseudoLabels, load_pretrained
+  from semppl_jax.tasks import evaluate, pretrain
+  from semppl_jax.weights import Checkpoint, load_checkpoint
 
 __all__ = [
   'Checkpoint',
   'CheckpointError',
+  'Model',
+  'PseudoLabels',
   'UserError',
+  'config',
+  'eval_config',
+  'evaluate',
   'load_checkpoint',
+  'load_pretrained',
   'networks',
+  'pretrain',
 ]
 __version__ = '0.1.0'
 
-_FROM_WEIGHTS = ('Checkpoint', 'load_checkpoint')
+# Where a name lives; None: it is a module.
+_HOMES = {
+  'Checkpoint': 'weights',
+  'Model': 'model',
+  'PseudoLabels': 'model',
+  'config': None,
+  'eval_config': None,
+  'evaluate': 'tasks',
+  'load_checkpoint': 'weights',
+  'load_pretrained': 'model',
+  'networks': None,
+  'pretrain': 'tasks',
+}
 
 
 def __getattr__(name: str) -> Any:
   # Late: JAX takes seconds to import, and a wrong flag needs no JAX.
-  if name in _FROM_WEIGHTS:
-    return getattr(importlib.import_module('semppl_jax.weights'), name)
-  if name == 'networks':
-    return importlib.import_module('semppl_jax.networks')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  if name not in _HOMES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  home = importlib.import_module(f'semppl_jax.{_HOMES[name] or name}')
+  return getattr(home, name) if _HOMES[name] else home

@@ -127,14 +127,31 @@ def knn_predict(
   Returns:
     [N] int32.
   """
+  nearest, similarity = neighbours(queries, keys, k)
+  return np.asarray(pseudo_labels.vote(labels[nearest], similarity)[0])
+
+
+def neighbours(
+  queries: np.ndarray, keys: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The k nearest keys by cosine, nearest first; the earlier of equals.
+
+  Args:
+    queries: [N, e] float32.
+    keys: [M, e] float32.
+    k: at most M are found.
+
+  Returns:
+    Rows of the keys, [N, k] int, and their similarities, [N, k] float32.
+  """
   keys = keys / _lengths(keys)
-  voted = []
+  rows, chosen = [], []
   for block in _blocks(queries, len(keys)):
     similarity = (block / _lengths(block)) @ keys.T
     nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :k]  # [n, k]
-    chosen = np.take_along_axis(similarity, nearest, axis=1)
-    voted.append(np.asarray(pseudo_labels.vote(labels[nearest], chosen)[0]))
-  return np.concatenate(voted)
+    rows.append(nearest)
+    chosen.append(np.take_along_axis(similarity, nearest, axis=1))
+  return np.concatenate(rows), np.concatenate(chosen)
 
 
 def _blocks(

@@ -67,24 +67,12 @@ def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
 
 def train_or_evaluate(cfg: Any, workdir: str) -> None:
   """Does what the config asks for, and prints the results as a table."""
-  from semppl_jax import hosts, plots
+  from semppl_jax import hosts, plots, tasks
 
-  results = _task(cfg)(cfg, workdir)
+  results = tasks.of(cfg)(cfg, workdir)
   if hosts.is_first():
     print(plots.table(results))
     print(f'Results, plots and checkpoints: {workdir}')
-
-
-def _task(cfg: Any) -> Callable[[Any, str], dict[str, Any]]:
-  """What the config asks for; the config itself is checked there."""
-  from semppl_jax import eval_tasks, follow, pretraining, robustness, transfer
-
-  if 'checkpoint' not in cfg:  # no evaluation's
-    return pretraining.pretrain
-  if cfg.follow:
-    return follow.follow
-  tables = {'robustness': robustness.run, 'transfer': transfer.run}
-  return tables.get(cfg.task, eval_tasks.run_task)
 
 
 def _parse(argv: list[str]) -> list[str]:

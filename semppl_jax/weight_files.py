@@ -41,6 +41,8 @@ class Settings(NamedTuple):
   padding: str | None = None
   bn_eps: float | None = None
   bn_decay: float | None = None
+  image_size: int | None = None  # what it was trained to see, in pixels
+  center: float | None = None  # side of that / shorter side of an image
 
 
 class Contents(NamedTuple):
@@ -242,6 +244,15 @@ def _run_settings(path: pathlib.Path) -> Settings:
   found = config.get('weights', config.get('encoder'))
   if isinstance(found, dict):
     found = {k: v for k, v in found.items() if k in Settings._fields}
+    # Of pre-training, or of an evaluation.
+    for key, section, name in (
+      ('image_size', 'views', 'large_size'),
+      ('center', 'evaluation', 'center'),
+      ('image_size', 'crops', 'size'),
+      ('center', 'crops', 'center'),
+    ):
+      if isinstance(config.get(section), dict) and name in config[section]:
+        found[key] = config[section][name]
   return _settings(found)
 
 
@@ -263,6 +274,13 @@ def _settings(found: Any) -> Settings:
       continue
     if type(value) not in (int, float) or not 0 <= value < math.inf:
       raise CheckpointError(f'its {key} is no number of at least 0.')
+  size, center = said.image_size, said.center
+  if size is not None and not (type(size) is int and 1 <= size <= 10_000):
+    raise CheckpointError('its image_size is no number of pixels.')
+  if center is not None and not (
+    type(center) in (int, float) and 0 < center <= 1
+  ):
+    raise CheckpointError('its center is no share from 0 to 1.')
   return said
 
 

@@ -35,6 +35,8 @@ class Checkpoint(NamedTuple):
   mapping: Mapping[str, str] = {}  # their names -> ours, if they were matched
   bn_eps: float = 1e-5  # of BatchNorm, as it was trained
   bn_decay: float = 0.9
+  image_size: int | None = None  # what it was trained to see; None: not said
+  center: float | None = None  # side of that / shorter side of an image
 
   def __str__(self) -> str:
     has = {trees.root(module) for module in self.params}
@@ -107,6 +109,8 @@ def settings(weights: Checkpoint) -> weight_files.Settings:
     weights.architecture.padding,
     weights.bn_eps,
     weights.bn_decay,
+    weights.image_size,
+    weights.center,
   )
 
 
@@ -152,11 +156,9 @@ def _check(
     trees.rename(params, mapping), trees.rename(state, mapping), expected
   )
   checked = Checkpoint(*fitting, architecture, found.step, found.kind, mapping)
-  if said.bn_eps is not None:
-    checked = checked._replace(bn_eps=said.bn_eps)
-  if said.bn_decay is not None:
-    checked = checked._replace(bn_decay=said.bn_decay)
-  return checked
+  told = ('bn_eps', 'bn_decay', 'image_size', 'center')
+  values = {key: getattr(said, key) for key in told}
+  return checked._replace(**{k: v for k, v in values.items() if v is not None})
 
 
 def _match(

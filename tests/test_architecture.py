@@ -30,12 +30,13 @@ FLOORS = {
   3: ('train_state', 'objective', 'recognition', 'loop'),
   4: ('pretrain_step', 'classifier_step', 'weights'),
   5: ('runs', 'encoder_scores', 'eval_runs', 'plots'),
-  6: ('pretraining', 'classifier_fit', 'convert', 'preflight'),
+  6: ('pretraining', 'classifier_fit', 'convert', 'preflight', 'model'),
   7: ('grid_search',),
   8: ('eval_tasks', 'robustness', 'transfer'),
   9: ('follow',),
-  10: ('main',),
-  11: ('check',),
+  10: ('tasks',),
+  11: ('main',),
+  12: ('check',),
 }  # fmt: skip
 _FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Everyone may raise errors and name arrays.

@@ -1,0 +1,132 @@
+"""Images as people hand them over: arrays, PIL images, paths, folders.
+
+Nothing is scaled or clipped by guesswork: what is not plainly an image is an
+error that names it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from semppl_jax.data import image_files, images, sources
+from semppl_jax.errors import UserError
+
+Item = tuple[str, Callable[[], bytes | np.ndarray]]  # name, how it is read
+
+
+def source(given: Any) -> sources.Records:
+  """Makes a source of images of whatever kind and size.
+
+  Args:
+    given: one image or several: an array [H, W, 3] or [N, H, W, 3], uint8 or
+      floats in [0, 1]; a PIL image; the path of a file, or of a folder (all
+      images below it, sorted by path); or a sequence of these, of any sizes.
+      In a sequence [H, W] and [H, W, 1] are grey images.
+
+  Returns:
+    N records: bytes of files, which are read when they are asked for; arrays
+    [h, w, 3], uint8, or float32 from 0 to 255.
+
+  Raises:
+    UserError: there is no image or no such path, or an array has another rank,
+      type, or values out of range; the line names the image.
+  """
+  items = list(_items(given))
+  if not items:
+    raise UserError('There is no image: give at least one.')
+  names = [name for name, _ in items]
+  return sources.Records(
+    np.full(len(items), -1), lambda i: items[i][1](), encoded=True, names=names
+  )
+
+
+def _items(given: Any) -> Iterator[Item]:
+  if isinstance(given, (str, os.PathLike)):
+    yield from _files(os.fspath(given))
+  elif isinstance(given, Image.Image):
+    yield _picture('the image', given)
+  elif hasattr(given, 'shape'):
+    array = np.asarray(given)
+    if array.ndim not in (3, 4) or array.shape[-1] != 3:
+      raise UserError(
+        f'Images of shape {array.shape}: an array must be [N, H, W, 3], or '
+        '[H, W, 3] for one image. Grey ones go in a list.'
+      )
+    for i, image in enumerate(array if array.ndim == 4 else array[None]):
+      yield _array(f'image {i}', image)
+  else:
+    yield from _several(given)
+
+
+def _several(given: Any) -> Iterator[Item]:
+  try:
+    given = list(given)
+  except TypeError:
+    raise UserError(
+      f'Images are arrays, PIL images, paths or a sequence of them, not a '
+      f'{type(given).__name__}.'
+    ) from None
+  for i, one in enumerate(given):
+    if isinstance(one, (str, os.PathLike)):
+      yield from _files(os.fspath(one))
+    elif isinstance(one, Image.Image):
+      yield _picture(f'image {i}', one)
+    elif hasattr(one, 'shape'):
+      yield _array(f'image {i}', np.asarray(one))
+    else:
+      raise UserError(
+        f'image {i} is a {type(one).__name__}; it must be an array, a PIL '
+        'image or a path.'
+      )
+
+
+def _files(path: str) -> Iterator[Item]:
+  path = os.path.expanduser(path)
+  if os.path.isdir(path):
+    found = image_files.find(path)
+    if not found:
+      raise UserError(f'There is no image in the folder {path}.')
+  elif os.path.exists(path):
+    found = [path]
+  else:
+    raise UserError(f'There is no file {path}.')
+  for name in found:
+    yield name, lambda name=name: image_files.read(name)
+
+
+def _picture(name: str, image: Image.Image) -> Item:
+  def read():
+    try:
+      return np.asarray(image.convert('RGB'))
+    except Exception as error:  # PIL reads its file only now
+      raise images.Unreadable(str(error) or type(error).__name__) from error
+
+  return name, read
+
+
+def _array(name: str, image: np.ndarray) -> Item:
+  """Checks an array now, for a wrong one must not stop a long job later."""
+  shape = image.shape
+  if image.ndim == 2:
+    image = image[..., None]
+  if image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
+    raise UserError(
+      f'{name} has shape {shape}; it must be [H, W, 3], or [H, W] if grey.'
+    )
+  image = np.broadcast_to(image, image.shape[:2] + (3,))
+  if image.dtype == np.uint8:
+    return name, lambda: np.asarray(image)
+  if not np.issubdtype(image.dtype, np.floating):
+    raise UserError(
+      f'{name} has dtype {image.dtype}; it must be uint8, or floats in [0, 1].'
+    )
+  low, high = float(image.min()), float(image.max())
+  if not (low >= 0 and high <= 1):  # NaN, too
+    raise UserError(
+      f'{name} has values from {low:g} to {high:g}; floats must lie in [0, 1], '
+      'so divide them by their range.'
+    )
+  return name, lambda: image.astype(np.float32) * np.float32(255)

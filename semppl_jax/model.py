@@ -1,0 +1,276 @@
+"""A trained network for people who explore: images in, arrays out.
+
+  model = semppl_jax.load_pretrained('digits')
+  embeddings = model.embed(images)  # [N, model.embedding_size]
+
+Images are seen as evaluation sees them: the middle of each, resized by the
+release's bicubic rule. The pure function underneath is `model.apply`.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from semppl_jax import (
+  encoder_scores,
+  encoders,
+  hosts,
+  inference,
+  parallel,
+  pseudo_labels,
+  recognition,
+  trees,
+  weights,
+)
+from semppl_jax.data import given, pipeline
+from semppl_jax.errors import CheckpointError, UserError
+
+_IMAGENET = 224, 0.875  # size of the crop, its side / the shorter side
+_BATCHES = 8, 64  # images at a time: few, many
+
+
+class PseudoLabels(NamedTuple):
+  """What the nearest labelled images say of N images."""
+
+  labels: np.ndarray  # [N] int32, the vote's winner
+  share: np.ndarray  # [N] float32, its share of the k votes
+  neighbours: np.ndarray  # [N, k] int, rows of the support, nearest first
+  similarity: np.ndarray  # [N, k] float32, cosine
+
+
+class Model:
+  """A checkpoint that embeds and classifies images.
+
+  Attributes:
+    checkpoint: what was loaded; str() of it is a line.
+    image_size: side of the square that the network sees, in pixels.
+    center: side of that square / shorter side of the image, before resizing.
+  """
+
+  def __init__(
+    self,
+    checkpoint: weights.Checkpoint,
+    *,
+    image_size: int | None = None,
+    center: float | None = None,
+  ):
+    """Wraps a checkpoint.
+
+    Args:
+      checkpoint: of any kind.
+      image_size: None: as the checkpoint says, or else ImageNet's 224.
+      center: None: as the checkpoint says, or else ImageNet's 0.875.
+
+    Raises:
+      UserError: a size below 1, a share out of range, or a job of several
+        processes.
+    """
+    hosts.alone('A model')
+    self.checkpoint = checkpoint
+    said = checkpoint.image_size, checkpoint.center
+    given_, usual = (image_size, center), _IMAGENET
+    self.image_size, self.center = (
+      next(x for x in options if x is not None)
+      for options in zip(given_, said, usual, strict=True)
+    )
+    if self.image_size < 1 or not 0 < self.center <= 1:
+      raise UserError(
+        f'image_size is {self.image_size} and center {self.center}; they must '
+        'be at least 1, and above 0 and at most 1.'
+      )
+    self._nets = checkpoint.network()
+
+  def __repr__(self) -> str:
+    return f'Model({self.checkpoint}; sees {self.image_size} px)'
+
+  @property
+  def params(self) -> trees.Tree:
+    """Weights, {module: {name: float32 array}}, under the release's names."""
+    return self.checkpoint.params
+
+  @property
+  def state(self) -> trees.Tree:
+    """BatchNorm's running averages."""
+    return self.checkpoint.state
+
+  @property
+  def embedding_size(self) -> int:
+    """e, the size of the encoder's output."""
+    return encoders.output_size(self.checkpoint.architecture)
+
+  @property
+  def num_classes(self) -> int:
+    """K of the classifier; 0: there is none."""
+    return recognition.head_sizes(self.params)['num_classes']
+
+  def apply(self, params: Any, state: Any, images: jax.Array) -> jax.Array:
+    """The encoder in evaluation mode: pure, to be jitted, mapped, derived.
+
+    Args:
+      params: like `model.params`.
+      state: like `model.state`.
+      images: [n, S, S, 3] floats in [0, 1], see `preprocess`.
+
+    Returns:
+      [n, e] float32.
+    """
+    return self._nets.encode(params, state, images, False)[0]
+
+  def preprocess(self, images: Any) -> np.ndarray:
+    """Images as the network sees them.
+
+    Args:
+      images: see `embed`.
+
+    Returns:
+      [N, image_size, image_size, 3] float32 in [0, 1].
+    """
+    parts = pipeline.in_order(
+      given.source(images), batch_size=_BATCHES[-1], images=self._crops
+    )
+    return np.concatenate([arrays for arrays, _ in parts])
+
+  def embed(self, images: Any) -> np.ndarray:
+    """The encoder's embeddings of images of any number and size.
+
+    On all devices, in batches. Files are decoded by threads meanwhile.
+
+    Args:
+      images: an array [N, H, W, 3] (or [H, W, 3]: one image), uint8 or floats
+        in [0, 1]; a PIL image; the path of a file, or of a folder (all images
+        below it, sorted by path); or a sequence of these, of any sizes.
+
+    Returns:
+      [N, e] float32, not normalised.
+
+    Raises:
+      UserError: no image, a wrong rank, type or range of values, or a file that
+        cannot be read or decoded; the line names it.
+    """
+    return self._run(self._embed, images)
+
+  def logits(self, images: Any) -> np.ndarray:
+    """The classifier's outputs, [N, K] float32; see `embed`.
+
+    Raises:
+      CheckpointError: the checkpoint has no classifier.
+      UserError: see `embed`.
+    """
+    if not self.num_classes:
+      raise CheckpointError(
+        f'{self.checkpoint} has no classifier to predict with: use '
+        'pseudo_label with some labelled images, or train one '
+        '(experiments/eval_linear.py).'
+      )
+    return self._run(self._classify, images)
+
+  def predict(self, images: Any) -> np.ndarray:
+    """The classifier's choice for each image, [N] int32; see `logits`."""
+    return self.logits(images).argmax(axis=1).astype(np.int32)
+
+  def pseudo_label(
+    self, images: Any, support_images: Any, support_labels: Any, *, k: int = 1
+  ) -> PseudoLabels:
+    """The vote of the k nearest labelled images.
+
+    Neighbours by the cosine of the encoder's embeddings (in pre-training the
+    method looks up predictions among projections, of several views); the vote
+    is the method's: the most frequent label, then the larger summed similarity,
+    then the smaller label.
+
+    Args:
+      images: see `embed`.
+      support_images: M labelled images.
+      support_labels: [M] int, at least 0.
+      k: neighbours, at most M.
+
+    Returns:
+      Labels, shares of the votes, and who the neighbours are.
+
+    Raises:
+      UserError: labels that do not fit, k out of range, or see `embed`.
+    """
+    labels = _support(support_labels)
+    keys = self.embed(support_images)
+    if len(keys) != len(labels):
+      raise UserError(
+        f'{len(keys)} support images, but {len(labels)} support labels.'
+      )
+    if not 1 <= k <= len(labels):
+      raise UserError(f'k is {k}; it must be from 1 to {len(labels)}.')
+    nearest, similarity = encoder_scores.neighbours(self.embed(images), keys, k)
+    voted = jax.jit(pseudo_labels.vote)(labels[nearest], similarity)
+    return PseudoLabels(*map(np.asarray, voted), nearest, similarity)
+
+  @property
+  def _crops(self) -> pipeline.Images:
+    return pipeline.Images(
+      crop=(self.image_size, self.center), on_corrupt='error'
+    )
+
+  @functools.cached_property
+  def _embed(self) -> Callable[..., tuple[jax.Array]]:
+    # Kept: another function would be compiled anew.
+    return lambda state, views: (self.apply(*state, views),)
+
+  @functools.cached_property
+  def _classify(self) -> Callable[..., tuple[jax.Array]]:
+    online = self._nets.online
+    return lambda state, views: (online(*state, views, False)[0].logits,)
+
+  @functools.cached_property
+  def _on_devices(self) -> Any:
+    devices = jax.local_devices()
+    copies = parallel.replicate((self.params, self.state), len(devices))
+    return parallel.place(copies, devices)
+
+  def _run(self, forward: Callable[..., Any], images: Any) -> np.ndarray:
+    source = given.source(images)
+    few, many = _BATCHES
+    (found,), _ = inference.over_images(
+      forward, self._on_devices, source, jax.local_devices(),
+      few if len(source) <= few else many, images=self._crops,
+    )  # fmt: skip
+    return found
+
+
+def load_pretrained(
+  name: str | os.PathLike,
+  *,
+  image_size: int | None = None,
+  center: float | None = None,
+  **options: Any,
+) -> Model:
+  """Loads a checkpoint for exploring.
+
+  Args:
+    name: 'digits', which comes along; one of DeepMind's released ones after its
+      download, such as 'resnet_50_1x_10_pct' ('10pct' is the same); or the path
+      of a pickle, a safetensors file or a run.
+    image_size: side of what the network sees; None: as the checkpoint says.
+    center: share of the shorter side that it sees; None: likewise.
+    **options: see `load_checkpoint`.
+
+  Raises:
+    CheckpointError: an unknown name (the line has the nearest ones), one that
+      is not downloaded (its address), or a file that cannot be used.
+    UserError: see Model.
+  """
+  found = weights.load_checkpoint(name, **options)
+  return Model(found, image_size=image_size, center=center)
+
+
+def _support(labels: Any) -> np.ndarray:
+  labels = np.asarray(labels)
+  if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    raise UserError(
+      f'support_labels are {labels.dtype}{list(labels.shape)}; they must be '
+      'integers [M].'
+    )
+  if labels.size and labels.min() < 0:
+    raise UserError(f'support_labels: {labels.min()} is below 0.')
+  return labels.astype(np.int32)
