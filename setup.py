@@ -14,11 +14,18 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  # The manifest of released checkpoints is installed too.
+  # Experiments and the manifest of released checkpoints are installed too.
   packages=setuptools.find_packages(include=['semppl_jax', 'semppl_jax.*'])
-  + ['semppl_jax.checkpoints'],
-  package_dir={'semppl_jax.checkpoints': 'checkpoints'},
-  package_data={'semppl_jax.checkpoints': ['*.json', '*.md']},
+  + ['semppl_jax.checkpoints', 'semppl_jax.experiments'],
+  package_dir={
+    'semppl_jax.checkpoints': 'checkpoints',
+    'semppl_jax.experiments': 'experiments',
+  },
+  package_data={
+    'semppl_jax': ['py.typed'],
+    'semppl_jax.checkpoints': ['*.json', '*.md'],
+  },
+  entry_points={'console_scripts': ['semppl-jax = semppl_jax.command:main']},
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.5',

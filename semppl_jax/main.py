@@ -44,6 +44,10 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
   'connect_seconds', 300, 'How long the processes wait for each other.'
 )
 
+# Of an installed package, and of a clone.
+_HERE = pathlib.Path(__file__).parent
+_EXPERIMENTS = (_HERE / 'experiments', _HERE.parent / 'experiments')
+
 # Of the config and the work directory.
 Task = Callable[[Any, str], Any]
 
@@ -78,18 +82,36 @@ def train_or_evaluate(cfg: Any, workdir: str) -> None:
 def _parse(argv: list[str]) -> list[str]:
   """absl's parser, with one line for what is wrong with the flags."""
   app.define_help_flags()
-  for argument in argv[1:]:
+  argv = list(argv)
+  for i, argument in enumerate(argv):
     if argument.startswith('--config='):
-      name = argument.removeprefix('--config=').partition(':')[0]
-      file = pathlib.Path(name).absolute()
-      if not file.is_file():
-        raise UserError(f'--config: there is no file {name!r}.')
+      name, colon, variant = argument.removeprefix('--config=').partition(':')
+      file = _experiment(name)
+      argv[i] = f'--config={file}{colon}{variant}'
       # Experiments build on their neighbours, wherever this is called from.
       sys.path.append(str(file.parent.parent))
   try:
     return flags.FLAGS(argv)
   except Exception as e:  # whatever a config file raises is its user's to mend
     raise UserError(_explain(argv, e)) from e
+
+
+def _experiment(name: str) -> pathlib.Path:
+  """A config file, or by its bare name one of those that come along."""
+  file = pathlib.Path(name)
+  if file.is_file():
+    return file.absolute()
+  folder = next((f for f in _EXPERIMENTS if f.is_dir()), None)
+  if folder is None or file.name != name:
+    raise UserError(f'--config: there is no file {name!r}.')
+  known = {f.stem: f for f in folder.glob('[!_]*.py')}
+  if file.stem not in known:
+    hint = config.nearest_name(name, known)
+    raise UserError(
+      f'--config: there is no file {name!r}, nor an experiment{hint}; known: '
+      f'{", ".join(sorted(known))}'
+    )
+  return known[file.stem]
 
 
 def _explain(argv: list[str], error: BaseException) -> str:

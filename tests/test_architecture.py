@@ -37,6 +37,7 @@ FLOORS = {
   10: ('tasks',),
   11: ('main',),
   12: ('check',),
+  13: ('command',),
 }  # fmt: skip
 _FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Everyone may raise errors and name arrays.

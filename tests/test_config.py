@@ -38,7 +38,11 @@ def test_default_is_the_papers_setting_and_valid():
     ({'labels__per_class': -1}, 1, ('labels.per_class is -1', 'at least 0')),
     ({'views__num_large': 0}, 1, ('views.num_large is 0', 'at least 1')),
     ({'loss__temperature': 0.0}, 1, ('loss.temperature is 0.0', 'above 0')),
-    ({'loss__alpha': float('nan')}, 1, ('loss.alpha is nan', 'at least 0')),
+    (
+      {'loss__alpha': float('nan')},
+      1,
+      ('loss.alpha is nan', 'a finite number'),
+    ),
     ({'queue__k': 0}, 1, ('queue.k is 0', 'at least 1')),
     ({'loss__stop_gradient': 'entrophy'}, 1, ("'entrophy'", "mean 'entropy'")),
     ({'encoder__stem': 'smal'}, 1, ("'smal'", "mean 'small'")),

@@ -1,0 +1,50 @@
+"""The `semppl-jax` command: one name for all tools.
+
+semppl-jax train --config=digits --workdir=runs/digits
+"""
+
+import importlib
+import sys
+
+from semppl_jax.config import nearest_name
+
+# Task -> module with a `main`, what it does.
+TASKS = {
+  'train': ('main', 'train SemPPL: --config=EXPERIMENT --workdir=DIR'),
+  'evaluate': ('main', 'evaluate a checkpoint: --config=eval_... likewise'),
+  'check': ('check', 'look at a run before it starts: same flags'),
+  'report': ('report.__main__', 'a web page of one run or several: DIR ...'),
+  'convert': ('convert', 'weights from format to format: IN OUT'),
+  'saliency': ('saliency', "make a data set's foreground masks"),
+  'to-array-record': ('to_array_record', 'prepare a tfds data set: FOLDER'),
+}
+
+
+def main() -> int | None:
+  """Hands the arguments on to a task; returns its exit status."""
+  task, *rest = sys.argv[1:] or ['--help']
+  if task in ('-h', '--help', 'help'):
+    print(usage())
+    return 0
+  if task not in TASKS:
+    hint = nearest_name(task, TASKS)
+    print(f'error: There is no task {task!r}{hint}', file=sys.stderr)
+    print(usage(), file=sys.stderr)
+    return 2
+  sys.argv = [f'semppl-jax {task}', *rest]
+  module = importlib.import_module(f'semppl_jax.{TASKS[task][0]}')
+  return module.main()
+
+
+def usage() -> str:
+  """What the command can do."""
+  width = max(map(len, TASKS))
+  lines = [f'  {name:{width}}  {what}' for name, (_, what) in TASKS.items()]
+  return '\n'.join(
+    ['usage: semppl-jax TASK ..., where TASK is one of', '', *lines, '']
+    + ['semppl-jax TASK --help tells more.']
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,63 @@
+"""The semppl-jax command: what it hands on, and to whom."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from semppl_jax import command, main
+from semppl_jax.errors import UserError
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _call(monkeypatch, *arguments):
+  monkeypatch.setattr(sys, 'argv', ['semppl-jax', *arguments])
+  return command.main()
+
+
+@pytest.mark.parametrize('arguments', [[], ['--help'], ['help']])
+def test_help_names_every_task(monkeypatch, capsys, arguments):
+  assert _call(monkeypatch, *arguments) == 0
+  shown = capsys.readouterr().out
+  assert all(f'\n  {name} ' in shown for name in command.TASKS)
+
+
+def test_an_unknown_task_is_refused(monkeypatch, capsys):
+  assert _call(monkeypatch, 'trian') == 2
+  shown = capsys.readouterr().err
+  assert "error: There is no task 'trian'; did you mean 'train'?" in shown
+
+
+def test_every_task_has_a_main():
+  for module, _ in command.TASKS.values():
+    assert callable(importlib.import_module(f'semppl_jax.{module}').main)
+
+
+def test_a_task_gets_the_rest_and_gives_its_status(monkeypatch, capsys):
+  assert _call(monkeypatch, 'convert', 'nope.pkl', 'x.safetensors') == 2
+  assert "There is no checkpoint 'nope.pkl'" in capsys.readouterr().err
+
+
+def test_a_flag_of_training_reaches_it():
+  done = subprocess.run(
+    [sys.executable, '-m', 'semppl_jax.command', 'train', '--config=digits'],
+    cwd=_ROOT, capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert done.stderr == 'error: --workdir is missing; see --helpshort.\n'
+
+
+def test_experiments_by_their_names(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  wanted = _ROOT / 'experiments' / 'eval_knn.py'
+  assert main._experiment('eval_knn') == main._experiment('eval_knn.py')
+  assert main._experiment('eval_knn') == wanted
+  (tmp_path / 'digits').write_text('')  # a file of that name comes first
+  assert main._experiment('digits') == tmp_path / 'digits'
+  with pytest.raises(UserError, match="did you mean 'digits'.*known: cifar10"):
+    main._experiment('digit')
+  with pytest.raises(UserError, match="no file 'there/digits.py'.$"):
+    main._experiment('there/digits.py')
