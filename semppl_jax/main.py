@@ -73,6 +73,7 @@ def train_or_evaluate(cfg: Any, workdir: str) -> None:
   if hosts.is_first():
     print(plots.table(results))
     print(f'Results, plots and checkpoints: {workdir}')
+    print(f'A page about it: python -m semppl_jax.report {workdir}')
 
 
 def _parse(argv: list[str]) -> list[str]:
