@@ -18,7 +18,10 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['semppl_jax', 'semppl_jax.*'])
   + ['semppl_jax.checkpoints'],
   package_dir={'semppl_jax.checkpoints': 'checkpoints'},
-  package_data={'semppl_jax.checkpoints': ['*.json', '*.md']},
+  package_data={
+    'semppl_jax.checkpoints': ['*.json', '*.md'],
+    'semppl_jax.report': ['*.css'],
+  },
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.5',

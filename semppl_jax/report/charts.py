@@ -121,7 +121,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _grid(x: _Scale, y: _Scale, share: bool) -> list[Html]:
-  parts = []
+  parts = [_label('step', _LEFT - 6, _BOTTOM + 17, 'end')]
   for value in ticks(y.low, y.high):
     place = y(np.float64(value))
     parts += [

@@ -99,7 +99,9 @@ def of_several(runs: Sequence[RunFiles]) -> Html:
   return markup.join(
     tag('div', legend, class_='legend'),
     tag('div', *figures, class_='charts'),
-    markup.note(_HELP),
+    markup.note(
+      _HELP + ' Losses of runs with other weights are not of one scale.'
+    ),
   )
 
 

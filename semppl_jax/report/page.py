@@ -61,17 +61,17 @@ def _of_one(run: RunFiles, most: int, tell: Callable[[str], None]) -> Html:
   num_classes = seen.run.data.num_classes if seen.run else 0
   sections: list[Section] = [
     ('results', 'Results', lambda: results.scores(run, num_classes)),
-    ('curves', 'Curves over the steps', lambda: curves.of_one(run)),
+    ('curves', 'Curves', lambda: curves.of_one(run)),
     ('tsne', 'Embeddings', lambda: seen_lib.tsne(seen)),
     (
       'gallery',
-      'Pseudo-labels, image by image',
+      'Gallery',
       lambda: seen_lib.gallery(seen),
     ),
-    ('views', 'What the network sees', lambda: seen_lib.views(seen)),
+    ('views', 'Views', lambda: seen_lib.views(seen)),
     (
       'confusion',
-      'Which classes are mistaken',
+      'Confusion',
       lambda: seen_lib.confusion(seen),
     ),
     ('settings', 'Settings', lambda: settings.of_one(run)),
@@ -89,7 +89,7 @@ def _of_several(runs: Sequence[RunFiles]) -> Html:
       'Settings that differ',
       lambda: settings.of_several(runs),
     ),
-    ('curves', 'Curves over the steps', lambda: curves.of_several(runs)),
+    ('curves', 'Curves', lambda: curves.of_several(runs)),
     ('environment', 'Environment', lambda: settings.environment(runs)),
   ]
   lines = [reason for run in runs for reason in _incidents(run, True)]

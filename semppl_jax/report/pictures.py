@@ -21,7 +21,7 @@ from semppl_jax.runs import Run
 _SMALL = 48  # pixels of a side; below, pixels are shown as squares
 _LARGEST = 112  # larger images are shrunk to that
 _VIEWED = 4  # training images whose views are shown
-_EACH = 8  # queries that are right, and that are wrong
+_EACH = 9  # queries that are right, and that are wrong
 _NEAREST = 4  # neighbours of a query
 
 
@@ -99,7 +99,7 @@ def _strip(
   cells = [_figure(picture(whole, f'Image: {label}'), tag('b', label))]
   for kind, array in groups:
     cells += [
-      _figure(picture(view[i], f'{kind} view of {label}'), kind)
+      _figure(picture(view[i], f'{kind} view of {label}'), kind, kind=kind)
       for view in array
     ]
   return tag('div', *cells, class_='strip')
@@ -132,13 +132,15 @@ def _card(run: Run, said: network.Said, i: int, kind: str, mark: str) -> Html:
   vote = _name(run, said.votes[i])
   query = _figure(
     _thumbnail(run, int(said.rows[i]), 'Query'),
+    'true: ',
     tag('b', _name(run, said.truth[i])),
   )
   verdict = tag(
     'p',
     tag('span', mark, aria_hidden='true', class_='mark'),
-    f' voted {vote} ({said.share[i]:.0%} of votes)',
-    tag('span', f', {kind}', class_='unseen'),
+    tag('b', f' voted {vote} '),
+    tag('span', kind, class_='unseen'),
+    tag('span', f'{said.share[i]:.0%} of votes', class_='share'),
     class_='verdict',
   )
   nearest = tag('div', *_nearest(run, said, i), class_='strip')
@@ -157,9 +159,11 @@ def _nearest(run: Run, said: network.Said, i: int) -> list[Html]:
   return [
     _figure(
       _thumbnail(run, row, 'Labelled neighbour'),
-      _name(run, run.labels[row]),
+      tag('b', _name(run, run.labels[row])),
       tag('br'),
-      f'{count[row]} × {best[row]:.2f}',
+      f'{count[row]} vote' + ('s' if count[row] > 1 else ''),
+      tag('br'),
+      f'cos {best[row]:.2f}',
     )
     for row in order
   ]
@@ -176,8 +180,8 @@ def _thumbnail(run: Run, row: int, what: str) -> Html:
   return picture(pixels, f'{what}: {name}')
 
 
-def _figure(image: Html, *caption: Any) -> Html:
-  return tag('figure', image, tag('figcaption', *caption))
+def _figure(image: Html, *caption: Any, kind: str | None = None) -> Html:
+  return tag('figure', image, tag('figcaption', *caption), class_=kind)
 
 
 def _name(run: Run, label: int) -> str:

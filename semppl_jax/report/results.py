@@ -210,12 +210,13 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> Html:
     total = max(row.sum(), 1)
     cells = [
       tag(
-        'td', f'{n:,}' if n else '·', style=f'--v:{n / total:.3f}',
+        'td', f'{n:,}' if n else '·', style=f'--v:{(n / total) ** 0.5:.3f}',
         class_='right' if i == j else None if n else 'zero',
       )
       for j, n in enumerate(row)
     ]  # fmt: skip
-    recall = tag('td', _percent(row[i] / total) if row.sum() else '-')
+    share = _percent(row[i] / total) if row.sum() else '-'
+    recall = tag('td', share, class_='share')
     head = tag('th', class_name(names, i), scope='row')
     rows.append(tag('tr', head, *cells, recall))
   head = [

@@ -108,10 +108,9 @@ def gallery(seen: Seen) -> Html:
     pictures.gallery(seen.run, seen.unlabelled),
     _which(
       seen,
-      'Left: an unlabelled image and its true class, which training never saw.'
-      ' Right: the labelled images in the queue that are nearest to it; n × '
-      'cosine: one vote for each large view in whose queue it is among the '
-      'nearest.',
+      'Left: an unlabelled image, and its true class, which training never '
+      'saw. Right: the labelled images that are nearest to it in the queues, '
+      'one for each large view; votes: in how many; cos: the largest cosine.',
     ),
   )
 
