@@ -14,10 +14,12 @@ from semppl_jax import (
   checkpoint,
   claims,
   encoder_scores,
+  main,
   metrics,
   parallel,
   resuming,
   runs,
+  tasks,
   train_state,
 )
 from semppl_jax.data import sources
@@ -37,7 +39,7 @@ _SECTIONS = (
   'results', 'curves', 'tsne', 'gallery', 'views', 'confusion', 'settings',
   'environment',
 )  # fmt: skip
-_VOID = ('img', 'meta', 'br')
+_VOID = ('img', 'meta', 'br', 'wbr')
 
 
 class _Page(html.parser.HTMLParser):
@@ -52,6 +54,8 @@ class _Page(html.parser.HTMLParser):
     assert not self.open, 'elements that do not end'
 
   def handle_starttag(self, tag, attrs):
+    if tag == 'wbr':  # a name goes on
+      self.texts[self.section] = self.texts[self.section].removesuffix('\n')
     if tag not in _VOID:
       self.open.append(tag)
     if tag == 'section':
@@ -334,6 +338,20 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
   assert not list(tmp_path.iterdir())
 
 
+def test_files_of_another_kind_do_no_harm(tmp_path):
+  odd = {'step': 'x', 'knn_top1': 'high', 'seconds': [1], 'num_labels': None}
+  (tmp_path / 'results.json').write_text(json.dumps(odd | {'top1': 7}))
+  rows = [{'step': 2, 'loss': 'NaN', 'queue_fill': None}, {'step': 3}]
+  text = '\n'.join(map(json.dumps, rows)) + '\n{"step": 4, "lo'
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  settings = {'dataset': 'mine', 'a': {'b': None}, 'c': [[1], '']}
+  (tmp_path / 'config.json').write_text(json.dumps(settings))
+  found = _report(tmp_path)
+  assert '3 steps' in found.texts[''] and '700.0%' in found.texts['results']
+  assert 'no series' in found.texts['curves']
+  assert 'a.b\nnone\nunknown\n' in found.texts['settings']
+
+
 def test_what_comes_from_files_is_text(whole, copy, monkeypatch):
   evil = '<script>alert("1")</script>'
   folder = copy('<img src=x>', without=('checkpoints',))
@@ -348,7 +366,7 @@ def test_what_comes_from_files_is_text(whole, copy, monkeypatch):
     a for a in found.all('img') if a['src'] == 'x'
   ]
   for section in ('', 'settings', 'environment'):
-    assert evil in found.texts[section].replace('\n', '')
+    assert evil in found.texts[section]
   assert '<img src=x>' in found.texts['']
   # And the names of classes, wherever they are shown.
   names = [evil, '"><script>', "' onerror='x"]
@@ -362,6 +380,13 @@ def test_what_comes_from_files_is_text(whole, copy, monkeypatch):
   assert not parsed.all('script')
   assert parsed.all('img')[0]['alt'] == names[1]
   assert not any('onerror' in a for _, _, a in parsed.tags)
+
+
+def test_the_end_of_a_run_says_how_to_make_its_page(monkeypatch, capsys):
+  monkeypatch.setattr(tasks, 'of', lambda cfg: lambda *args: {'step': 3})
+  main.train_or_evaluate(None, 'my runs/x')
+  said = capsys.readouterr().out
+  assert said.endswith("python -m semppl_jax.report 'my runs/x'\n")
 
 
 def test_many_classes_become_a_list_of_mistakes():

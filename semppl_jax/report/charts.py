@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from semppl_jax.report import markup
 from semppl_jax.report.markup import Html, tag
 
 COLOURS = 8  # in style.css: --c0 .. --c7
 _WIDTH, _HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 350, 10, 172
 _MOST_BINS = 180  # points of a line; more logged steps are averaged
+_LONGEST_NAME = 16  # letters of a class in the plane
 _DASHES = (None, '7 3', '2 3', '9 3 2 3')
 
 
@@ -147,19 +147,20 @@ def _drawn(line: Line, x: _Scale, y: _Scale) -> list[Html]:
   if len(steps) < len(line.steps):
     edge = _points(x(np.r_[steps, steps[::-1]]), y(np.r_[low, high[::-1]]))
     parts.append(tag('path', d=f'M{edge}Z', class_='range', style=style))
+  kind = 'line'
   if len(steps) == 1:  # no line, but a dot
-    steps, mean = np.repeat(steps, 2), np.repeat(mean, 2)
+    steps, mean, kind = np.repeat(steps, 2), np.repeat(mean, 2), 'line dot'
   parts.append(
     tag(
       'path', tag('title', line.name), d='M' + _points(x(steps), y(mean)),
-      class_='line', style=style, stroke_dasharray=_dash(line.number),
+      class_=kind, style=style, stroke_dasharray=_dash(line.number),
     )
   )  # fmt: skip
   return parts
 
 
 def _dash(number: int) -> str | None:
-  return _DASHES[number % len(_DASHES)]
+  return _DASHES[(number + number // COLOURS) % len(_DASHES)]
 
 
 def _binned(line: Line) -> tuple[np.ndarray, ...]:
@@ -218,20 +219,25 @@ def scatter(
     )
     parts.append(tag('path', d=crosses, class_='cross'))
   if len(present) <= 2 * COLOURS:
-    for c in present:
-      x, y = np.median(places[classes == c], axis=0)
-      parts.append(
-        tag(
-          'text', markup.text(names[c][:14]), x=f'{x:.0f}', y=f'{y + 5:.0f}',
-          text_anchor='middle', class_='name',
-        )
-      )  # fmt: skip
+    middles = [np.median(places[classes == c], axis=0) for c in present]
+    parts += [_class_name(names[c], *m) for c, m in zip(present, middles)]
   drawn = tag(
     'svg', *parts, viewBox='0 0 360 360', role='img',
     aria_label=f'{title}: {len(points)} points in {len(present)} classes',
   )  # fmt: skip
   caption = tag('figcaption', title)
   return tag('figure', caption, drawn, class_='chart scatter')
+
+
+def _class_name(name: str, x: float, y: float) -> Html:
+  """A class's name in the midst of its points, whole within the picture."""
+  short = name if len(name) <= _LONGEST_NAME else f'{name[:_LONGEST_NAME]}…'
+  room = 5 * len(short)  # half of its width, about
+  return tag(
+    'text', tag('title', name), short, text_anchor='middle', class_='name',
+    x=f'{min(max(x, room), 360 - room):.0f}',
+    y=f'{min(max(y + 5, 14), 356):.0f}',
+  )  # fmt: skip
 
 
 def _dots(places: np.ndarray, number: int) -> Html | None:

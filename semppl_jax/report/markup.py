@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-_VOID = ('img', 'meta', 'br')
+_VOID = ('img', 'meta', 'br', 'wbr')
 
 
 class Html(str):

@@ -157,9 +157,9 @@ def _facts(run: RunFiles, seen: seen_lib.Seen) -> Html:
   facts.append(datetime.date.fromtimestamp(run.changed).isoformat())
   dataset = run.config.get('dataset')
   if isinstance(dataset, dict) and dataset.get('name'):
-    facts.append(' '.join(['data:', dataset['name'], dataset.get('path', '')]))
+    facts.append(f'data: {dataset["name"]} {dataset.get("path", "")}'.strip())
   if 'num_labels' in run.results:
-    facts.append(f'{run.results["num_labels"]:,} labelled images')
+    facts.append(f'{run.results["num_labels"]} labelled images')
   return markup.join(
     tag('p', ' · '.join(facts), class_='facts'),
     *(markup.note(line) for line in _incidents(run)),

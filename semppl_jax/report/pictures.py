@@ -60,10 +60,10 @@ def views_of(run: Run) -> Html:
     section = ml_collections.ConfigDict(cfg.views)
     section.saliency = 1.0
     foreground = _draw(batch, section, cfg.seed).large[:1]
-    groups.append(('foreground alone', foreground))
+    groups.append(('masked', foreground))
     masked = markup.note(
       f'With probability {cfg.views.saliency:g} a large view sees the '
-      'foreground alone.'
+      'foreground alone; “masked” shows one that does.'
     )
   strips = []
   for i in range(count):
@@ -96,7 +96,9 @@ def _strip(
   i: int,
 ) -> Html:
   """An image and its views, side by side."""
-  cells = [_figure(picture(whole, f'Image: {label}'), tag('b', label))]
+  cells = [
+    _figure(picture(whole, f'Image: {label}'), tag('b', label, title=label))
+  ]
   for kind, array in groups:
     cells += [
       _figure(picture(view[i], f'{kind} view of {label}'), kind, kind=kind)
@@ -133,7 +135,7 @@ def _card(run: Run, said: network.Said, i: int, kind: str, mark: str) -> Html:
   query = _figure(
     _thumbnail(run, int(said.rows[i]), 'Query'),
     'true: ',
-    tag('b', _name(run, said.truth[i])),
+    _class(run, said.truth[i]),
   )
   verdict = tag(
     'p',
@@ -159,8 +161,7 @@ def _nearest(run: Run, said: network.Said, i: int) -> list[Html]:
   return [
     _figure(
       _thumbnail(run, row, 'Labelled neighbour'),
-      tag('b', _name(run, run.labels[row])),
-      tag('br'),
+      _class(run, run.labels[row]),
       f'{count[row]} vote' + ('s' if count[row] > 1 else ''),
       tag('br'),
       f'cos {best[row]:.2f}',
@@ -171,17 +172,21 @@ def _nearest(run: Run, said: network.Said, i: int) -> list[Html]:
 
 def _thumbnail(run: Run, row: int, what: str) -> Html:
   """A training image as the network sees it in evaluation."""
-  record = run.data.train[row]
-  name = _name(run, record['label'])
+  label = _name(run, run.data.train.labels[row])
   try:
-    pixels = network.crops(run).array(record['image'])
+    pixels = network.crops(run).array(run.data.train[row]['image'])
   except images_lib.Unreadable:
     return tag('span', 'cannot be decoded')
-  return picture(pixels, f'{what}: {name}')
+  return picture(pixels, f'{what}: {label}')
 
 
 def _figure(image: Html, *caption: Any, kind: str | None = None) -> Html:
   return tag('figure', image, tag('figcaption', *caption), class_=kind)
+
+
+def _class(run: Run, label: int) -> Html:
+  """A class's name below an image; a long one is cut off, and in its title."""
+  return tag('b', _name(run, label), title=_name(run, label))
 
 
 def _name(run: Run, label: int) -> str:

@@ -1,5 +1,6 @@
 """Scores: of one run, of several, and which classes are mistaken."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -254,4 +255,5 @@ def _percent(value: float) -> str:
 
 
 def _is_number(value: Any) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool)
+  usable = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return usable and math.isfinite(value)

@@ -28,7 +28,8 @@ class RunFiles(NamedTuple):
   def step(self) -> int | None:
     """The last one that is known of."""
     logged = self.rows[-1]['step'] if self.rows else None
-    return self.results.get('step', logged)
+    step = self.results.get('step', logged)
+    return step if isinstance(step, int) else logged
 
   @property
   def is_evaluation(self) -> bool:

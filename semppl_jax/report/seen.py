@@ -120,7 +120,7 @@ def views(seen: Seen) -> Html:
   _need(seen, seen.run, 'The data set is not at hand.')
   try:
     return pictures.views_of(seen.run)
-  except UserError as error:
+  except (UserError, OSError) as error:
     raise Absent(str(error)) from error
 
 

@@ -1,15 +1,17 @@
 """Settings of runs, and what made the page."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import semppl_jax
 from semppl_jax import config, differences, eval_config
 from semppl_jax.report import markup
-from semppl_jax.report.markup import Html
+from semppl_jax.report.markup import Html, tag
 from semppl_jax.report.run_files import RunFiles
 
 _PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'scikit-learn')
@@ -24,13 +26,13 @@ def of_one(run: RunFiles) -> Html:
   standard = eval_config.default() if run.is_evaluation else config.default()
   usual = dict(differences.flat(json.loads(standard.to_json())))
   changed = [
-    (key, _text(value), _text(usual[key]) if key in usual else 'unknown')
+    (_key(key), _text(value), _text(usual[key]) if key in usual else 'unknown')
     for key, value in own.items()
     if usual.get(key, _ABSENT) != value
   ]
   label = 'Settings that differ from the defaults'
   everything = f'All {len(own)} settings'
-  rows = [(key, _text(value)) for key, value in own.items()]
+  rows = [(_key(key), _text(value)) for key, value in own.items()]
   return markup.join(
     markup.table(
       ('Setting', 'This run', 'Default'), changed, label=label, kind='config'
@@ -50,7 +52,9 @@ def of_several(runs: Sequence[RunFiles]) -> Html:
     raise markup.Absent(f'There is no config.json of {without}.')
   names = list(dict.fromkeys(key for one in flat for key in one))
   texts = {key: [_text(one.get(key, _ABSENT)) for one in flat] for key in names}
-  rows = [(k, *values) for k, values in texts.items() if len(set(values)) > 1]
+  rows = [
+    (_key(k), *values) for k, values in texts.items() if len(set(values)) > 1
+  ]
   if not rows:
     raise markup.Absent('All settings are the same.')
   head = ('Setting', *(run.name for run in runs))
@@ -69,7 +73,9 @@ def environment(runs: Sequence[RunFiles]) -> Html:
     ('semppl_jax', semppl_jax.__version__),
     ('Python', platform.python_version()),
   ]
-  rows += [(name, importlib.metadata.version(name)) for name in _PACKAGES]
+  for name in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      rows.append((name, importlib.metadata.version(name)))
   label = 'Environment'
   return markup.join(
     markup.table(('What', 'Value'), rows, label=label, kind='config'),
@@ -77,6 +83,13 @@ def environment(runs: Sequence[RunFiles]) -> Html:
       'Versions are those that made this page; a run does not note its own.'
     ),
   )
+
+
+def _key(name: str) -> Html:
+  """A dotted name that may break at its joints."""
+  parts = re.findall(r'[^._]*[._]?', name)
+  breaks = [part for p in parts if p for part in (p, tag('wbr'))]
+  return markup.join(*breaks[:-1])
 
 
 def _text(value: Any) -> str:
