@@ -23,6 +23,7 @@ from semppl_jax import (
   train_state,
 )
 from semppl_jax.data import sources
+from semppl_jax.errors import CheckpointError
 from semppl_jax.report import __main__ as command
 from semppl_jax.report import (
   charts,
@@ -257,6 +258,28 @@ def test_neighbours_are_those_that_voted(whole, reported):
       assert np.mean(labels == vote) == pytest.approx(share)
 
 
+def _all_files(folder):
+  return {
+    str(path): path.read_bytes() for path in folder.rglob('*') if path.is_file()
+  }
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_stays(copy):
+  folder = copy(without=('report.html',))
+  newest = folder / 'checkpoints' / '7'
+  shutil.copytree(folder / 'checkpoints' / '5', newest)
+  for path in (newest / 'arrays').rglob('*'):
+    if path.is_file() and path.parent.name == 'd':
+      path.write_bytes(b'')
+  before = _all_files(folder)
+  run = network.prepare(json.loads((folder / 'config.json').read_text()))
+  assert network.restore(run, folder).step == 5
+  assert _all_files(folder) == before
+  shutil.rmtree(folder / 'checkpoints' / '5')
+  with pytest.raises(CheckpointError, match='7 is damaged'):
+    network.restore(run, folder)
+
+
 def test_several_runs_over_each_other(whole, copy, tmp_path):
   worse = copy('worse')
   _change(worse, 'config.json', loss__alpha=0.7)
@@ -329,6 +352,18 @@ def test_an_evaluation_has_a_page(tmp_path):
   assert 'evaluation' in text['tsne']
 
 
+def test_the_command_writes_where_it_is_told(whole, tmp_path, capsys):
+  both = [str(whole[0])] * 2
+  out = tmp_path / 'x.html'
+  assert command.main([*both, '--out', str(out)]) == 0
+  assert capsys.readouterr().out == f'Written: {out}\n'
+  assert _Page(out.read_text('utf-8')).texts['results']
+  assert command.main([*both, '--out', str(tmp_path / 'no' / 'x.html')]) == 2
+  assert command.main([*both, '--images', '0']) == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.split(':')[0] for line in lines] == ['error'] * 2
+
+
 def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
   assert command.main([str(tmp_path)]) == 2
   assert command.main([str(tmp_path / 'none')]) == 2
@@ -387,6 +422,13 @@ def test_the_end_of_a_run_says_how_to_make_its_page(monkeypatch, capsys):
   main.train_or_evaluate(None, 'my runs/x')
   said = capsys.readouterr().out
   assert said.endswith("python -m semppl_jax.report 'my runs/x'\n")
+
+
+def test_a_confusion_has_true_classes_in_its_rows():
+  truth, guesses = np.array([[0, 1], [0, 1], [1, 1], [-1, 0], [0, -1]]).T
+  text = _Page(results.confusion(truth, guesses, ['cat', 'dog'])).texts['']
+  assert text.startswith('33.3%\n: 1 of 3 are right.\ncat\ndog\nright\n')
+  assert '\ncat\n·\n2\n0.0%\ndog\n·\n1\n100.0%\n' in text
 
 
 def test_many_classes_become_a_list_of_mistakes():
