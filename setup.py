@@ -24,6 +24,7 @@ setuptools.setup(
   package_data={
     'semppl_jax': ['py.typed'],
     'semppl_jax.checkpoints': ['*.json', '*.md'],
+    'semppl_jax.report': ['*.css'],
   },
   entry_points={'console_scripts': ['semppl-jax = semppl_jax.command:main']},
   install_requires=[

@@ -12,7 +12,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from semppl_jax import inference, label_queue, parallel, passes, pseudo_labels
+from semppl_jax import (
+  inference,
+  label_queue,
+  parallel,
+  passes,
+  pseudo_labels,
+  structs,
+)
 from semppl_jax import networks as networks_lib
 from semppl_jax.data import pipeline
 from semppl_jax.train_state import TrainState
@@ -80,29 +87,52 @@ def _make_forward(
   """(state, crops [b, S, S, 3] in [0, 1]) -> Features' fields of b images."""
 
   def forward(state, views):
-    outputs, _ = nets.online(
-      state.online_params, state.online_state, views, False
-    )
-    queries = parallel.gather(passes.unit(outputs.prediction))[
-      None
-    ]  # [1, B, d]
-    nobody = np.full((1, queries.shape[1]), -2, np.int32)
-    found = label_queue.nearest(
-      state.queue,
-      queries,
-      nobody,
-      k=cfg.queue.k,
-      block_size=cfg.queue.block_size,
-    )  # [1, b, V_L * k]
-    votes, _ = pseudo_labels.vote(found.labels[0], found.similarity[0])  # [b]
-    guesses = (
-      np.full(votes.shape, -1, np.int32)
-      if outputs.logits is None
-      else outputs.logits.argmax(axis=-1).astype(np.int32)
-    )
-    return outputs.embedding, votes, guesses
+    outputs, found = look_up(state, nets, cfg, views)
+    votes, _ = pseudo_labels.vote(found.labels, found.similarity)  # [b]
+    return outputs.embedding, votes, choices(outputs.logits, votes)
 
   return forward
+
+
+def look_up(
+  state: TrainState,
+  nets: networks_lib.Networks,
+  cfg: ml_collections.FrozenConfigDict,
+  views: jax.Array,
+) -> tuple[structs.Outputs, label_queue.Neighbours]:
+  """The online network's outputs, and whom the queue has nearest to them.
+
+  Inside a mapped function; evaluation mode.
+
+  Args:
+    state: of this device.
+    nets: the networks.
+    cfg: settings.
+    views: crops [b, S, S, 3] in [0, 1].
+
+  Returns:
+    Of b images; the neighbours are [b, V_L * k], of all queues.
+  """
+  outputs, _ = nets.online(
+    state.online_params, state.online_state, views, False
+  )
+  queries = parallel.gather(passes.unit(outputs.prediction))[None]  # [1, B, d]
+  nobody = np.full((1, queries.shape[1]), -2, np.int32)
+  found = label_queue.nearest(
+    state.queue,
+    queries,
+    nobody,
+    k=cfg.queue.k,
+    block_size=cfg.queue.block_size,
+  )  # [1, b, V_L * k]
+  return outputs, jax.tree.map(lambda x: x[0], found)
+
+
+def choices(logits: jax.Array | None, like: jax.Array) -> Any:
+  """The classifier's choice for each image, [b] int32; -1: no classifier."""
+  if logits is None:
+    return np.full(like.shape, -1, np.int32)
+  return logits.argmax(axis=-1).astype(np.int32)
 
 
 def accuracy(predicted: np.ndarray, truth: np.ndarray) -> float | None:

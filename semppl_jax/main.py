@@ -16,6 +16,7 @@ import functools
 import os
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,6 +78,8 @@ def train_or_evaluate(cfg: Any, workdir: str) -> None:
   if hosts.is_first():
     print(plots.table(results))
     print(f'Results, plots and checkpoints: {workdir}')
+    page = f'python -m semppl_jax.report {shlex.quote(workdir)}'
+    print(f'A page about it: {page}')
 
 
 def _parse(argv: list[str]) -> list[str]:

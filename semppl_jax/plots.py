@@ -89,14 +89,15 @@ def plots(
 
 def table(results: Mapping[str, Any]) -> str:
   """results.json for the terminal: a name and a value per line, aligned."""
-  texts = {name: _text(name, value) for name, value in results.items()}
+  texts = {name: number_text(name, value) for name, value in results.items()}
   left = max(map(len, texts), default=0)
   right = max(map(len, texts.values()), default=0)
   lines = (f'{name:<{left}}  {text:>{right}}' for name, text in texts.items())
   return '\n'.join(lines)
 
 
-def _text(name: str, value: Any) -> str:
+def number_text(name: str, value: Any) -> str:
+  """A number of results.json for people, by what it is called."""
   if value is None:
     return '-'
   if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
@@ -189,7 +190,7 @@ def _panel(
     ax.legend(frameon=False, fontsize=9)
 
 
-def _project(embeddings: np.ndarray) -> np.ndarray:
+def project(embeddings: np.ndarray) -> np.ndarray:
   """[n, e] -> [n, 2] by a seeded t-SNE."""
   # PCA divides by the spread, which is 0 when the network has collapsed.
   spread = np.ptp(embeddings, axis=0).max() > 1e-6 and embeddings.shape[1] > 1
@@ -213,7 +214,7 @@ def _scatter(
   if len(usable) < 5:
     return None
   order = np.random.default_rng(0).permutation(usable)[:_MAX_POINTS]
-  points, labels = _project(embeddings[order]), labels[order]
+  points, labels = project(embeddings[order]), labels[order]
   classes = np.unique(labels[labels >= 0])
   figure = Figure(figsize=(8.5, 7), layout='constrained')
   ax = figure.subplots()

@@ -31,7 +31,7 @@ FLOORS = {
   4: ('pretrain_step', 'classifier_step', 'weights'),
   5: ('runs', 'encoder_scores', 'eval_runs', 'plots'),
   6: ('pretraining', 'classifier_fit', 'convert', 'preflight', 'model'),
-  7: ('grid_search',),
+  7: ('grid_search', 'report'),
   8: ('eval_tasks', 'robustness', 'transfer'),
   9: ('follow',),
   10: ('tasks',),

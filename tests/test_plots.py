@@ -128,13 +128,13 @@ def blobs(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize('embeddings', [blobs()[0], blobs()[0][:, :1]])
 def test_tsne_is_seeded(embeddings):
   """Starts from PCA, or from random numbers where there is no plane."""
-  points = plots._project(embeddings)
-  np.testing.assert_array_equal(points, plots._project(embeddings))
+  points = plots.project(embeddings)
+  np.testing.assert_array_equal(points, plots.project(embeddings))
 
 
 def test_tsne_separates_classes():
   embeddings, labels = blobs()
-  points = plots._project(embeddings)
+  points = plots.project(embeddings)
   distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
   np.fill_diagonal(distance, np.inf)
   np.testing.assert_array_equal(labels[distance.argmin(axis=1)], labels)

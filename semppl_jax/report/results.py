@@ -1,0 +1,259 @@
+"""Scores: of one run, of several, and which classes are mistaken."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from semppl_jax import plots
+from semppl_jax.report import markup
+from semppl_jax.report.markup import Html, tag
+from semppl_jax.report.pictures import name as class_name
+from semppl_jax.report.run_files import RunFiles
+
+# Key of results.json -> what it is called, and what it is.
+SCORES = {
+  'pseudo_label_accuracy': (
+    'Pseudo-labels',
+    'votes of the nearest labelled images, on unlabelled training images',
+  ),
+  'knn_top1': (
+    'kNN',
+    'test images named after their nearest labelled images; nothing is trained',
+  ),
+  'linear_labelled_top1': (
+    'Linear, labelled',
+    'logistic regression on the frozen encoder, from the labelled images alone',
+  ),
+  'linear_all_top1': (
+    'Linear, all labels',
+    'the same from all training labels: what the embeddings could give',
+  ),
+  'classifier_top1': (
+    'Classifier',
+    'the classifier that trained along with the encoder, on test images',
+  ),
+  'top1': ('Top-1', 'test images whose class is the first guess'),
+  'top5': ('Top-5', 'test images whose class is among five guesses'),
+}
+_MOST_CLASSES = 20  # of a confusion matrix; more: the worst pairs
+_MOST_PAIRS = 20
+
+
+def headline(run: RunFiles) -> Html:
+  """The scores as a row of numbers; of an unfinished run, the last logged."""
+  tiles = [
+    (title, _percent(run.results[key]))
+    for key, (title, _) in SCORES.items()
+    if _is_number(run.results.get(key))
+  ]
+  if not run.results and run.rows:
+    last = run.rows[-1]
+    tiles = [
+      (title, plots.number_text(key, last[key]))
+      for key, title in (
+        ('pseudo_label_accuracy', 'Pseudo-labels, last batch'),
+        ('loss', 'Loss, last'),
+      )
+      if _is_number(last.get(key))
+    ]
+  if _is_number(run.results.get('seconds')):
+    tiles.append(('Training', duration(run.results['seconds'])))
+  if not tiles:
+    raise markup.Absent('No score was written yet.')
+  return tag(
+    'dl',
+    *(tag('div', tag('dt', t), tag('dd', v)) for t, v in tiles),
+    class_='tiles',
+  )
+
+
+def scores(run: RunFiles, num_classes: int) -> Html:
+  """Bars with an explanation each, and the other numbers.
+
+  Args:
+    run: its files.
+    num_classes: K: chance is 1 / K; 0: not known.
+  """
+  if not run.results:
+    raise markup.Absent(
+      'There is no results.json: the run is not finished, or was stopped.'
+    )
+  rows = [
+    (
+      tag('b', title),
+      tag('span', text, class_='what'),
+      _bar(run.results[key], num_classes),
+      tag('span', _percent(run.results[key]), class_='value'),
+    )
+    for key, (title, text) in SCORES.items()
+    if _is_number(run.results.get(key))
+  ]
+  bars = tag(
+    'ul', *(tag('li', *row) for row in rows), class_='bars'
+  )  # fmt: skip
+  absent = [
+    title
+    for key, (title, _) in SCORES.items()
+    if key in run.results and run.results[key] is None
+  ]
+  chance = f' The thin line is chance, 1 in {num_classes}.'
+  return markup.join(
+    bars if rows else None,
+    markup.note(
+      ('Not measured here: ' + ', '.join(absent) + '.') if absent else '',
+      chance if rows and num_classes > 1 else '',
+    ),
+    _others(run),
+  )
+
+
+def _others(run: RunFiles) -> Html | None:
+  rows = [
+    (key.replace('_', ' '), plots.number_text(key, value))
+    for key, value in run.results.items()
+    if key not in SCORES and not isinstance(value, (dict, list))
+  ]
+  label = 'All other numbers of results.json'
+  if not rows:
+    return None
+  return markup.details(
+    label, markup.table(('Name', 'Value'), rows, label=label)
+  )
+
+
+def comparison(runs: Sequence[RunFiles]) -> Html:
+  """A row for each run; the best of each column is marked."""
+  keys = [
+    key
+    for key in SCORES
+    if any(_is_number(run.results.get(key)) for run in runs)
+  ]
+  if not keys:
+    raise markup.Absent('None of the runs has a results.json with scores.')
+  best = {
+    key: max(
+      run.results[key] for run in runs if _is_number(run.results.get(key))
+    )
+    for key in keys
+  }
+  rows = []
+  for run in runs:
+    step = '-' if run.step is None else f'{run.step:,}'
+    cells = [_cell(run.results.get(key), best[key]) for key in keys]
+    rows.append((run.name, step, *cells))
+  head = ('Run', 'Steps', *(SCORES[key][0] for key in keys))
+  label = 'Scores of the runs'
+  return markup.join(
+    markup.table(head, rows, label=label, kind='numbers'),
+    markup.note('★ marks the best of a column; - was not measured.'),
+    tag(
+      'dl',
+      *(part for key in keys for part in map(tag, ('dt', 'dd'), SCORES[key])),
+      class_='terms',
+    ),
+  )
+
+
+def _cell(value: Any, best: float) -> Html | str:
+  if not _is_number(value):
+    return '-'
+  if value < best:
+    return _percent(value)
+  star = tag('span', '★', aria_label='best', role='img')
+  return tag('strong', _percent(value), ' ', star)
+
+
+def _bar(value: float, num_classes: int) -> Html:
+  chance = f'{1 / num_classes:.4f}' if num_classes > 1 else None
+  return tag(
+    'span',
+    tag('span', style=f'--v:{value:.4f}', class_='filled'),
+    chance and tag('span', style=f'--v:{chance}', class_='chance'),
+    class_='bar',
+    aria_hidden='true',
+  )
+
+
+def confusion(
+  truth: np.ndarray, guesses: np.ndarray, names: Sequence[str]
+) -> Html:
+  """Rows: the true classes; columns: the guessed ones.
+
+  Args:
+    truth: [n] int, -1: unknown, does not count.
+    guesses: [n] int, -1: none, does not count.
+    names: of the classes.
+  """
+  judged = (truth >= 0) & (guesses >= 0)
+  if not judged.any():
+    raise markup.Absent(
+      'No unlabelled image has both a pseudo-label and a known class.'
+    )
+  counts = np.zeros((len(names), len(names)), int)
+  np.add.at(counts, (truth[judged], guesses[judged]), 1)
+  right = f'{np.trace(counts):,} of {judged.sum():,} are right'
+  share = _percent(np.trace(counts) / judged.sum())
+  said = tag('p', tag('b', share), f': {right}.')
+  if len(names) > _MOST_CLASSES:
+    return markup.join(said, _worst_pairs(counts, names))
+  return markup.join(
+    said,
+    _matrix(counts, names),
+    markup.note('Rows: true class. Columns: pseudo-label. Last: share right.'),
+  )
+
+
+def _matrix(counts: np.ndarray, names: Sequence[str]) -> Html:
+  rows = []
+  for i, row in enumerate(counts):
+    total = max(row.sum(), 1)
+    cells = [
+      tag(
+        'td', f'{n:,}' if n else '·', style=f'--v:{(n / total) ** 0.5:.3f}',
+        class_='right' if i == j else None if n else 'zero',
+      )
+      for j, n in enumerate(row)
+    ]  # fmt: skip
+    share = _percent(row[i] / total) if row.sum() else '-'
+    recall = tag('td', share, class_='share')
+    head = tag('th', class_name(names, i), scope='row')
+    rows.append(tag('tr', head, *cells, recall))
+  head = [
+    tag('th', class_name(names, i), scope='col') for i in range(len(names))
+  ]
+  columns = tag('tr', tag('td'), *head, tag('th', 'right', scope='col'))
+  whole = tag(
+    'table', tag('thead', columns), tag('tbody', *rows), class_='confusion'
+  )
+  return markup.scrolling(whole, 'Confusion matrix of the pseudo-labels')
+
+
+def _worst_pairs(counts: np.ndarray, names: Sequence[str]) -> Html:
+  wrong = counts * (1 - np.eye(len(counts), dtype=int))
+  order = np.argsort(-wrong, axis=None, kind='stable')[:_MOST_PAIRS]
+  rows = [
+    (class_name(names, i), class_name(names, j), f'{wrong[i, j]:,}')
+    for i, j in zip(*np.unravel_index(order, wrong.shape))
+    if wrong[i, j]
+  ]
+  head = ('True class', 'Pseudo-label', 'Images')
+  return markup.table(head, rows, label='The most frequent mistakes')
+
+
+def duration(seconds: float) -> str:
+  """Seconds for people."""
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  minutes = round(seconds / 60)
+  return f'{minutes} min' if minutes < 120 else f'{minutes / 60:.1f} h'
+
+
+def _percent(value: float) -> str:
+  return f'{value:.1%}'
+
+
+def _is_number(value: Any) -> bool:
+  usable = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return usable and math.isfinite(value)

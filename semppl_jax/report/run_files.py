@@ -1,0 +1,106 @@
+"""What the files of a run say, without its network and its data."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from semppl_jax import metrics, pretraining, resuming
+from semppl_jax.errors import UserError
+
+_CONFIG = 'config.json'
+
+
+class RunFiles(NamedTuple):
+  """A run's folder, read; what is not there is empty."""
+
+  name: str
+  folder: pathlib.Path
+  config: dict[str, Any]  # nested
+  results: dict[str, Any]
+  rows: list[dict[str, Any]]  # of metrics.jsonl
+  rollbacks: list[dict[str, Any]]
+  unreadable: list[dict[str, Any]]
+  changed: float  # when it last wrote a number, seconds since 1970
+  lacking: list[str]  # what cannot be read, in words
+
+  @property
+  def step(self) -> int | None:
+    """The last one that is known of."""
+    logged = self.rows[-1]['step'] if self.rows else None
+    step = self.results.get('step', logged)
+    return step if isinstance(step, int) else logged
+
+  @property
+  def is_evaluation(self) -> bool:
+    """Whether it evaluated a checkpoint, rather than made one."""
+    return 'checkpoint' in self.config
+
+
+def read(folders: Sequence[str]) -> list[RunFiles]:
+  """Reads the files of runs, and gives each a name of its own.
+
+  Raises:
+    UserError: a folder that is no run.
+  """
+  runs = [_read(pathlib.Path(folder)) for folder in folders]
+  names = [run.name for run in runs]
+  return [
+    run._replace(name=str(run.folder)) if names.count(run.name) > 1 else run
+    for run in runs
+  ]
+
+
+def _read(folder: pathlib.Path) -> RunFiles:
+  present = [
+    path
+    for name in (_CONFIG, 'metrics.jsonl', pretraining.RESULTS)
+    if (path := folder / name).is_file()
+  ]
+  if not present:
+    raise UserError(
+      f'{folder} is no run: it has neither config.json nor metrics.jsonl nor '
+      'results.json. Give the --workdir of one.'
+    )
+  lacking: list[str] = []
+  return RunFiles(
+    name=folder.resolve().name,
+    folder=folder,
+    config=_mapping(folder / _CONFIG, lacking),
+    results=_mapping(folder / pretraining.RESULTS, lacking),
+    rows=_rows(folder),
+    rollbacks=_lines(folder / resuming.ROLLBACKS),
+    unreadable=_lines(folder / pretraining.UNREADABLE),
+    changed=max(path.stat().st_mtime for path in present),
+    lacking=lacking,
+  )
+
+
+def _mapping(path: pathlib.Path, lacking: list[str]) -> dict[str, Any]:
+  try:
+    found = metrics.read_json(path)
+  except UserError:
+    found = ()
+  if found is None or isinstance(found, Mapping):
+    return dict(found or {})
+  lacking.append(f'{path.name} cannot be read as JSON.')
+  return {}
+
+
+def _rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+  try:
+    return metrics.read(str(folder))
+  except FileNotFoundError:
+    return []
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The JSON objects of a file's lines; one that was cut off is left out."""
+  found = []
+  if path.is_file():
+    for line in path.read_text('utf-8', errors='replace').splitlines():
+      try:
+        found.append(json.loads(line))
+      except (ValueError, RecursionError):
+        continue
+  return [one for one in found if isinstance(one, dict)]

@@ -1,0 +1,141 @@
+"""The sections that need a run's data and its network, as far as there are."""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from semppl_jax import plots, runs
+from semppl_jax.errors import UserError
+from semppl_jax.report import charts, markup, network, pictures, results
+from semppl_jax.report.markup import Absent, Html, tag
+from semppl_jax.report.run_files import RunFiles
+
+_MOST_POINTS = 1000  # of the t-SNE
+_FEWEST_POINTS = 5
+
+
+class Seen(NamedTuple):
+  """What there is of a run beside its files; else the reason."""
+
+  run: runs.Run | None  # None: no data
+  unlabelled: network.Said | None
+  test: network.Said | None
+  tested: str  # which images `test` is about
+  reasons: list[str]  # why what is None is so
+
+
+def look(run: RunFiles, most: int) -> Seen:
+  """Data and network of a run, as far as they can be had."""
+  if not run.config or run.is_evaluation:
+    reason = (
+      'This is an evaluation; its checkpoint’s run has a report of its own.'
+      if run.is_evaluation
+      else 'Without config.json, neither data nor networks are known.'
+    )
+    return Seen(None, None, None, '', [reason])
+  prepared, reasons = None, []
+  # Whatever goes wrong with data and network, the rest of the page stands.
+  try:
+    prepared = network.prepare(run.config)
+    found = network.restore(prepared, run.folder)
+    unlabelled, test, tested = _ask(found, most)
+  except Exception as error:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return Seen(prepared, None, None, '', [lines[0][:500]])
+  if found.step != run.step:
+    reasons.append(f'Of the checkpoint of step {found.step:,}.')
+  return Seen(prepared, unlabelled, test, tested, reasons)
+
+
+def _ask(found: network.Network, most: int):
+  run, seed = found.run, found.run.cfg.seed
+  hidden = network.some(np.flatnonzero(run.labels < 0), most, seed)
+  ask = functools.partial(network.ask, found)
+  unlabelled = ask(run.data.train, hidden) if len(hidden) else None
+  held_out = run.cfg.dataset.validation > 0
+  tested = 'validation images' if held_out else 'test images'
+  source = run.data.test
+  if source is None:
+    source, tested = run.data.train, 'training images (there is no test set)'
+  rows = network.some(np.arange(len(source)), min(most, _MOST_POINTS), seed)
+  return unlabelled, ask(source, rows), tested
+
+
+def _guesses(seen: Seen, said: network.Said) -> np.ndarray:
+  """What counts as a pseudo-label: see encoder_scores.scores."""
+  return said.votes if seen.run.cfg.classifier.detached else said.guesses
+
+
+def _need(seen: Seen, part: Any, otherwise: str) -> None:
+  if part is None:
+    reason = seen.reasons[0] if seen.test is None and seen.reasons else ''
+    raise Absent(reason or otherwise)
+
+
+def _which(seen: Seen, *content: Any) -> Html:
+  return markup.note(*content, ' '.join(['', *seen.reasons]))
+
+
+def tsne(seen: Seen) -> Html:
+  """The map of embeddings, by true class and by predicted class."""
+  _need(seen, seen.test, 'There are no images to embed.')
+  said = seen.test
+  usable = np.isfinite(said.embeddings).all(axis=1)
+  if usable.sum() < _FEWEST_POINTS:
+    raise Absent(f'Fewer than {_FEWEST_POINTS} images: no map of embeddings.')
+  points = plots.project(said.embeddings[usable])
+  truth, guesses = said.truth[usable], _guesses(seen, said)[usable]
+  draw = functools.partial(charts.scatter, points, names=_names(seen))
+  wrong = (truth >= 0) & (guesses >= 0) & (truth != guesses)
+  figures = [draw(truth, title='True class')]
+  if (guesses >= 0).any():
+    figures.append(draw(guesses, title='Predicted class', wrong=wrong))
+  crossed = ' ✗ marks a wrong prediction.' if wrong.any() else ''
+  return markup.join(
+    tag('div', *figures, class_='pair'),
+    _which(
+      seen, f't-SNE of {usable.sum():,} {seen.tested}; the axes have no unit.',
+      crossed,
+    ),
+  )  # fmt: skip
+
+
+def gallery(seen: Seen) -> Html:
+  """Queries beside their nearest labelled images."""
+  _need(seen, seen.unlabelled, 'Every training image has a label.')
+  return markup.join(
+    pictures.gallery(seen.run, seen.unlabelled),
+    _which(
+      seen,
+      'Left: an unlabelled image, and its true class, which training never '
+      'saw. Right: the labelled images that are nearest to it in the queues, '
+      'one for each large view; votes: in how many; cos: the largest cosine.',
+    ),
+  )
+
+
+def views(seen: Seen) -> Html:
+  """Training images as the networks see them."""
+  _need(seen, seen.run, 'The data set is not at hand.')
+  try:
+    return pictures.views_of(seen.run)
+  except (UserError, OSError) as error:
+    raise Absent(str(error)) from error
+
+
+def confusion(seen: Seen) -> Html:
+  """True classes against pseudo-labels."""
+  _need(seen, seen.unlabelled, 'Every training image has a label.')
+  said = seen.unlabelled
+  matrix = results.confusion(said.truth, _guesses(seen, said), _names(seen))
+  hidden = int((seen.run.labels < 0).sum())
+  chosen = f'{len(said.rows):,} of {hidden:,} unlabelled training images.'
+  by_whom = (
+    '' if seen.run.cfg.classifier.detached else ' Guesses of the classifier.'
+  )
+  return markup.join(matrix, _which(seen, chosen, by_whom))
+
+
+def _names(seen: Seen) -> list[str]:
+  return [str(name) for name in seen.run.data.class_names]
