@@ -14,11 +14,11 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  # The manifest of released checkpoints is installed too.
+  # The manifest of released checkpoints, and a small one, are installed too.
   packages=setuptools.find_packages(include=['semppl_jax', 'semppl_jax.*'])
   + ['semppl_jax.checkpoints'],
   package_dir={'semppl_jax.checkpoints': 'checkpoints'},
-  package_data={'semppl_jax.checkpoints': ['*.json', '*.md']},
+  package_data={'semppl_jax.checkpoints': ['*.json', '*.md', '*.safetensors']},
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.5',
@@ -53,6 +53,9 @@ setuptools.setup(
     'saliency': ['opencv-contrib-python-headless>=4.9'],
     'test': [
       'hypothesis>=6.100',
+      'ipykernel>=6.29',
+      'nbclient>=0.10',
+      'nbformat>=5.10',
       'pytest>=8',
       'pytest-xdist>=3.5',
       'ruff>=0.6',
