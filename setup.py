@@ -14,7 +14,8 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  # Experiments and the manifest of released checkpoints are installed too.
+  # Experiments, a small checkpoint and the manifest of the released ones are
+  # installed too.
   packages=setuptools.find_packages(include=['semppl_jax', 'semppl_jax.*'])
   + ['semppl_jax.checkpoints', 'semppl_jax.experiments'],
   package_dir={
@@ -23,7 +24,7 @@ setuptools.setup(
   },
   package_data={
     'semppl_jax': ['py.typed'],
-    'semppl_jax.checkpoints': ['*.json', '*.md'],
+    'semppl_jax.checkpoints': ['*.json', '*.md', '*.safetensors'],
     'semppl_jax.report': ['*.css'],
   },
   entry_points={'console_scripts': ['semppl-jax = semppl_jax.command:main']},
@@ -61,6 +62,9 @@ setuptools.setup(
     'saliency': ['opencv-contrib-python-headless>=4.9'],
     'test': [
       'hypothesis>=6.100',
+      'ipykernel>=6.29',
+      'nbclient>=0.10',
+      'nbformat>=5.10',
       'pytest>=8',
       'pytest-xdist>=3.5',
       'ruff>=0.6',

@@ -31,6 +31,7 @@ from semppl_jax.errors import CheckpointError, UserError
 
 _IMAGENET = 224, 0.875  # size of the crop, its side / the shorter side
 _BATCHES = 8, 64  # images at a time: few, many
+_MOST = np.iinfo(np.int32).max  # of labels
 
 
 class PseudoLabels(NamedTuple):
@@ -77,10 +78,11 @@ class Model:
       next(x for x in options if x is not None)
       for options in zip(given_, said, usual, strict=True)
     )
-    if self.image_size < 1 or not 0 < self.center <= 1:
+    whole = isinstance(self.image_size, (int, np.integer))
+    if not whole or self.image_size < 1 or not 0 < self.center <= 1:
       raise UserError(
         f'image_size is {self.image_size} and center {self.center}; they must '
-        'be at least 1, and above 0 and at most 1.'
+        'be a whole number from 1 on, and above 0 and at most 1.'
       )
     self._nets = checkpoint.network()
 
@@ -130,7 +132,10 @@ class Model:
       [N, image_size, image_size, 3] float32 in [0, 1].
     """
     parts = pipeline.in_order(
-      given.source(images), batch_size=_BATCHES[-1], images=self._crops
+      given.source(images),
+      batch_size=_BATCHES[-1],
+      images=self._crops,
+      on_unreadable=_refuse,
     )
     return np.concatenate([arrays for arrays, _ in parts])
 
@@ -195,22 +200,23 @@ class Model:
       UserError: labels that do not fit, k out of range, or see `embed`.
     """
     labels = _support(support_labels)
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(labels):
+      raise UserError(
+        f'k is {k}; it must be a whole number from 1 to {len(labels)}, the '
+        'number of support labels.'
+      )
     keys = self.embed(support_images)
     if len(keys) != len(labels):
       raise UserError(
         f'{len(keys)} support images, but {len(labels)} support labels.'
       )
-    if not 1 <= k <= len(labels):
-      raise UserError(f'k is {k}; it must be from 1 to {len(labels)}.')
     nearest, similarity = encoder_scores.neighbours(self.embed(images), keys, k)
     voted = jax.jit(pseudo_labels.vote)(labels[nearest], similarity)
     return PseudoLabels(*map(np.asarray, voted), nearest, similarity)
 
   @property
   def _crops(self) -> pipeline.Images:
-    return pipeline.Images(
-      crop=(self.image_size, self.center), on_corrupt='error'
-    )
+    return pipeline.Images(crop=(self.image_size, self.center))
 
   @functools.cached_property
   def _embed(self) -> Callable[..., tuple[jax.Array]]:
@@ -234,6 +240,7 @@ class Model:
     (found,), _ = inference.over_images(
       forward, self._on_devices, source, jax.local_devices(),
       few if len(source) <= few else many, images=self._crops,
+      on_unreadable=_refuse,
     )  # fmt: skip
     return found
 
@@ -256,21 +263,35 @@ def load_pretrained(
     **options: see `load_checkpoint`.
 
   Raises:
-    CheckpointError: an unknown name (the line has the nearest ones), one that
-      is not downloaded (its address), or a file that cannot be used.
+    CheckpointError: an unknown name (the line has the nearest ones, and what is
+      here), one that is not downloaded (its address), or a file that cannot be
+      used.
     UserError: see Model.
   """
   found = weights.load_checkpoint(name, **options)
   return Model(found, image_size=image_size, center=center)
 
 
+def _refuse(name: str, reason: str) -> None:
+  """A row that stands for no image would be taken for one."""
+  raise UserError(f'{name} cannot be decoded: {reason}.')
+
+
 def _support(labels: Any) -> np.ndarray:
-  labels = np.asarray(labels)
+  try:
+    labels = np.asarray(labels)
+  except ValueError:  # lists of several lengths
+    raise UserError('support_labels must be integers [M].') from None
+  if not labels.size:
+    raise UserError('There is no support label: give at least one.')
   if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     raise UserError(
       f'support_labels are {labels.dtype}{list(labels.shape)}; they must be '
       'integers [M].'
     )
-  if labels.size and labels.min() < 0:
-    raise UserError(f'support_labels: {labels.min()} is below 0.')
+  if labels.min() < 0 or labels.max() > _MOST:
+    raise UserError(
+      f'support_labels go from {labels.min()} to {labels.max()}; they must lie '
+      f'between 0 and {_MOST}.'
+    )
   return labels.astype(np.int32)

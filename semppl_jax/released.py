@@ -39,6 +39,18 @@ def folders() -> list[pathlib.Path]:
   return ([pathlib.Path(own).expanduser()] if own else []) + shipped
 
 
+def offline() -> list[str]:
+  """Names of the checkpoints in `folders`, which need no download."""
+  found = {
+    file.stem
+    for folder in folders()
+    if folder.is_dir()
+    for file in folder.iterdir()
+    if file.suffix in _SUFFIXES[1:]
+  }
+  return sorted(found)
+
+
 def find(name: str | os.PathLike) -> pathlib.Path:
   """The file or folder that is meant.
 
@@ -73,10 +85,14 @@ def _not_there(path: pathlib.Path) -> str:
       f'{row["file"]} is not here: download {row["address"]} into '
       f'{folders()[0]} (${FOLDER_VARIABLE} may name another folder).'
     )
-  files = [row['file'] for row in known.values()]
-  close = difflib.get_close_matches(path.name, files, n=1, cutoff=0.6)
-  hint = f'; did you mean {close[0]}?' if close else '.'
-  return f'There is no checkpoint {str(path)!r}{hint}'
+  here = offline()
+  files = here + [row['file'] for row in known.values()]
+  close = difflib.get_close_matches(path.name, files, n=3, cutoff=0.6)
+  hint = f'; did you mean {" or ".join(close)}?' if close else '.'
+  return (
+    f'There is no checkpoint {str(path)!r}{hint} Here without a download: '
+    f'{", ".join(here) or "none"}; released: see checkpoints/README.md.'
+  )
 
 
 def _plain(name: str) -> str:

@@ -92,7 +92,7 @@ def _files(path: str) -> Iterator[Item]:
   elif os.path.exists(path):
     found = [path]
   else:
-    raise UserError(f'There is no file {path}.')
+    raise UserError(f'There is no file {path!r}.')
   for name in found:
     yield name, lambda name=name: image_files.read(name)
 
@@ -124,7 +124,9 @@ def _array(name: str, image: np.ndarray) -> Item:
       f'{name} has dtype {image.dtype}; it must be uint8, or floats in [0, 1].'
     )
   low, high = float(image.min()), float(image.max())
-  if not (low >= 0 and high <= 1):  # NaN, too
+  if np.isnan(low):
+    raise UserError(f'{name} has NaN among its values.')
+  if not (low >= 0 and high <= 1):
     raise UserError(
       f'{name} has values from {low:g} to {high:g}; floats must lie in [0, 1], '
       'so divide them by their range.'
