@@ -11,18 +11,16 @@ may share the work: --part=0/2 and --part=1/2, then once more without --part.
 Writes table.md and table.json.
 """
 
+import argparse
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
 from experiments import digits, digits_relicv2, digits_supervised
 from semppl_jax import metrics, pretraining
-
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/digits_table', 'Folder.')
-_PART = flags.DEFINE_string('part', '0/1', 'Take every n-th run, e.g. 1/2.')
 
 METHODS = {
   'SemPPL': digits,
@@ -81,11 +79,21 @@ def summarise(results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def main(unused_argv: list[str]) -> None:
+def arguments() -> argparse.ArgumentParser:
+  """Of this command and of `digits_evaluation`."""
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.digits')
+  parser.add_argument('--workdir', default='runs/digits_table')
+  return parser
+
+
+def main() -> None:
   """Trains this part's cells, then writes the table of all finished ones."""
+  parser = arguments()
+  parser.add_argument('--part', default='0/1', help='every n-th run, e.g. 1/2')
+  options = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
-  workdir = _WORKDIR.value
-  part, parts = map(int, _PART.value.split('/'))
+  workdir = options.workdir
+  part, parts = map(int, options.part.split('/'))
   for i, cell in enumerate(runs()):
     if i % parts == part:
       print(*cell, one_run(workdir, *cell), flush=True)
@@ -107,4 +115,4 @@ def main(unused_argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

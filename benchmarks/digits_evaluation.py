@@ -13,12 +13,10 @@ import os
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
 from benchmarks import digits
 from semppl_jax import eval_tasks, metrics
-
-_SEEDS = flags.DEFINE_integer('seeds', 5, 'So many runs.')
 
 # Name in the table: experiment, variant.
 TASKS = {
@@ -55,14 +53,17 @@ def summarise(results: dict[str, list[float]]) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def main(unused_argv: list[str]) -> None:
+def main() -> None:
   """Evaluates all runs and writes the table."""
+  parser = digits.arguments()
+  parser.add_argument('--seeds', type=int, default=5, help='so many runs')
+  options = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
-  workdir = flags.FLAGS.workdir  # of benchmarks.digits
+  workdir = options.workdir
   results = {
     name: [
       one_evaluation(workdir, name, seed)['top1']
-      for seed in range(_SEEDS.value)
+      for seed in range(options.seeds)
     ]
     for name in TASKS
   }
@@ -74,4 +75,4 @@ def main(unused_argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

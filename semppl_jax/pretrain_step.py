@@ -69,7 +69,6 @@ class Part(NamedTuple):
   targets: jax.Array  # [V_L, b, d] target projections, unit vectors
   labels: jax.Array  # [b] int32
   ids: jax.Array  # [B] int32, of all devices' images
-  given: jax.Array  # [B] int32, their labels, -1: unlabelled
   keys: Keys
 
 
@@ -121,7 +120,7 @@ def train_step(
     bn_state, metrics, labels = aux
     return bn_state, (grads, metrics), labels
 
-  online_state, averaged, labels = passes.in_turn(
+  online_state, averaged, (labels, all_labels) = passes.in_turn(
     learn,
     state.online_state,
     Part(
@@ -129,7 +128,6 @@ def train_step(
       targets,
       batch.labels,
       ids=everyone.ids.reshape(len(targets), -1),
-      given=everyone.labels.reshape(len(targets), -1),
       keys=keys,
     ),
   )
@@ -140,6 +138,9 @@ def train_step(
   metrics |= rates | {
     'queue_fill': label_queue.fill(queue),
     'embedding_std': passes.spread(everyone.targets),
+    'top_label_share': pseudo_labels.top_share(
+      jnp.where(everyone.labels < 0, all_labels.reshape(-1), -1)
+    ),
   }
   new_state = updated._replace(
     step=state.step + 1,
@@ -198,11 +199,12 @@ def loss_fn(
   queue: label_queue.LabelQueue,
   everyone: Gathered,
   setup: Setup,
-) -> tuple[jax.Array, tuple[hk.State, Metrics, jax.Array]]:
+) -> tuple[jax.Array, tuple[hk.State, Metrics, tuple[jax.Array, jax.Array]]]:
   """This device's part of the loss; its mean over devices is the loss.
 
   Returns:
-    The loss [], and (BatchNorm state, metrics, pseudo-labels [b]).
+    The loss [], and (BatchNorm state, metrics, (pseudo-)labels of this device's
+    images [b] and of all [B]).
   """
   cfg, keys = setup.cfg, part.keys
   outputs, bn_state = passes.encode(
@@ -252,11 +254,8 @@ def loss_fn(
   everybody = jnp.ones_like(has_positive)
   metrics = {'loss': loss} | parts | vote_metrics | monitor
   metrics['positive_share'] = parallel.masked_mean(has_positive, everybody)
-  metrics['top_label_share'] = pseudo_labels.top_share(
-    jnp.where(part.given < 0, all_labels, -1)
-  )
   total = loss + cfg.classifier.weight * monitor['loss_classifier']
-  return total, (bn_state, metrics, labels)
+  return total, (bn_state, metrics, (labels, all_labels))
 
 
 def assign_labels(

@@ -16,5 +16,13 @@ os.environ['XLA_FLAGS'] = (
 )
 
 import jax  # noqa: E402, it reads the environment
+import pytest  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 8)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _programs_of_a_module():
+  """What one module compiled is of no use to the next, but takes memory."""
+  yield
+  jax.clear_caches()

@@ -86,3 +86,18 @@ def test_assign_without_a_threshold():
   votes, labels = jnp.array([4, -1, 1]), jnp.array([-1, -1, 2])
   got = pseudo_labels.assign(votes, jnp.array([0.1, 0.0, 1.0]), labels, 0.0)
   np.testing.assert_array_equal(got, [4, -1, 2])
+
+
+@pytest.mark.parametrize(
+  'labels, share',
+  [
+    ([3, 3, 0, 7], 1 / 2),
+    ([3, -1, -1, -1], 1.0),
+    ([-1, 5, -1, 5, 2, -1], 2 / 3),
+    ([0, 1, 2, 3], 1 / 4),
+    ([-1, -1], 0.0),
+  ],
+)
+def test_share_of_the_most_frequent_label(labels, share):
+  found = jax.jit(pseudo_labels.top_share)(jnp.asarray(labels, jnp.int32))
+  assert float(found) == pytest.approx(share)
