@@ -1,8 +1,10 @@
 """The table's arithmetic, by hand."""
 
+import json
+
 import numpy as np
 
-from benchmarks import digits, soak
+from benchmarks import digits, embed, soak
 
 
 def _row(**values):
@@ -49,3 +51,17 @@ def test_a_soak_forgives_the_beginning_and_what_disturbs():
     lambda i: 9.0 if i < 15 or i % 3 == 0 and i > 60 else 1.0,
   )
   assert all(verdict['flat'] for verdict in verdicts.values())
+
+
+def test_embedding_compiles_for_one_size_alone(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(embed, '_DRAWN', 2)
+  monkeypatch.delitem(embed._MODELS, 'ResNet-18, 64 px')
+  file = tmp_path / 'x.json'
+  embed.main(['--images=10', '--rounds=1', f'--json={file}'])
+  found = json.loads(file.read_text())['digits']
+  mixed, again, one = found['compiled'].values()
+  assert mixed == one > 0 and again == 0
+  assert len(found['seconds']) == 1
+  assert (
+    f'| digits | {10 / found["seconds"][0]:.0f} |' in capsys.readouterr().out
+  )

@@ -1,11 +1,26 @@
-"""The notebooks run from top to bottom, and what is committed is clean."""
+"""The notebooks run from top to bottom, and what is committed is clean.
 
+In full by a kernel, as readers run them: that is long. In `make test` the cells
+are run in one namespace, with fewer points and a step that learns nothing.
+"""
+
+import sys
+
+import jax
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 
-from tests import run_notebooks
+from semppl_jax import encoder_scores, parallel, plots, pretrain_step
+from tests import run_notebooks, tiny
 
 _MOST_BYTES = 400_000
+
+
+def _committed(name):
+  path = run_notebooks.FOLDER / f'{name}.ipynb'
+  return nbformat.read(path, as_version=4)
 
 
 def _code(notebook):
@@ -17,25 +32,41 @@ def _pictures(notebook):
   return sum('image/png' in output.get('data', {}) for output in outputs)
 
 
-def _committed(name):
-  path = run_notebooks.FOLDER / f'{name}.ipynb'
-  return nbformat.read(path, as_version=4)
+@pytest.fixture
+def light(monkeypatch):
+  """A training that takes little but its steps, and one device for it."""
+  monkeypatch.setattr(pretrain_step, 'train_step', tiny.light_step)
+  monkeypatch.setattr(parallel, 'some_devices', lambda _: jax.devices()[:1])
+  monkeypatch.setattr(plots, 'plots', lambda *_, **__: None)
+  monkeypatch.setattr(
+    encoder_scores,
+    'linear_probe',
+    lambda train, labels, test, c: np.full(len(test), labels[0]),
+  )
 
 
 @pytest.mark.parametrize('name', run_notebooks.NAMES)
-def test_notebooks_run(name, monkeypatch):
+def test_cells_run(name, light, monkeypatch):
   monkeypatch.setenv('SEMPPL_FAST', '1')
-  _check_run(name)
+  monkeypatch.chdir(run_notebooks.FOLDER)
+  monkeypatch.setattr(sys, 'path', list(sys.path))
+  shown = []
+  monkeypatch.setattr(plt, 'show', lambda: shown.append(plt.gcf().axes))
+  monkeypatch.setattr(plt, 'rcParams', plt.rcParams.copy())
+  cache, names = jax.config.jax_compilation_cache_dir, {}
+  try:
+    for cell in _code(_committed(name)):
+      exec(compile(cell.source, f'{name}.ipynb', 'exec'), names)
+  finally:
+    plt.close('all')
+    jax.config.update('jax_compilation_cache_dir', cache)
+  assert names['FAST'] and len(shown) >= 2 and all(shown)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', run_notebooks.NAMES)
 def test_notebooks_run_in_full(name, monkeypatch):
   monkeypatch.delenv('SEMPPL_FAST', raising=False)
-  _check_run(name)
-
-
-def _check_run(name):
   notebook = run_notebooks.execute(name)
   assert not run_notebooks.problems(notebook)
   assert _pictures(notebook) == _pictures(_committed(name))
