@@ -31,20 +31,21 @@ def default() -> ml_collections.ConfigDict:
   """The release's linear evaluation, on whatever data set."""
   pretraining = config.default()
   cfg = ml_collections.ConfigDict()
+  # linear, semi_supervised, knn, classifier; robustness, transfer: a table
   cfg.task = 'linear'
   cfg.checkpoint = ''  # a file, the folder of a run, or a released file's name
   cfg.mapping = ''  # JSON {their module: ours}, for unpublished SK names
   cfg.follow = False  # evaluate each new checkpoint of a run, until it ends
   cfg.follow_seconds = 10.0  # between two looks [P]
-  cfg.seed = 0
-  cfg.batch_size = 1024  # [P]
-  cfg.num_epochs = 100.0  # [P]
+  cfg.seed = 0  # of new weights, batches, crops and held-out images
+  cfg.batch_size = 1024  # of training, over all devices [P]
+  cfg.num_epochs = 100.0  # passes over the labelled images [P]
   cfg.num_devices = 0  # 0: all that JAX sees
-  cfg.log_every_steps = 10
-  cfg.checkpoint_every_steps = 500
-  cfg.keep_checkpoints = 2
-  cfg.keep_checkpoints_every = 0
-  cfg.progress = True
+  cfg.log_every_steps = 10  # from line to line of metrics.jsonl
+  cfg.checkpoint_every_steps = 500  # and after the last step
+  cfg.keep_checkpoints = 2  # the newest ...
+  cfg.keep_checkpoints_every = 0  # ... and those of every so many steps
+  cfg.progress = True  # a progress bar on the terminal
   cfg.dataset = pretraining.dataset
   cfg.labels = ml_collections.ConfigDict(
     {
@@ -62,14 +63,14 @@ def default() -> ml_collections.ConfigDict:
       'padding': '',  # same, symmetric; '': as the checkpoint says, else same
     }
   )
-  # cached: features are computed once, for crops of the middle.
+  # online: computed at every step; cached: once, for crops of the middle
   cfg.features = 'online'
   cfg.crops = ml_collections.ConfigDict(
     {
       'size': 224,  # pixels [P]
       'augment': True,  # random crops in training; False: of the middle
       'area': (0.08, 1.0),  # share of the image that a crop covers [P]
-      'aspect': (3 / 4, 4 / 3),  # [P]
+      'aspect': (3 / 4, 4 / 3),  # width / height of a crop [P]
       'flip': 0.5,  # probability [P]
       'center': 0.875,  # side of a crop of the middle / shorter side [P]
     }
@@ -78,26 +79,29 @@ def default() -> ml_collections.ConfigDict:
     {
       'learning_rate': 0.3,  # of the classifier, for 256 images [P]
       'encoder_learning_rate': 0.03,  # of fine-tuning, likewise [ours]
-      'warmup_epochs': 0.0,  # [P]
-      'momentum': 0.9,  # [P]
-      'nesterov': True,  # [P]
+      'warmup_epochs': 0.0,  # until the rates have their peak [P]
+      'momentum': 0.9,  # of gradient descent [P]
+      'nesterov': True,  # momentum in Nesterov's form [P]
     }
   )
-  # Fine-tuning tries all pairs on a part of the labelled images. Empty: none.
   cfg.grid = ml_collections.ConfigDict(
     {
-      'learning_rates': (0.03, 0.1, 0.3),  # [ours]
-      'encoder_learning_rates': (0.003, 0.01, 0.03),  # [ours]
+      # Of the classifier. Fine-tuning tries all pairs on a part of the labelled
+      # images; empty: none [ours]
+      'learning_rates': (0.03, 0.1, 0.3),
+      'encoder_learning_rates': (0.003, 0.01, 0.03),  # of the encoder [ours]
       'holdout': 0.2,  # share of the labelled images [ours]
     }
   )
   cfg.knn = ml_collections.ConfigDict(
     {
-      'k': 1,  # as in the method itself
-      'of': 'embedding',  # or projection, prediction: which output
+      'k': 1,  # neighbours that vote, as in the method itself
+      'of': 'embedding',  # or projection, prediction: which output they are of
     }
   )
-  cfg.evaluation = ml_collections.ConfigDict({'batch_size': 256})
+  cfg.evaluation = ml_collections.ConfigDict(
+    {'batch_size': 256}  # images at once, outside of training
+  )
   cfg.robustness = ml_collections.ConfigDict(
     {
       # Which test sets; imagenet: the official validation set
@@ -113,6 +117,7 @@ def default() -> ml_collections.ConfigDict:
   )  # fmt: skip
   cfg.transfer = ml_collections.ConfigDict(
     {
+      # Which data sets
       'sets': (
         'food101', 'cifar10', 'cifar100', 'birdsnap', 'sun397', 'cars',
         'aircraft', 'dtd', 'pets', 'caltech101', 'flowers',
@@ -121,7 +126,7 @@ def default() -> ml_collections.ConfigDict:
       'missing': 'error',  # a data set that is not there; or 'skip'
       # Strengths of the L2 penalty that are tried, evenly in the logarithm [P]
       'l2': (1e-6, 1e5),
-      'num_l2': 45,  # [P]
+      'num_l2': 45,  # how many strengths are tried [P]
       'max_iterations': 1000,  # of L-BFGS, for each [ours]
       'steps': 20_000,  # of fine-tuning [P]
     }

@@ -34,13 +34,13 @@ COSMETIC = (
 def default() -> ml_collections.ConfigDict:
   """SemPPL on ImageNet, ResNet-50; labels, data set and schedule as ours."""
   cfg = ml_collections.ConfigDict()
-  cfg.task = 'pretrain'
-  cfg.seed = 0
+  cfg.task = 'pretrain'  # the only one here; evaluation has others
+  cfg.seed = 0  # of weights, batches, views and draws
   cfg.batch_size = 4096  # B, global [ours]
-  cfg.num_epochs = 300.0  # [ours]
+  cfg.num_epochs = 300.0  # passes over all training images [ours]
   cfg.num_devices = 0  # 0: all that JAX sees
-  cfg.log_every_steps = 10
-  cfg.checkpoint_every_steps = 500
+  cfg.log_every_steps = 10  # from line to line of metrics.jsonl
+  cfg.checkpoint_every_steps = 500  # and after the last step
   cfg.keep_checkpoints = 3  # the newest ...
   cfg.keep_checkpoints_every = 0  # ... and those of every so many steps
   cfg.progress = True  # a progress bar on the terminal
@@ -64,8 +64,8 @@ def default() -> ml_collections.ConfigDict:
       # shrunk [ours]. Of synthetic: the images' side
       'image_size': 512,
       'train_split': '',  # of tfds; '': train
-      'test_split': '',  # '': test, or else validation
-      'unlabelled_split': '',  # '': unlabelled, if there is one
+      'test_split': '',  # of tfds; '': test, or else validation
+      'unlabelled_split': '',  # of tfds; '': unlabelled, if there is one
       'num_examples': 1024,  # of synthetic
       'num_classes': 10,  # of synthetic
       'validation': 0,  # >0: so many training images stand in for the test
@@ -85,85 +85,88 @@ def default() -> ml_collections.ConfigDict:
       'fraction': 0.0,  # ... or this share of them ...
       'file': '',  # ... or those of the images that a text file names ...
       'subset': '',  # ... or that are in a data set of tfds, NAME/CONFIG
-      'share': 0.0,  # >0: this share of every batch is labelled [ours: 0]
+      'share': 0.0,  # >0: this share of every batch is labelled [ours]
       'seed': 0,  # which images have labels
     }
   )
   cfg.encoder = ml_collections.ConfigDict(
     {
+      # resnet18, 34, 50, 101, 152, 200; digits, for 8 to 32 px; tiny, for tests
       'name': 'resnet50',
-      'width': 1,
+      'width': 1,  # multiplies the channels: 1, 2 or 4 in the paper
       'stem': 'imagenet',  # or small: 3x3 stride 1 without max-pooling
       'selective_kernels': False,  # True: SimCLRv2's [ours]
-      'padding': 'same',  # [P]; or symmetric: SimCLRv2's
-      'bn_decay': 0.9,  # [P]
-      'bn_eps': 1e-5,  # [P]
-      'projector_hidden': 4096,  # also the predictor's [P]
-      'embedding_size': 256,  # d [P]
+      # Of convolutions with a stride: same, or symmetric: SimCLRv2's [P]
+      'padding': 'same',
+      'bn_decay': 0.9,  # of BatchNorm's running averages [P]
+      'bn_eps': 1e-5,  # added to BatchNorm's variances [P]
+      'projector_hidden': 4096,  # hidden units, also the predictor's [P]
+      'embedding_size': 256,  # d, of projections and predictions [P]
     }
   )
   cfg.classifier = ml_collections.ConfigDict(
     {
-      'weight': 1.0,  # monitoring only, while it is detached [ours]
+      'weight': 1.0,  # of its loss; monitoring only, while detached [ours]
       'detached': True,  # False: its gradient trains the encoder too
     }
   )
   cfg.views = ml_collections.ConfigDict(
     {
-      'num_large': 4,  # V_L [ours]
-      'num_small': 2,  # V_S [ours]
-      'large_size': 224,  # [ours]
-      'small_size': 96,  # [ours]
+      'num_large': 4,  # V_L, large views of an image [ours]
+      'num_small': 2,  # V_S, small views, of the online network [ours]
+      'large_size': 224,  # pixels a side [ours]
+      'small_size': 96,  # pixels a side [ours]
       'large_area': (0.14, 1.0),  # share of the image that a crop covers [ours]
-      'small_area': (0.05, 0.14),  # [ours]
-      'aspect': (3 / 4, 4 / 3),  # [ours]
-      'antialias': False,  # [ours]
+      'small_area': (0.05, 0.14),  # likewise, of small views [ours]
+      'aspect': (3 / 4, 4 / 3),  # width / height of a crop [ours]
+      'antialias': False,  # True: a wider kernel where crops shrink [ours]
       # Probability that a large view sees the foreground alone, where
       # dataset.masks is set [ours]
       'saliency': 0.1,
-      'flip': 0.5,  # probability [P], like all below
-      'jitter': 0.8,  # probability of the four colour operations together
-      'brightness': 0.4,  # the four strengths
-      'contrast': 0.4,
-      'saturation': 0.2,
-      'hue': 0.1,
-      'grayscale': 0.2,  # probability
-      'blur': (1.0, 0.1),  # probability in views of type A, of type B
-      'blur_kernel': 0.1,  # share of the side
-      'blur_sigma': (0.1, 2.0),  # pixels
-      'solarize': (0.0, 0.2),  # probability in views of type A, of type B
-      'solarize_threshold': 0.5,
-      'one_pass': False,  # all views of a size in one pass [ours: no]
+      'flip': 0.5,  # probability, from left to right [P]
+      'jitter': 0.8,  # probability of the four colour operations together [P]
+      'brightness': 0.4,  # strength: the largest change [P]
+      'contrast': 0.4,  # likewise [P]
+      'saturation': 0.2,  # likewise [P]
+      'hue': 0.1,  # likewise [P]
+      'grayscale': 0.2,  # probability [P]
+      'blur': (1.0, 0.1),  # probability in views of type A, of type B [P]
+      'blur_kernel': 0.1,  # width of the kernel, share of the side [P]
+      'blur_sigma': (0.1, 2.0),  # pixels, lowest and highest [P]
+      'solarize': (0.0, 0.2),  # probability in views of type A, of type B [P]
+      'solarize_threshold': 0.5,  # brighter values are inverted [P]
+      'one_pass': False,  # all views of a size in one pass [ours]
     }
   )
   cfg.loss = ml_collections.ConfigDict(
     {
-      'contrastive_weight': 0.3,  # c [ours]
+      'contrastive_weight': 0.3,  # c, of both contrastive terms [ours]
       'alpha': 0.2,  # weight of the semantic positives [ours]
-      'invariance_weight': 5.0,  # lambda [ours]
-      'temperature': 0.2,  # tau [ours]
-      'num_negatives': 10,  # [ours]
-      'num_semantic_positives': 3,  # [ours]
-      'stop_gradient': 'entropy',  # ReLICv2's form, or teacher [ours]
+      'invariance_weight': 5.0,  # lambda, of views of one image [ours]
+      'temperature': 0.2,  # tau, divides the similarities [ours]
+      'num_negatives': 10,  # other images of the batch, for each [ours]
+      'num_semantic_positives': 3,  # drawn for each image [ours]
+      # Form of the invariance: entropy (ReLICv2's), or teacher [ours]
+      'stop_gradient': 'entropy',
       'exclude_same_label': False,  # no negatives of the own (pseudo-)label
     }
   )
-  # lambda_s; None: as invariance_weight [ours]
+  # lambda_s, of semantic positives; None: as invariance_weight [ours]
   cfg.loss.semantic_invariance_weight = config_dict.placeholder(float)
   cfg.queue = ml_collections.ConfigDict(
     {
-      'capacity': 81_920,  # C = 20 B [ours]
-      'k': 1,  # neighbours [ours]
+      'capacity': 81_920,  # C = 20 B, labelled images that it holds [ours]
+      'k': 1,  # neighbours that vote, for each pair of views [ours]
       'block_size': 1024,  # keys per product: bounds the temporary memory
-      'min_share': 0.0,  # of the votes, to get a pseudo-label [ours: 0]
+      'min_share': 0.0,  # of the votes, to get a pseudo-label [ours]
     }
   )
   cfg.optimizer = ml_collections.ConfigDict(
     {
       'name': 'lars',  # or adamw, sgd
       'learning_rate': 0.3,  # for 256 images; times B / 256 [ours]
-      'warmup_epochs': 10.0,  # [ours]
-      'weight_decay': 1e-6,  # [ours]
+      'warmup_epochs': 10.0,  # until the rate has its peak [ours]
+      'weight_decay': 1e-6,  # of lars, adamw; of weights only [ours]
       'momentum': 0.9,  # of lars, sgd [ours]
       'trust_coefficient': 1e-3,  # of lars [ours]
       'b1': 0.9,  # of adamw
@@ -179,20 +182,22 @@ def default() -> ml_collections.ConfigDict:
   cfg.watchdog = ml_collections.ConfigDict(
     {
       # What is not finite, explodes or collapses: 'stop', or 'roll_back' to the
-      # last good checkpoint, and on with other batches and keys [ours: all]
+      # last good checkpoint, and on with other batches and keys [ours]
       'action': 'stop',
-      'rollbacks': 3,  # at most; then it stops
-      'patience': 20,  # bad steps in a row; NaN and infinity alarm at once
-      'loss_factor': 5.0,  # times the median of the 100 steps before; 0: off
-      'min_spread': 0.1,  # of embedding_std, about 1 in health; 0: off
+      'rollbacks': 3,  # at most; then it stops [ours]
+      # Bad steps in a row; NaN and infinity alarm at once [ours]
+      'patience': 20,
+      # Of the loss: times the median of the 100 steps before; 0: off [ours]
+      'loss_factor': 5.0,
+      'min_spread': 0.1,  # of embedding_std, about 1 in health; 0: off [ours]
       # Of the way from the largest class's share of the labels to 1, which the
-      # most frequent pseudo-label's share may go; 1: off
+      # most frequent pseudo-label's share may go; 1: off [ours]
       'max_label_share': 0.9,
     }
   )
   cfg.evaluation = ml_collections.ConfigDict(
     {
-      'batch_size': 256,
+      'batch_size': 256,  # images at once, in the evaluation at the end
       'center': 0.875,  # side of the crop / shorter side of the image [P]
       # So many unlabelled training images are looked at in the end: their
       # pseudo-labels are judged, the probe of all labels learns from them; 0:

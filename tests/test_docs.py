@@ -1,0 +1,87 @@
+"""What code makes for docs/ is up to date, and leaves nothing out."""
+
+import ast
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from docs import architecture_picture, pictures, settings
+from semppl_jax import config, eval_config
+from tests.test_architecture import FLOORS
+
+_PARTS = {
+  'pretraining': (settings.pretraining, config.default, config.COSMETIC),
+  'evaluation': (
+    settings.evaluation, eval_config.default, eval_config.COSMETIC
+  ),
+}  # fmt: skip
+
+
+def test_settings_page_is_what_the_program_makes():
+  assert settings.PAGE.read_text() == settings.page(), (
+    'docs/settings.md is not up to date: run python -m docs.settings'
+  )
+
+
+@pytest.mark.parametrize('part', _PARTS)
+def test_every_setting_has_a_row_with_its_default_and_a_description(part):
+  rows, default, _ = _PARTS[part]
+  found = {row.key: row for row in rows()}
+  values = dict(config.flat(default()))
+  assert set(found) == set(values) and len(rows()) == len(values)
+  for key, value in values.items():
+    # Fractions such as 3 / 4 are no literals.
+    assert eval(found[key].default, {}) == value, key
+    assert re.search('[A-Za-z]', found[key].what), f'{key} has no description'
+
+
+@pytest.mark.parametrize('part', _PARTS)
+def test_starred_settings_are_those_that_may_change(part):
+  _, default, cosmetic = _PARTS[part]
+  names = ('Pre-training', 'Evaluation')
+  page = settings.page().split(f'## {names[part == "evaluation"]}\n')[1]
+  page = re.split('\n## ', page)[0]
+  starred = re.findall(r'^\| `([^`]+)` \* \|', page, flags=re.M)
+  keys = dict(config.flat(default()))
+  assert set(starred) == set(cosmetic) & set(keys)
+
+
+def test_marks_become_sources():
+  of = {row.key: row for row in settings.pretraining()}
+  assert of['encoder.bn_decay'].source == 'paper'
+  assert of['loss.alpha'].source == 'ours'
+  assert of['labels.seed'].source == ''
+  # The mark in the middle of a comment of two lines above a key.
+  size = of['dataset.image_size']
+  assert size.source == 'ours' and 'shrunk. Of synthetic' in size.what
+
+
+@pytest.mark.parametrize('path', pictures.PICTURES, ids=lambda p: p.stem)
+def test_pictures_are_what_the_program_draws(path):
+  assert path.read_text() == pictures.PICTURES[path](), (
+    f'docs/{path.name} is not up to date: run python -m docs.pictures'
+  )
+  root = ElementTree.fromstring(path.read_text())
+  assert root.tag == '{http://www.w3.org/2000/svg}svg'
+
+
+def test_every_room_stands_in_the_picture_of_the_house():
+  assert architecture_picture.floors() == FLOORS
+  root = ElementTree.fromstring(architecture_picture.draw())
+  words = [e.text for e in root.iter('{http://www.w3.org/2000/svg}text')]
+  for floor, rooms in FLOORS.items():
+    assert str(floor) in words
+    for room in rooms:
+      assert words.count(room) == 1, room
+
+
+def test_documents_need_no_package():
+  """They are made where only Python is."""
+  for path in settings.PAGE.parent.glob('*.py'):
+    assert 'semppl_jax' not in {
+      name.split('.')[0]
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, ast.Import | ast.ImportFrom)
+      for name in [getattr(node, 'module', None) or node.names[0].name]
+    }
