@@ -51,7 +51,7 @@ def _rows(rooms: tuple[str, ...]) -> list[list[tuple[str, float, float]]]:
   """(room, x, width) in rows that end before the stairs."""
   rows, x = [[]], _LEFT + 12
   for room in rooms:
-    width = 26 + 8.4 * len(room)
+    width = 30 + 8.4 * len(room)
     if x + width > _STAIRS - 12:
       rows.append([])
       x = _LEFT + 12

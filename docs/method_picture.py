@@ -27,9 +27,9 @@ def _views(drawing: svg.Drawing) -> None:
   for y in (165, 199):
     drawing.box(252, y, 26, 26)
   drawing.words(215, 264, '4 large, 2 small', 'views at random', size=14)
-  drawing.arrow((284, 178), (312, 178), (312, 98), (348, 98))
+  drawing.arrow((284, 178), (312, 178), (312, 98), (334, 98))
   drawing.words(304, 92, 'all views', size=14, anchor='end', look='soft')
-  drawing.arrow((284, 212), (312, 212), (312, 292), (348, 292))
+  drawing.arrow((284, 212), (312, 212), (312, 292), (334, 292))
   drawing.words(304, 316, 'large ones', size=14, anchor='end', look='soft')
 
 
