@@ -122,6 +122,7 @@ def _run():
   return programs.prepare(tiny.make_config(queue__capacity=16, num_devices=2))
 
 
+@pytest.mark.long  # three programs are compiled
 def test_programs_run_and_compile_once():
   run, heard = _run(), turns.Compilations()
   for make in (programs.whole, programs.bare, programs.supervised):
