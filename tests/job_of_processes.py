@@ -45,7 +45,9 @@ def main():
     print(pretraining.pretrain(cfg, sys.argv[5]))
   except (UserError, RuntimeError) as error:
     print('error:', error, file=sys.stderr, flush=True)
-    os._exit(2)  # as main: the usual exit would wait for the others
+    os._exit(
+      getattr(error, 'status', 2)
+    )  # as main: the usual exit would wait for the others
 
 
 if __name__ == '__main__':

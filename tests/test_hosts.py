@@ -137,6 +137,21 @@ def test_a_signal_to_one_stops_all_after_one_step(tmp_path, alone):
   _assert_same(_result(alone), _result(tmp_path))
 
 
+@pytest.mark.long
+def test_an_alarm_takes_all_back_and_stops_them_in_the_end(tmp_path):
+  job = _start(
+    tmp_path, 2, 2, 'optimizer__name="sgd"', 'optimizer__learning_rate=9e37',
+    'optimizer__warmup_epochs=0.0', 'watchdog__action="roll_back"',
+    'watchdog__rollbacks=1', 'checkpoint_every_steps=1',
+  )  # fmt: skip
+  ends = _end(job)
+  assert [status for status, _ in ends] == [3, 3], ends[0][1][-3000:]
+  last = {error.strip().splitlines()[-1] for _, error in ends}
+  assert len(last) == 1 and 'stopped; ' in last.pop()
+  (line,) = (tmp_path / 'rollbacks.jsonl').read_text().splitlines()
+  assert json.loads(line)['back_to'] < json.loads(line)['step']
+
+
 def test_processes_that_differ_are_refused(tmp_path):
   own = {1: ['loss__alpha=0.5']}
   for status, error in _end(_start(tmp_path / 'a', 2, 1, own=own)):
