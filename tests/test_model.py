@@ -395,7 +395,7 @@ def test_the_wheel_has_the_model(tmp_path):
   sources.mkdir()
   for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
     shutil.copy(_REPOSITORY / name, sources)
-  for name in ('semppl_jax', 'checkpoints'):
+  for name in ('semppl_jax', 'checkpoints', 'experiments'):
     shutil.copytree(_REPOSITORY / name, sources / name)
   wheel = _build_wheel(sources, tmp_path)
   installed, elsewhere = tmp_path / 'installed', tmp_path / 'elsewhere'
@@ -408,3 +408,11 @@ def test_the_wheel_has_the_model(tmp_path):
   ).stdout.splitlines()  # fmt: skip
   assert told[0].startswith(str(installed))
   assert told[1] == '(3, 64)'
+  # An experiment that comes along, and builds on another one.
+  trained = subprocess.run(
+    [sys.executable, '-m', 'semppl_jax.command', 'train',
+     '--config=digits_relicv2'], cwd=elsewhere, text=True,
+    env={'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
+    stderr=subprocess.PIPE,
+  )  # fmt: skip
+  assert trained.stderr == 'error: --workdir is missing; see --helpshort.\n'
