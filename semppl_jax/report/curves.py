@@ -34,7 +34,6 @@ _SHARES = {
     'top_label_share': 'most frequent pseudo-label',
   },
 }
-# An evaluation logs these.
 _PANELS = _NUMBERS | _SHARES
 _HELP = (
   'Embedding spread: about 1 in health, towards 0 in a collapse. Vote share: '
