@@ -103,7 +103,8 @@ def _fit(
   start = int(state.step[0])
   watch = watchdog.Watchdog(
     run.cfg.watchdog,
-    largest_class=subsets.largest_class(run.labels),
+    warmup_steps=run.setup.warmup_steps,
+    largest_class=subsets.largest_class(run.labels, run.data.num_classes),
     memory=past.watch,
   )
   return loop.fit(

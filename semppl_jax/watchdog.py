@@ -19,6 +19,7 @@ from semppl_jax.errors import UserError
 # Whatever its cause, an alarm ends a run with a status of its own.
 STATUS = 3
 _WINDOW = 100  # steps of which the median of the loss is taken
+_START = 5  # times `patience`, and twice the warm-up: the start is over
 
 
 class AlarmError(UserError):
@@ -65,8 +66,14 @@ class Watchdog:
   collapses do after `patience` steps in a row: a batch may have bad luck. The
   state before the first of these steps made it, so that is not trusted either.
 
+  A start is no collapse: votes, embeddings and losses of an untrained network
+  mean nothing yet. So what is watched alarms only if it was healthy after the
+  warm-up, for `patience` steps in a row, or if it still is not when twice the
+  warm-up and five times `patience` are over.
+
   Args:
     limits: the `watchdog` section of the config; None: NaN and infinity only.
+    warmup_steps: of the learning rate.
     largest_class: share of the most frequent label among the training labels;
       pseudo-labels may be that one-sided by right.
     memory: of the watchdog that saw the steps before, see `memory`.
@@ -76,19 +83,27 @@ class Watchdog:
     self,
     limits: Any = None,
     *,
+    warmup_steps: int = 0,
     largest_class: float = 0.0,
     memory: Mapping[str, Any] | None = None,
   ):
     self._limits = limits
+    self._warmup_steps = warmup_steps
     self._largest_class = largest_class
     memory = memory or {}
     self._losses: list[float] = list(memory.get('losses', []))
-    # Of each thing that is watched: so many steps in a row it has been bad.
+    # Of each thing that is watched: so many steps in a row it has been bad, and
+    # good since the warm-up (no more than `patience` are counted).
     self._rows: dict[str, int] = dict(memory.get('rows', {}))
+    self._good_rows: dict[str, int] = dict(memory.get('good_rows', {}))
 
   def memory(self) -> dict[str, Any]:
     """What the next steps are judged by, of JSON types."""
-    return {'losses': list(self._losses), 'rows': dict(self._rows)}
+    return {
+      'losses': list(self._losses),
+      'rows': dict(self._rows),
+      'good_rows': dict(self._good_rows),
+    }
 
   def look(self, step: int, scalars: Mapping[str, float]) -> None:
     """Takes a step's metrics.
@@ -105,16 +120,40 @@ class Watchdog:
     if self._limits is None:
       return
     for name, what in self._complaints(scalars).items():
-      self._rows[name] = self._rows.get(name, 0) + 1 if what else 0
-      if self._rows[name] >= self._limits.patience:
-        first = step - self._limits.patience + 1
+      self._count(name, step, bad=bool(what))
+      if what and self._is_over(name, step):
+        first = step - self._rows[name] + 1
         raise AlarmError(step, first - 2, f'From step {first} to {step} {what}')
-    self._losses = [*self._losses, scalars['loss']][-_WINDOW:]
+    if step > self._warmup_steps:
+      self._losses = [*self._losses, scalars['loss']][-_WINDOW:]
+
+  def _count(self, name: str, step: int, *, bad: bool) -> None:
+    self._rows[name] = self._rows.get(name, 0) + 1 if bad else 0
+    good = self._good_rows.get(name, 0)
+    if step > self._warmup_steps and good < self._limits.patience:
+      self._good_rows[name] = 0 if bad else good + 1
+
+  def _is_over(self, name: str, step: int) -> bool:
+    """Whether what is bad now will not mend itself."""
+    patience = self._limits.patience
+    was_healthy = self._good_rows.get(name, 0) >= patience
+    is_late = step >= 2 * self._warmup_steps + _START * patience
+    return self._rows[name] >= patience and (was_healthy or is_late)
 
   def _complaints(self, scalars: Mapping[str, float]) -> dict[str, str]:
-    """What is wrong with a step's metrics; an empty string: nothing."""
+    """What is wrong with a step's metrics; an empty string: nothing.
+
+    What cannot be judged yet is left out.
+    """
     limits, loss = self._limits, scalars['loss']
-    found = dict.fromkeys(('loss', 'spread', 'labels'), '')
+    found = {'spread': '', 'loss': ''}
+    if scalars['embedding_std'] < limits.min_spread:
+      found['spread'] = (
+        f'embedding_std was below {limits.min_spread:g} (it is '
+        f'{scalars["embedding_std"]:.3g}): the embeddings have collapsed'
+      )
+    # Before, a loss may rise by right: the invariance of an untrained network
+    # is all but perfect.
     if limits.loss_factor and len(self._losses) >= limits.patience:
       usual = statistics.median(self._losses)
       if loss > limits.loss_factor * usual:
@@ -122,18 +161,15 @@ class Watchdog:
           f'the loss was above {limits.loss_factor:g} times its usual '
           f'{usual:.3g} (it is {loss:.3g})'
         )
-    if scalars['embedding_std'] < limits.min_spread:
-      found['spread'] = (
-        f'embedding_std was below {limits.min_spread:g} (it is '
-        f'{scalars["embedding_std"]:.3g}): the embeddings have collapsed'
-      )
-    share = scalars['top_label_share']
     # A queue that fills has seen few labelled images, maybe of one class.
-    if scalars['queue_fill'] >= 1 and share > self._most(limits):
-      found['labels'] = (
-        f'one pseudo-label had taken over (it has {share:.1%} of the '
-        'unlabelled images)'
-      )
+    if scalars['queue_fill'] >= 1:
+      share = scalars['top_label_share']
+      found['labels'] = ''
+      if share > self._most(limits):
+        found['labels'] = (
+          f'one pseudo-label had taken over (it has {share:.1%} of the '
+          'unlabelled images)'
+        )
     return found
 
   def _most(self, limits: Any) -> float:

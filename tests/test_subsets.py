@@ -191,3 +191,16 @@ def test_names_that_fit_several_images_and_images_without_label(tmp_path):
   np.testing.assert_array_equal(selected, [-1, 1, -1])
   with pytest.raises(UserError, match="'2.png' has no label"):
     listed(tmp_path, '2.png', labels, names)
+
+
+@pytest.mark.parametrize(
+  'labels, num_classes, share',
+  [
+    ([2, 2, 0, 2, -1, -1], 3, 0.75),
+    ([1, 1, -1], 1, 1.0),
+    ([1, 1, -1], 2, 0.0),  # a mistake, maybe: it excuses nothing
+    ([-1, -1], 5, 0.0),
+  ],
+)
+def test_the_share_that_one_pseudo_label_may_have(labels, num_classes, share):
+  assert subsets.largest_class(np.array(labels), num_classes) == share

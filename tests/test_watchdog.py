@@ -41,6 +41,9 @@ def test_what_is_not_finite_alarms_at_once(name, value):
     assert (caught.value.step, caught.value.good) == (7, 5)
 
 
+_LATE = 100  # long after the start
+
+
 @pytest.mark.parametrize(
   'bad, words',
   [
@@ -49,15 +52,57 @@ def test_what_is_not_finite_alarms_at_once(name, value):
     ({'top_label_share': 0.94}, 'pseudo-label had taken over .*94.0%'),
   ],
 )
-def test_what_stays_bad_alarms_after_its_patience(bad, words):
-  dog = _dog(largest_class=0.3)
-  _feed(dog, 1, *[{}] * 5, bad, bad, {}, bad, bad)  # a good one starts anew
+def test_what_was_healthy_alarms_after_its_patience(bad, words):
+  dog = _dog(largest_class=0.3, warmup_steps=2)
+  # Good after the warm-up, too; a good one starts anew.
+  _feed(dog, 1, *[{}] * 8, bad, bad, {}, bad, bad)
   with pytest.raises(watchdog.AlarmError, match=words) as caught:
-    _feed(dog, 11, bad)
+    _feed(dog, 14, bad)
   alarm = caught.value
   assert not isinstance(alarm, watchdog.NotFiniteError)
-  assert (alarm.step, alarm.good) == (11, 7)
-  assert 'From step 9 to 11 ' in str(alarm) and '\n' not in str(alarm)
+  assert (alarm.step, alarm.good) == (14, 10)
+  assert 'From step 12 to 14 ' in str(alarm) and '\n' not in str(alarm)
+
+
+_BAD_STARTS = [{'embedding_std': 0.0}, {'top_label_share': 1.0}]
+
+
+@pytest.mark.parametrize('bad', _BAD_STARTS)
+def test_a_start_is_no_collapse(bad):
+  # Twice the warm-up and 5 times the patience are over at step 35.
+  dog = _dog(warmup_steps=10)
+  _feed(dog, 1, *[bad] * 34, *[{}] * 60)
+  with pytest.raises(watchdog.AlarmError) as caught:  # health came, and went
+    _feed(dog, 95, *[bad] * 3)
+  assert caught.value.step == 97
+
+
+@pytest.mark.parametrize('bad', _BAD_STARTS)
+def test_health_that_does_not_come_alarms(bad):
+  dog = _dog(warmup_steps=10)
+  _feed(dog, 1, {}, *[bad] * 33)
+  with pytest.raises(watchdog.AlarmError, match='From step 2 to 35') as caught:
+    _feed(dog, 35, bad)
+  assert (caught.value.step, caught.value.good) == (35, 0)
+
+
+@pytest.mark.parametrize('bad', _BAD_STARTS)
+def test_health_by_chance_in_the_warmup_does_not_count(bad):
+  _feed(_dog(warmup_steps=10), 1, *[{}] * 12, *[bad] * 22)
+
+
+def test_a_queue_that_fills_is_not_judged():
+  filling = {'queue_fill': 0.9}
+  bad = {'top_label_share': 1.0}
+  # Neither as health nor as its lack.
+  _feed(_dog(), 1, *[filling] * 9, *[bad] * 5)
+  _feed(_dog(), 1, *[bad | filling] * 40)
+
+
+def test_a_loss_that_rises_in_the_warmup_is_no_explosion():
+  # The invariance of an untrained network is all but perfect.
+  rise = [{'loss': 0.01 * 1.2**i} for i in range(30)]
+  _feed(_dog(warmup_steps=30), 1, *rise, *[{'loss': 2.0}] * 20)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +116,7 @@ def test_what_stays_bad_alarms_after_its_patience(bad, words):
   ],
 )
 def test_what_is_within_its_limits_goes_on(fine):
-  _feed(_dog(largest_class=0.3), 1, *[{}] * 5, *[fine] * 10)
+  _feed(_dog(largest_class=0.3), _LATE, *[{}] * 5, *[fine] * 10)
 
 
 @pytest.mark.parametrize(
@@ -85,11 +130,12 @@ def test_what_is_within_its_limits_goes_on(fine):
 def test_a_limit_can_be_switched_off(off, bad):
   limits = types.SimpleNamespace(**vars(_LIMITS) | off)
   dog = watchdog.Watchdog(limits)
-  _feed(dog, 1, *[{}] * 5, *[bad] * 10)
+  _feed(dog, _LATE, *[{}] * 5, *[bad] * 10)
 
 
 def test_a_data_set_of_one_class_has_one_pseudo_label():
-  _feed(_dog(largest_class=1.0), 1, *[{'top_label_share': 1.0}] * 10)
+  bad = {'top_label_share': 1.0}
+  _feed(_dog(largest_class=1.0), _LATE, *[bad] * 10)
 
 
 def test_the_usual_loss_is_that_of_the_last_hundred_steps():
@@ -100,7 +146,7 @@ def test_the_usual_loss_is_that_of_the_last_hundred_steps():
 
 
 def test_a_loss_that_begins_high_is_not_judged_by_one_step():
-  _feed(_dog(), 1, {'loss': 0.1}, *[{'loss': 1.0}] * 10)
+  _feed(_dog(), _LATE, {'loss': 0.1}, *[{'loss': 1.0}] * 10)
 
 
 def test_its_memory_survives_in_json():
@@ -117,10 +163,10 @@ def test_its_memory_survives_in_json():
   assert lines[0] == lines[1] and 'From step 6 to 8' in lines[0]
 
 
-def test_a_smaller_patience_than_before_alarms():
+def test_a_memory_without_health_is_that_of_an_older_version():
   memory = {'losses': [], 'rows': {'spread': 9}}
   with pytest.raises(watchdog.AlarmError):
-    _feed(_dog(memory=memory), 10, {'embedding_std': 0.0})
+    _feed(_dog(memory=memory), _LATE, {'embedding_std': 0.0})
 
 
 @pytest.mark.parametrize('dtype', [np.float32, jnp.bfloat16])

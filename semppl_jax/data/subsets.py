@@ -12,16 +12,22 @@ from semppl_jax.data import tfds_files
 from semppl_jax.errors import UserError
 
 
-def largest_class(labels: np.ndarray) -> float:
-  """Share of the most frequent label among the images that have one.
+def largest_class(labels: np.ndarray, num_classes: int) -> float:
+  """The share of images that one pseudo-label may have by right.
+
+  That of the most frequent label. Labels of one class only say nothing of how
+  often it is, unless the data set has no other.
 
   Args:
     labels: [N] int, -1: none.
+    num_classes: K, of the data set.
 
   Returns:
-    0 where no image has a label.
+    0 where no image has a label, or where all labels are of one class of many.
   """
   counts = np.bincount(labels[labels >= 0])
+  if np.count_nonzero(counts) <= 1 < num_classes:
+    return 0.0
   return float(counts.max() / counts.sum()) if len(counts) else 0.0
 
 
