@@ -85,15 +85,16 @@ def masked_mean(
 ) -> jax.Array:
   """The device's part of the global mean over the images with mask True.
 
-  B/b x (local masked sum) / (count in the global batch): its mean over devices,
-  and over the parts of a batch that is taken in parts, is the global masked
-  mean, and so is its gradient's. 0 where the count is 0.
+  B/b x (local masked sum) / (count in the global batch): its mean over devices
+  is the global masked mean, and so is its gradient's. 0 where the count is 0.
+  Of a batch that is taken in parts, the mean over the parts is that of the
+  whole batch only if `everyones` is given, or if every image counts.
 
   Args:
     values: [b] float or bool.
     mask: [b] bool.
     everyones: [B] bool, the mask of the global batch; None: it is the b images
-      of each of the devices, which then add up their counts.
+      of each of the devices, of this part, which then add up their counts.
   """
   total = jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
   if everyones is None:

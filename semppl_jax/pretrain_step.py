@@ -65,9 +65,8 @@ class Part(NamedTuple):
   b and B are those of the part here, on one device and on all.
   """
 
-  views: structs.Views  # of b images
+  batch: structs.Batch  # b images, not their views: see `make_views`
   targets: jax.Array  # [V_L, b, d] target projections, unit vectors
-  labels: jax.Array  # [b] int32
   ids: jax.Array  # [B] int32, of all devices' images
   keys: Keys
 
@@ -78,9 +77,11 @@ def train_step(
   """One update on one device's part of the batch.
 
   With cfg.accumulate = m > 1 the networks see the batch in m parts, one after
-  another, and the gradients are averaged: memory for activations is that of a
-  part. Negatives, the queue and its vote are those of the whole batch; what
-  changes is BatchNorm, whose statistics are those of a part on all devices.
+  another, and the gradients are averaged: memory for views and activations is
+  that of a part. Negatives, the queue and its vote are those of the whole
+  batch; what changes is BatchNorm, whose statistics are those of a part on all
+  devices. Means over some images only would be means of the parts' means, so
+  config.validate refuses the settings that lead to them.
 
   Args:
     state: see TrainState.
@@ -104,9 +105,9 @@ def train_step(
   def look(bn_state, part):
     return _look(state.target_params, bn_state, *part, setup)
 
-  target_state, _, (views, targets) = passes.in_turn(
+  target_state, _, targets = passes.in_turn(
     look, state.target_state, (batch, keys.views)
-  )  # targets: [m, V_L, b, d]
+  )  # [m, V_L, b, d]
   everyone = _tell_everyone(targets, batch)
   # Push before the vote: the batch's own labelled images are the freshest
   # neighbours there are.
@@ -124,9 +125,8 @@ def train_step(
     learn,
     state.online_state,
     Part(
-      views,
+      batch,
       targets,
-      batch.labels,
       ids=everyone.ids.reshape(len(targets), -1),
       keys=keys,
     ),
@@ -166,30 +166,42 @@ def _tell_everyone(targets: jax.Array, batch: structs.Batch) -> Gathered:
   )
 
 
+def make_views(
+  batch: structs.Batch, keys: jax.Array, setup: Setup
+) -> structs.Views:
+  """Views of b images: [V_L, b, S, S, 3] and [V_S, b, s, s, 3].
+
+  Both networks' passes make them, equal ones. For a batch in one part the
+  compiler merges the two; of several parts the views would be there all at
+  once, in float32, if they were kept.
+  """
+  cfg = setup.cfg
+  # In bfloat16 the network sees no more of a pixel than 8 bits.
+  low = cfg.precision == 'bfloat16'
+  precision = jax.lax.Precision.DEFAULT if low else jax.lax.Precision.HIGHEST
+  return views_lib.make_views(
+    keys, batch.images, cfg.views, batch.sizes, batch.masks, precision
+  )
+
+
 def _look(
   params: hk.Params,
   bn_state: hk.State,
   batch: structs.Batch,
   keys: jax.Array,
   setup: Setup,
-) -> tuple[hk.State, tuple, tuple[structs.Views, jax.Array]]:
-  """Views of b images, and what the target network makes of the large ones.
+) -> tuple[hk.State, tuple, jax.Array]:
+  """What the target network makes of the large views of b images.
 
   Returns:
-    BatchNorm's state, nothing to average, (views, targets [V_L, b, d]).
+    BatchNorm's state, nothing to average, targets [V_L, b, d].
   """
-  cfg = setup.cfg
-  # In bfloat16 the network sees no more of a pixel than 8 bits.
-  low = cfg.precision == 'bfloat16'
-  precision = jax.lax.Precision.DEFAULT if low else jax.lax.Precision.HIGHEST
-  views = views_lib.make_views(
-    keys, batch.images, cfg.views, batch.sizes, batch.masks, precision
-  )
+  views = make_views(batch, keys, setup)
   target, bn_state = passes.encode(
       setup.nets.target, params, bn_state, (views.large,),
-      one_pass=cfg.views.one_pass,
+      one_pass=setup.cfg.views.one_pass,
   )  # fmt: skip
-  return bn_state, (), (views, passes.unit(target.projection))
+  return bn_state, (), passes.unit(target.projection)
 
 
 def loss_fn(
@@ -207,8 +219,9 @@ def loss_fn(
     images [b] and of all [B]).
   """
   cfg, keys = setup.cfg, part.keys
+  views = make_views(part.batch, keys.views, setup)
   outputs, bn_state = passes.encode(
-    setup.nets.online, params, bn_state, part.views, one_pass=cfg.views.one_pass
+    setup.nets.online, params, bn_state, views, one_pass=cfg.views.one_pass
   )
   online = passes.unit(outputs.prediction)  # [V, b, d]
 
@@ -248,7 +261,7 @@ def loss_fn(
   loss = objective.weighted_sum(parts, cfg)
   monitor = objective.classifier(
     None if outputs.logits is None else outputs.logits[: cfg.views.num_large],
-    part.labels,
+    part.batch.labels,
     everyone.labels,
   )
   everybody = jnp.ones_like(has_positive)
@@ -287,14 +300,14 @@ def assign_labels(
   )  # [2, b, V_L * V_L * k]
   voted, share = pseudo_labels.vote(found.labels, found.similarity)  # [2, b]
   labels = pseudo_labels.assign(
-    voted[0], share[0], part.labels, cfg.queue.min_share
+    voted[0], share[0], part.batch.labels, cfg.queue.min_share
   )
-  known, all_known = part.labels >= 0, everyone.labels >= 0
+  known, all_known = part.batch.labels >= 0, everyone.labels >= 0
   mean = parallel.masked_mean
   return labels, {
     'vote_share': mean(share[0], ~known, ~all_known),
     'pseudo_label_share': mean(labels >= 0, ~known, ~all_known),
-    'labelled_vote_accuracy': mean(voted[1] == part.labels, known, all_known),
+    'labelled_vote_accuracy': mean(voted[1] == part.batch.labels, known, all_known),
   }
 
 

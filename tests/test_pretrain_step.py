@@ -397,6 +397,50 @@ def test_parts_with_batchnorm_do_not_know_the_devices():
     )
 
 
+def _compiled(cfg, batch_size):
+  """The step on linear networks, for images that are larger than all else."""
+  setup, state, _ = _linear_setup(cfg, optax.trace(0.0))
+  batch = structs.Batch(
+    images=np.zeros((batch_size, 24, 24, 3), np.uint8),
+    labels=np.full(batch_size, -1, np.int32),
+    ids=np.arange(batch_size, dtype=np.int32),
+  )
+  batch = parallel.shard(batch, 1, cfg.accumulate)
+  return _map(setup).lower(state, batch, jax.random.key(0)).compile()
+
+
+def _in_parts(parts, **changes):
+  cfg = tiny.make_config(
+    batch_size=tiny.BATCH * parts, accumulate=parts, views__large_size=24,
+    **changes,
+  )  # fmt: skip
+  return _compiled(cfg, cfg.batch_size)
+
+
+def test_views_are_there_for_one_part_at_a_time():
+  one, eight = (
+    _in_parts(parts).memory_analysis().temp_size_in_bytes for parts in (1, 8)
+  )
+  views_of_a_part = 2 * tiny.BATCH * 24 * 24 * 3 * 4  # V_L, float32
+  assert one > views_of_a_part
+  assert eight - one < views_of_a_part
+
+
+def test_a_batch_in_one_part_makes_its_views_once(monkeypatch):
+  flops = lambda: _in_parts(1).cost_analysis()['flops']
+  both_passes_make_them = flops()
+  made = []
+
+  def make_views(*arguments):
+    made.append(original(*arguments) if not made else made[0])
+    return made[0]
+
+  original = pretrain_step.make_views
+  monkeypatch.setattr(pretrain_step, 'make_views', make_views)
+  assert both_passes_make_them == pytest.approx(flops(), rel=0.01)
+  assert len(made) == 2
+
+
 def _collective_sizes(step, *arguments):
   """Dimensions of what the collectives of a compiled step bring."""
   text = step.lower(*arguments).compile().as_text()

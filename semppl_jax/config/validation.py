@@ -131,6 +131,12 @@ def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'accumulate is {cfg.accumulate}, but loss.exclude_same_label needs the '
       'pseudo-labels of the whole batch at once: set one of them back.'
     )
+  if cfg.accumulate > 1 and cfg.queue.min_share > 0:
+    raise UserError(
+      f'accumulate is {cfg.accumulate}, but with queue.min_share '
+      f'{cfg.queue.min_share} the semantic terms are means over the images of '
+      'the whole batch that have a pseudo-label: set one of them back.'
+    )
 
 
 def _check_views(cfg: ml_collections.ConfigDict) -> None:
