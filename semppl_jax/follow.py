@@ -19,6 +19,7 @@ from semppl_jax import (
   parallel,
   released,
   run_log,
+  watchdog,
 )
 from semppl_jax.errors import CheckpointError, UserError
 
@@ -31,8 +32,8 @@ def follow(
   """Waits for checkpoints of the run in `cfg.checkpoint`; evaluates each.
 
   Every evaluation has a folder of its own, WORKDIR/step_N; WORKDIR has
-  metrics.jsonl with a line for each. Ends when the job has written its results
-  and its last checkpoint is evaluated. Started again, it goes on: what is
+  metrics.jsonl with a line for each. Ends when the job has written its results,
+  or was stopped by an alarm, and its last good checkpoint is evaluated. Started again, it goes on: what is
   evaluated is checked to be of the same weights, and not computed again.
 
   Args:
@@ -65,13 +66,21 @@ def _follow(
   while True:
     # Looked at first: what the job saved before its results is seen below.
     finished = (job / eval_tasks.RESULTS).exists()
-    new = [n for n in checkpoint.steps(str(job)) if n not in seen]
+    stop = watchdog.read_stop(job)
+    new = [
+      n
+      for n in checkpoint.steps(str(job))
+      if n not in seen and (stop is None or n <= stop.good)
+    ]
     for step in new:
       results = _evaluate(cfg, workdir, job, step) or results
       seen.add(step)
-    if not new and finished:
+    if not new and (finished or stop):
       if not results:
-        raise UserError(f'{job} has ended, and there is no checkpoint of it.')
+        end = stop or 'ended without one'
+        raise UserError(f'{job} has no good checkpoint: the job was {end}.')
+      if stop:
+        run_log.say(f'{job}: the job was {stop}: {stop.what}.')
       return results
     if not new:
       there = '' if job.exists() else ' (there is no such folder yet)'

@@ -23,6 +23,7 @@ from semppl_jax import (
   parallel,
   pseudo_labels,
   recognition,
+  run_log,
   trees,
   weights,
 )
@@ -269,6 +270,8 @@ def load_pretrained(
     UserError: see Model.
   """
   found = weights.load_checkpoint(name, **options)
+  if found.note:
+    run_log.say(f'{name}: {found}')
   return Model(found, image_size=image_size, center=center)
 
 

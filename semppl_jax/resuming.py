@@ -36,7 +36,8 @@ def saved(
 
   Raises:
     AlarmError: `train`'s, which now names the last good checkpoint. Those of
-      states that led to what is not finite are deleted.
+      states that led to what is not finite are deleted; the folder notes the
+      alarm, so that readers leave later ones alone.
   """
   saver = checkpoint.Checkpointer(
     workdir,
@@ -45,10 +46,12 @@ def saved(
     tell=run_log.say,
   )
   try:
+    hosts.together(lambda: watchdog.forget_stop(workdir), first_only=True)
     return train(saver)
   except watchdog.AlarmError as alarm:
     if isinstance(alarm, watchdog.NotFiniteError):
       saver.discard_after(alarm.good)
+    hosts.together(lambda: watchdog.note_stop(workdir, alarm), first_only=True)
     raise watchdog.stopped(alarm, saver.latest_step(alarm.good)) from alarm
   finally:
     saver.close()

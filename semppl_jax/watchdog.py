@@ -5,19 +5,24 @@ is saved with the run: a run that was taken up again raises it at the same step,
 and all hosts of a job, who see the same metrics, raise it together.
 """
 
+import contextlib
+import json
+import os
+import pathlib
 import statistics
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semppl_jax import hosts
+from semppl_jax import files, hosts
 from semppl_jax.errors import UserError
 
 # Whatever its cause, an alarm ends a run with a status of its own.
 STATUS = 3
+_STOPPED = 'stopped.json'  # in the run's folder
 _WINDOW = 100  # steps of which the median of the loss is taken
 _START = 5  # times `patience`, and twice the warm-up: the start is over
 
@@ -40,6 +45,40 @@ class AlarmError(UserError):
 
 class NotFiniteError(AlarmError):
   """The loss, its gradient or the state became NaN or infinite."""
+
+
+class Stop(NamedTuple):
+  """What a run's folder says of the alarm that ended the run."""
+
+  step: int  # of the alarm
+  good: int  # checkpoints up to this step are trusted
+  what: str  # was wrong
+
+  def __str__(self) -> str:
+    return f'stopped by an alarm at step {self.step:,}'
+
+
+def note_stop(workdir: str, alarm: AlarmError) -> None:
+  """Writes what ended a run into its folder, for those who read it."""
+  stop = Stop(alarm.step, alarm.good, alarm.what)
+  path = pathlib.Path(workdir, _STOPPED)
+  with contextlib.suppress(OSError):  # the alarm is told in any case
+    files.write_text(path, json.dumps(stop._asdict()) + '\n')
+
+
+def forget_stop(workdir: str) -> None:
+  """A run that goes on is not a stopped one."""
+  with contextlib.suppress(OSError):  # what is wrong with the disk shows later
+    pathlib.Path(workdir, _STOPPED).unlink(missing_ok=True)
+
+
+def read_stop(workdir: str | os.PathLike) -> Stop | None:
+  """Of a run's folder; None: no alarm ended the run."""
+  try:
+    found = json.loads(pathlib.Path(workdir, _STOPPED).read_text('utf-8'))
+    return Stop(int(found['step']), int(found['good']), str(found['what']))
+  except (OSError, ValueError, TypeError, KeyError):
+    return None
 
 
 def stopped(alarm: AlarmError, last_good: int | None) -> AlarmError:

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from semppl_jax import checkpoint, encoders, pickles, trees
+from semppl_jax import checkpoint, encoders, pickles, trees, watchdog
 from semppl_jax.errors import CheckpointError
 
 # How a module's leaves stand in a run's checkpoint.
@@ -53,6 +53,7 @@ class Contents(NamedTuple):
   step: int | None
   kind: str  # one of KINDS, or safetensors
   settings: Settings = Settings()
+  note: str = ''  # what a reader should know besides
 
 
 def read(path: pathlib.Path, step: int | None) -> Contents:
@@ -60,7 +61,8 @@ def read(path: pathlib.Path, step: int | None) -> Contents:
 
   Args:
     path: a file, or the folder of a run.
-    step: which checkpoint of a run; None: the newest.
+    step: which checkpoint of a run; None: the newest, of a run that an alarm
+      stopped the newest good one.
 
   Raises:
     CheckpointError: one line.
@@ -222,14 +224,23 @@ def _read_run(path: pathlib.Path, step: int | None) -> Contents:
   if not steps or (step is not None and step not in steps):
     which = '' if step is None else f' of step {step}'
     raise CheckpointError(f'the run there has no checkpoint{which} yet.')
-  step = steps[-1] if step is None else step
+  stop = watchdog.read_stop(path)
+  if step is None:
+    good = [n for n in steps if not stop or n <= stop.good]
+    if not good:
+      raise CheckpointError(
+        f'the run there was {stop}, and has no good checkpoint ({stop.what}): '
+        f'`step` chooses one all the same, of {steps}.'
+      )
+    step = good[-1]
   leaves = checkpoint.read(str(path), step, ('state.online_',))
   found: dict[str, dict] = {'params': {}, 'state': {}}
   for name, leaf in leaves.items():
     kind, module, own = _RUN_LEAF.fullmatch(name).groups()
     found[kind].setdefault(module, {})[own] = leaf
   settings = _run_settings(path / 'config.json')
-  return Contents(found['params'], found['state'], step, 'run', settings)
+  note = str(stop) if stop else ''
+  return Contents(found['params'], found['state'], step, 'run', settings, note)
 
 
 def _run_settings(path: pathlib.Path) -> Settings:

@@ -37,6 +37,7 @@ class Checkpoint(NamedTuple):
   bn_decay: float = 0.9
   image_size: int | None = None  # what it was trained to see; None: not said
   center: float | None = None  # side of that / shorter side of an image
+  note: str = ''  # what else is to be known: that an alarm stopped the run
 
   def __str__(self) -> str:
     has = {trees.root(module) for module in self.params}
@@ -44,7 +45,8 @@ class Checkpoint(NamedTuple):
       f'{head} {"yes" if head in has else "no"}' for head in trees.HEADS
     )
     step = 'unknown' if self.step is None else f'{self.step:,}'
-    return f'{self.architecture}, step {step}, {heads} ({self.kind})'
+    kind = f'{self.kind}, {self.note}' if self.note else self.kind
+    return f'{self.architecture}, step {step}, {heads} ({kind})'
 
   def network(self) -> networks.Networks:
     """The functions that take `params` and `state`, with all their heads."""
@@ -69,7 +71,8 @@ def load_checkpoint(
     path: a pickle of DeepMind's release (pre-training or linear evaluation), a
       safetensors file of ours, the folder of a run of ours, or the name of a
       file in `released.folders`.
-    step: which checkpoint of a run; None: the newest.
+    step: which checkpoint of a run; None: the newest, of a run that an alarm
+      stopped the newest good one.
     padding: of strided convolutions, 'same' or 'symmetric'. No tree shows it;
       None: as the file says, or else 'same', as the release pads.
     mapping: a JSON file {their module: our module} for a checkpoint with
@@ -156,6 +159,7 @@ def _check(
     trees.rename(params, mapping), trees.rename(state, mapping), expected
   )
   checked = Checkpoint(*fitting, architecture, found.step, found.kind, mapping)
+  checked = checked._replace(note=found.note)
   told = ('bn_eps', 'bn_decay', 'image_size', 'center')
   values = {key: getattr(said, key) for key in told}
   return checked._replace(**{k: v for k, v in values.items() if v is not None})

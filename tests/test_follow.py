@@ -6,7 +6,7 @@ import shutil
 import jax
 import pytest
 
-from semppl_jax import checkpoint, errors, follow
+from semppl_jax import checkpoint, errors, follow, watchdog
 from tests import test_eval_tasks, tiny
 
 
@@ -120,6 +120,18 @@ def test_a_checkpoint_that_the_job_deletes_is_left_out(
   workdir = tmp_path / 'worker'
   _, waited = run_with(job, workdir, [job.end])
   assert steps(workdir) == [4] and len(waited) == 1
+
+
+def test_a_job_that_an_alarm_stops_ends_the_worker(job, tmp_path, capsys):
+  def stop():
+    job.save(5)
+    job.save(7)  # suspect: nobody asks for it
+    alarm = watchdog.AlarmError(8, 6, 'From step 8 to 8 all is one')
+    watchdog.note_stop(str(job.folder), alarm)
+
+  run_with(job, tmp_path, [stop])
+  assert steps(tmp_path) == [5]
+  assert 'stopped by an alarm at step 8: From' in capsys.readouterr().err
 
 
 def test_a_folder_of_another_jobs_worker(job, tmp_path):

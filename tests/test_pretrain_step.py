@@ -215,6 +215,21 @@ def test_step_equals_a_slow_reference(exclude):
   assert new.step[0] == 4
 
 
+def test_the_target_follows_the_new_online_weights():
+  # With rate 0 it is them, and not those of before the update.
+  cfg = tiny.make_config(ema__base=0.0, ema__constant=True)
+  cfg.optimizer.learning_rate = 10.0
+  setup, state, _ = _linear_setup(cfg, optax.trace(0.0))
+  new, _ = tiny.run_steps(_map(setup), state, [tiny.make_batch(_LABELS)], 1)
+  online, target = (
+    parallel.first(tree)['projector']['w']
+    for tree in (new.online_params, new.target_params)
+  )
+  before = parallel.first(state.online_params)['projector']['w']
+  assert np.abs(online - before).max() > 1e-2
+  np.testing.assert_allclose(target, online, rtol=1e-6)
+
+
 def test_optimiser_sees_the_gradient_of_the_config_loss():
   """Central differences in the directions of the parameters themselves."""
   cfg = tiny.make_config(loss__invariance_weight=0.0)
@@ -313,6 +328,23 @@ def _assert_close(one, many):
     assert error <= 1e-4 * np.linalg.norm(np.ravel(a)) + 1e-6 * whole
 
   jax.tree.map(check, one, many)
+
+
+def test_the_classifier_learns_from_true_labels_alone():
+  _, step = _gradient_step(1)
+  state = train_state.from_portable(_begin(), jax.devices()[:1])
+  # Without weights it gives every class a third.
+  blank = jax.tree.map(jnp.zeros_like, state.online_params['classifier'])
+  params = state.online_params | {'classifier': blank}
+  batch = tiny.make_batch([0, 0, 0, 1] + [-1] * 12)
+  new, [(scalars, labels)] = tiny.run_steps(
+    step, state._replace(online_params=params), [batch], 1
+  )
+  assert np.all(labels >= 0)  # all others have a pseudo-label
+  grad = parallel.first(new.opt_state.trace['classifier']['b'])
+  expected = np.full(3, 1 / 3) - np.array([3, 1, 0]) / 4
+  np.testing.assert_allclose(grad, expected, atol=1e-6)
+  np.testing.assert_allclose(scalars['loss_classifier'][0], np.log(3), 1e-5)
 
 
 def test_the_step_is_traced_once():

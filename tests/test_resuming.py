@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import checkpoint, metrics, pretrain_step, pretraining, runs
+import semppl_jax
+from semppl_jax import (
+  checkpoint,
+  metrics,
+  pretrain_step,
+  pretraining,
+  runs,
+  weights,
+)
+from semppl_jax.errors import CheckpointError
+from semppl_jax.report import network, run_files
 from semppl_jax.watchdog import AlarmError, NotFiniteError
 from tests import tiny
 
@@ -150,22 +160,50 @@ def test_goes_back_three_times_and_stops(tmp_path, monkeypatch):
 
 
 def test_what_is_only_suspect_stays_on_disk(tmp_path):
-  # Every spread is below 20: an alarm at step 4, after steps 3 and 4.
+  # Every spread is below 20. The start is over at step 7: twice the one
+  # step of the warm-up and five times the patience.
   changes = {
+    'num_epochs': 4.0,  # 10 steps
     'watchdog__min_spread': 20.0,
-    'watchdog__patience': 4,
+    'watchdog__patience': 1,
     'checkpoint_every_steps': 1,
-    'keep_checkpoints': 5,
+    'keep_checkpoints': 9,
   }
-  with pytest.raises(AlarmError, match='From step 1 to 4 .*no good') as caught:
+  with pytest.raises(AlarmError, match='From step 1 to 7 .*no good') as caught:
     _run(tmp_path, **changes)
-  assert caught.value.step == 4
-  assert checkpoint.steps(str(tmp_path)) == [1, 2, 3]
+  assert caught.value.step == 7
+  assert checkpoint.steps(str(tmp_path)) == [1, 2, 3, 4, 5, 6]
+  with pytest.raises(CheckpointError, match='step 7, and has no good'):
+    weights.load_checkpoint(tmp_path)
+  assert weights.load_checkpoint(tmp_path, step=3).step == 3
   # The same command says so again, at once.
-  with pytest.raises(AlarmError, match='From step 1 to 4 '):
+  with pytest.raises(AlarmError, match='From step 1 to 7 '):
     _run(tmp_path, **changes)
   # And who thinks otherwise goes on.
-  assert _run(tmp_path, **changes | {'watchdog__min_spread': 0.0})['step'] == 5
+  assert _run(tmp_path, **changes | {'watchdog__min_spread': 0.0})['step'] == 10
+  assert weights.load_checkpoint(tmp_path).step == 10
+
+
+def test_readers_take_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+  def step(state, batch, key, *, setup):
+    state, scalars, labels = tiny.light_step(state, batch, key, setup=setup)
+    scalars['embedding_std'] = jnp.where(state.step < 6, 1.0, 0.0)
+    return state, scalars, labels
+
+  monkeypatch.setattr(pretrain_step, 'train_step', step)
+  patient = {'watchdog__patience': 3, 'num_epochs': 4.0}
+  with pytest.raises(AlarmError, match='From step 6 to 8 .* step 4'):
+    _run(tmp_path, **patient, checkpoint_every_steps=1, keep_checkpoints=9)
+  assert checkpoint.steps(str(tmp_path))[-1] == 7
+  said = 'stopped by an alarm at step 8'
+  found = weights.load_checkpoint(tmp_path)
+  assert found.step == 4 and said in str(found)
+  semppl_jax.load_pretrained(tmp_path)
+  assert said in capsys.readouterr().err
+  [files] = run_files.read([str(tmp_path)])
+  assert said in str(files.stop)
+  prepared = network.prepare(files.config)
+  assert network.restore(prepared, files.folder).step == 4
 
 
 def test_no_state_that_is_not_finite_is_saved(tmp_path, monkeypatch):

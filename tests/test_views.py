@@ -242,10 +242,18 @@ def test_windows_by_hand(size, area, aspect, sides):
 
 
 @pytest.mark.parametrize(
-  'strengths',
-  [(0.4, 0.4, 0.2, 0.1), (0.4, 0.0, 0.0, 0.1), (0.0, 0.4, 0, 0), (0, 0, 1, 0)],
+  'strengths, mirrored',
+  [
+    ((0.4, 0.4, 0.2, 0.1), False),
+    ((0.4, 0.4, 0.2, 0.1), True),
+    ((0.4, 0.0, 0.0, 0.1), False),
+    ((0.0, 0.4, 0, 0), False),
+    ((0, 0, 1, 0), False),
+  ],
 )
-def test_jitter_applies_the_changes_in_the_order_of_its_numbers(strengths):
+def test_jitter_applies_the_changes_in_the_order_of_its_numbers(
+  strengths, mirrored
+):
   image = IMAGE[:8, :8]  # with black, white and pure colours: clips matter
   present = [change for change in range(4) if strengths[change]]
   orders = list(itertools.permutations(present))
@@ -254,6 +262,8 @@ def test_jitter_applies_the_changes_in_the_order_of_its_numbers(strengths):
     for place, change in enumerate(order):
       row[present.index(change)] = (place + 0.5) / 4
   amounts = np.array([0.95, 0.9, 0.1, 0.8], np.float32)
+  if mirrored:  # each change the other way
+    amounts = 1 - amounts
   jitter = jax.vmap(views.jitter, in_axes=(None, 0, None, None))
   actual = jax.jit(jitter, static_argnums=3)(image, numbers, amounts, strengths)
   for order, result in zip(orders, actual):

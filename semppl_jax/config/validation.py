@@ -137,6 +137,18 @@ def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'{cfg.queue.min_share} the semantic terms are means over the images of '
       'the whole batch that have a pseudo-label: set one of them back.'
     )
+  labelled = round(cfg.labels.share * cfg.batch_size)
+  if (
+    cfg.accumulate > 1
+    and labelled > cfg.queue.capacity
+    and defaults.uses_semantic_positives(cfg)
+  ):
+    raise UserError(
+      f'accumulate is {cfg.accumulate}, but of the {labelled} labelled images '
+      f'of a batch (labels.share) only queue.capacity {cfg.queue.capacity} '
+      'find a place, and the semantic terms are means over the whole batch: '
+      'set one of them back.'
+    )
 
 
 def _check_views(cfg: ml_collections.ConfigDict) -> None:

@@ -15,6 +15,7 @@ from semppl_jax import (
   pseudo_labels,
   runs,
   train_state,
+  watchdog,
 )
 from semppl_jax.data import pipeline, sources
 from semppl_jax.errors import CheckpointError, UserError
@@ -62,7 +63,9 @@ def prepare(settings: Mapping[str, Any]) -> runs.Run:
 
 
 def restore(run: runs.Run, folder: pathlib.Path) -> Network:
-  """The newest checkpoint that can be read; nothing is set aside.
+  """The newest good checkpoint that can be read; nothing is set aside.
+
+  Of a run that an alarm stopped, one of before; if there is none, the newest.
 
   Raises:
     CheckpointError: none can.
@@ -70,6 +73,8 @@ def restore(run: runs.Run, folder: pathlib.Path) -> Network:
   steps = checkpoint.steps(str(folder))
   if not steps:
     raise CheckpointError('There is no checkpoint yet.')
+  if stop := watchdog.read_stop(folder):
+    steps = [n for n in steps if n <= stop.good] or steps
   fresh = train_state.init(
     run.cfg, run.setup.nets, run.setup.optimizer, run.devices
   )

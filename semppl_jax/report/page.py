@@ -168,6 +168,11 @@ def _facts(run: RunFiles, seen: seen_lib.Seen) -> Html:
 
 def _incidents(run: RunFiles, named: bool = False) -> list[str]:
   lines = list(run.lacking)
+  if run.stop:
+    lines.append(
+      f'The run was {run.stop}: {run.stop.what}. What the network says here '
+      'is that of its last good checkpoint, if it has one.'
+    )
   for one in run.rollbacks:
     lines.append(
       f'The watchdog went back from step {one.get("step")} to '

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from semppl_jax import metrics, pretraining, resuming
+from semppl_jax import metrics, pretraining, resuming, watchdog
 from semppl_jax.errors import UserError
 
 _CONFIG = 'config.json'
@@ -23,6 +23,7 @@ class RunFiles(NamedTuple):
   unreadable: list[dict[str, Any]]
   changed: float  # when it last wrote a number, seconds since 1970
   lacking: list[str]  # what cannot be read, in words
+  stop: watchdog.Stop | None = None  # the alarm that ended the run
 
   @property
   def step(self) -> int | None:
@@ -73,6 +74,7 @@ def _read(folder: pathlib.Path) -> RunFiles:
     unreadable=_lines(folder / pretraining.UNREADABLE),
     changed=max(path.stat().st_mtime for path in present),
     lacking=lacking,
+    stop=watchdog.read_stop(folder),
   )
 
 
