@@ -33,8 +33,9 @@ def follow(
 
   Every evaluation has a folder of its own, WORKDIR/step_N; WORKDIR has
   metrics.jsonl with a line for each. Ends when the job has written its results,
-  or was stopped by an alarm, and its last good checkpoint is evaluated. Started again, it goes on: what is
-  evaluated is checked to be of the same weights, and not computed again.
+  or was stopped by an alarm, and its last good checkpoint is evaluated. Started
+  again, it goes on: what is evaluated is checked to be of the same weights, and
+  not computed again.
 
   Args:
     cfg: the config of the evaluation.

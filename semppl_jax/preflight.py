@@ -18,6 +18,7 @@ from semppl_jax import (
   parallel,
   run_log,
   runs,
+  structs,
   train_state,
 )
 from semppl_jax.errors import UserError
@@ -43,7 +44,8 @@ def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
   if 'checkpoint' in cfg:
     return _evaluation(cfg)
   run = runs.prepare(cfg)
-  lines = [_settings(run), _data(run), *_memory(run)]
+  batch, data = _data(run)
+  lines = [_settings(run), data, *_memory(run, batch)]
   return lines + ([_disk(run, workdir)] if workdir else [])
 
 
@@ -89,12 +91,12 @@ def _settings(run: runs.Run) -> str:
   )
 
 
-def _data(run: runs.Run) -> str:
+def _data(run: runs.Run) -> tuple[structs.Batch, str]:
   unreadable, begun = run_log.Unreadable(), time.monotonic()
   batch, _ = next(runs.input_batches(run, 0, unreadable))
   seconds = time.monotonic() - begun
   test = 'no' if run.data.test is None else f'{len(run.data.test):,}'
-  return (
+  return batch, (
     f'data: {len(run.data.train):,} training images, '
     f'{int(np.sum(run.labels >= 0)):,} of them with a label, of '
     f'{run.data.num_classes:,} classes; {test} test images; a first batch of '
@@ -111,15 +113,17 @@ def _number(processes: int) -> str:
   return 'one process' if processes == 1 else f'{processes} processes'
 
 
-def _memory(run: runs.Run) -> list[str]:
+def _memory(run: runs.Run, batch: structs.Batch) -> list[str]:
   cfg, number = run.cfg, len(run.devices)
   at_once = cfg.batch_size // (number * cfg.accumulate)
-  state = _bytes(_state(run)) / len(parallel.here(run.devices))
+  # All parts of this step's batch are on the devices, and the next batch's.
+  images = 2 * _bytes(batch)
+  state = (_bytes(_state(run)) + images) / len(parallel.here(run.devices))
   activations = int(at_once * floor(run) * _KEPT[cfg.remat])
   need = memory.Need(int(state), activations)
   line = (
     f'memory: {at_once} images at once on each device take about '
-    f'{_size(need.total)}, {_size(state)} of it the state'
+    f'{_size(need.total)}, {_size(state)} of it the state and images that wait'
   )
   there = memory.limit(run.devices[0])
   if there:

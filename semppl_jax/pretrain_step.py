@@ -307,7 +307,9 @@ def assign_labels(
   return labels, {
     'vote_share': mean(share[0], ~known, ~all_known),
     'pseudo_label_share': mean(labels >= 0, ~known, ~all_known),
-    'labelled_vote_accuracy': mean(voted[1] == part.batch.labels, known, all_known),
+    'labelled_vote_accuracy': mean(
+      voted[1] == part.batch.labels, known, all_known
+    ),
   }
 
 

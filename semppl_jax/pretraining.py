@@ -101,12 +101,6 @@ def _fit(
 ) -> tuple[train_state.TrainState, resuming.Past]:
   unreadable = run_log.Unreadable(os.path.join(job.workdir, UNREADABLE))
   start = int(state.step[0])
-  watch = watchdog.Watchdog(
-    run.cfg.watchdog,
-    warmup_steps=run.setup.warmup_steps,
-    largest_class=subsets.largest_class(run.labels, run.data.num_classes),
-    memory=past.watch,
-  )
   return loop.fit(
     job,
     take,
@@ -117,7 +111,19 @@ def _fit(
       _describe, labels=labels, given=batch.labels, truth=truth, run=run
     ),
     past=past,
-    watch=watch,
+    watch=watching(run, past.watch),
+  )
+
+
+def watching(
+  run: runs.Run, memory: dict[str, Any] | None = None
+) -> watchdog.Watchdog:
+  """The watchdog of a run; `memory` is that of the steps before."""
+  return watchdog.Watchdog(
+    run.cfg.watchdog,
+    warmup_steps=run.setup.warmup_steps,
+    largest_class=subsets.largest_class(run.labels, run.data.num_classes),
+    memory=memory,
   )
 
 

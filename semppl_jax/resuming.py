@@ -1,5 +1,6 @@
 """How a run is taken up again, and what it remembers beside its state."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -51,7 +52,8 @@ def saved(
   except watchdog.AlarmError as alarm:
     if isinstance(alarm, watchdog.NotFiniteError):
       saver.discard_after(alarm.good)
-    hosts.together(lambda: watchdog.note_stop(workdir, alarm), first_only=True)
+    note = functools.partial(watchdog.note_stop, workdir, alarm)
+    hosts.together(note, first_only=True)
     raise watchdog.stopped(alarm, saver.latest_step(alarm.good)) from alarm
   finally:
     saver.close()

@@ -42,7 +42,7 @@ def _blur(image, sigma, *, radius, precision):
 
 @pytest.fixture(scope='module')
 def drawn():
-  """{'A', 'B'} -> which acted, by name [n]; order, amounts [n, 4]; sigma [n]."""
+  """{'A', 'B'} -> who acted, by name [n]; order, amounts [n, 4]; sigma [n]."""
   cfg = config.default().views
   with cfg.unlocked():
     cfg.update(

@@ -1,0 +1,106 @@
+"""Whether the watchdog leaves good starts alone, and stops what must stop.
+
+  python -m benchmarks.seeds               # 30 seeds, about 20 minutes
+  python -m benchmarks.seeds --seeds=3
+
+The first steps of the digits experiment, for many seeds that nobody tuned on:
+none may alarm. Then runs that can come to nothing, each of which must. Prints a
+line for each and ends with status 1 if one is not as it must be.
+"""
+
+import argparse
+import functools
+import itertools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import digits
+from semppl_jax import parallel, pretrain_step, pretraining, runs, train_state
+from semppl_jax.watchdog import AlarmError
+
+STEPS, STEPS_OF_BROKEN = 120, 150
+FIRST_SEED = 101
+
+
+def config(seed: int = FIRST_SEED, **changes: Any) -> Any:
+  """The digits experiment on one device; changes by `ema__base=0.0`."""
+  cfg = digits.get_config()
+  cfg.seed = cfg.labels.seed = seed
+  cfg.num_devices = 1
+  cfg.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  return cfg
+
+
+def mapped(run: runs.Run) -> Callable[..., Any]:
+  """The step of a run; runs that differ in their seed may share it."""
+  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  return parallel.map_step(step, run.devices)
+
+
+def alarm(run: runs.Run, step: Callable[..., Any], steps: int) -> str:
+  """The watchdog's words in a run's first steps, '' if it has none."""
+  state = train_state.init(run.cfg, *run.setup[1:3], run.devices)
+  key, dog = jax.random.key(run.cfg.seed), pretraining.watching(run)
+  batches = itertools.islice(runs.input_batches(run, 0), steps)
+  for number, (batch, _) in enumerate(batches, start=1):
+    state, scalars, _ = step(state, parallel.shard(batch, 1), key)
+    try:
+      dog.look(number, {name: float(x[0]) for name, x in scalars.items()})
+    except AlarmError as error:
+      return str(error)
+  return ''
+
+
+def broken() -> dict[str, runs.Run]:
+  """Runs that the watchdog must stop."""
+  rate = config().optimizer.learning_rate
+  trivial = runs.prepare(config(ema__base=0.0, ema__constant=True))
+  one_class = runs.prepare(config())
+  return {
+    'no predictor, the online network as target': _without_predictor(trivial),
+    '100 times the rate': runs.prepare(
+      config(optimizer__learning_rate=100 * rate)
+    ),
+    'labels of one class only': one_class._replace(
+      labels=np.where(one_class.labels == 0, 0, -1).astype(np.int32)
+    ),
+  }
+
+
+def _without_predictor(run: runs.Run) -> runs.Run:
+  nets = run.setup.nets
+
+  def online(*arguments):
+    outputs, state = nets.online(*arguments)
+    return outputs._replace(prediction=outputs.projection), state
+
+  return run._replace(
+    setup=run.setup._replace(nets=nets._replace(online=online))
+  )
+
+
+def main() -> None:
+  """Prints a line for each run."""
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.seeds')
+  parser.add_argument('--seeds', type=int, default=30)
+  seeds = range(FIRST_SEED, FIRST_SEED + parser.parse_args().seeds)
+  wrong, step = 0, mapped(runs.prepare(config()))
+  for seed in seeds:
+    said = alarm(runs.prepare(config(seed)), step, STEPS)
+    wrong += bool(said)
+    print(f'seed {seed}: {said or "no alarm"}', flush=True)
+  for name, run in broken().items():
+    said = alarm(run, mapped(run), STEPS_OF_BROKEN)
+    wrong += not said
+    print(f'{name}: {said or "no alarm"}', flush=True)
+  sys.exit(wrong > 0)
+
+
+if __name__ == '__main__':
+  main()
