@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import socket
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,11 @@ LOCK = '.lock'
 
 @contextlib.contextmanager
 def claimed(
-  workdir: str, config: Mapping[str, Any], *, ignore: Sequence[str] = ()
+  workdir: str,
+  config: Mapping[str, Any],
+  *,
+  ignore: Sequence[str] = (),
+  added: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Iterator[None]:
   """Has the folder for this job alone, and for these settings, see `claim`.
 
@@ -36,7 +41,7 @@ def claimed(
   def take():
     lock = _lock(pathlib.Path(workdir))
     try:
-      claim(workdir, config, ignore=ignore)
+      claim(workdir, config, ignore=ignore, added=added)
     except BaseException:
       _release(lock)
       raise
@@ -97,7 +102,11 @@ def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
 
 
 def claim(
-  workdir: str, config: Mapping[str, Any], *, ignore: Sequence[str] = ()
+  workdir: str,
+  config: Mapping[str, Any],
+  *,
+  ignore: Sequence[str] = (),
+  added: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
   """Writes WORKDIR/config.json, or checks that it says the same already.
 
@@ -107,6 +116,8 @@ def claim(
       lists.
     ignore: names (dotted if nested) that may differ; the file then takes the
       new values.
+    added: settings that an older version did not know, with the values at which
+      a run computes what it computed then.
 
   Raises:
     UserError: the directory belongs to a run with other settings, or holds
@@ -119,7 +130,7 @@ def claim(
   if there == here:
     return
   differing = differences.between(
-    here if there is None else there, here, ignore
+    here if there is None else {**added, **there}, here, ignore
   )
   if differing:
     what = differences.first_few(differing)

@@ -40,6 +40,7 @@ class Setup(NamedTuple):
   optimizer: optax.GradientTransformation  # without its learning rate
   total_steps: int
   warmup_steps: int
+  target_query_steps: int = 0  # in which target projections ask for votes
 
 
 class Keys(NamedTuple):
@@ -52,11 +53,12 @@ class Keys(NamedTuple):
 
 
 class Gathered(NamedTuple):
-  """What every device knows of the whole batch."""
+  """What every device knows: of the whole batch, and the clock."""
 
   targets: jax.Array  # [V_L, B, d] target projections, unit vectors
   labels: jax.Array  # [B] int32, -1: unlabelled
   ids: jax.Array  # [B] int32
+  step: jax.Array  # [] int32
 
 
 class Part(NamedTuple):
@@ -108,10 +110,12 @@ def train_step(
   target_state, _, targets = passes.in_turn(
     look, state.target_state, (batch, keys.views)
   )  # [m, V_L, b, d]
-  everyone = _tell_everyone(targets, batch)
+  everyone = _tell_everyone(targets, batch, state.step)
   # Push before the vote: the batch's own labelled images are the freshest
   # neighbours there are.
-  queue = label_queue.push(state.queue, *everyone)
+  queue = label_queue.push(
+    state.queue, everyone.targets, everyone.labels, everyone.ids
+  )
 
   # Online network: all views. The vote, the positives and the losses follow.
   def learn(bn_state, part):
@@ -151,18 +155,22 @@ def train_step(
   return new_state, metrics, labels.reshape(shape)
 
 
-def _tell_everyone(targets: jax.Array, batch: structs.Batch) -> Gathered:
+def _tell_everyone(
+  targets: jax.Array, batch: structs.Batch, step: jax.Array
+) -> Gathered:
   """The whole batch, in its order, from all devices' parts.
 
   Args:
     targets: [m, V_L, b, d], of m parts of the batch.
     batch: leaves [m, b, ...].
+    step: [] int32.
   """
   joined = parallel.gather(targets, axis=2)  # [m, V_L, B/m, d]
   return Gathered(
     targets=jnp.concatenate(list(joined), axis=1),  # [V_L, B, d]
     labels=parallel.gather(batch.labels, axis=1).reshape(-1),  # [B]
     ids=parallel.gather(batch.ids, axis=1).reshape(-1),  # [B]
+    step=step,
   )
 
 
@@ -226,8 +234,14 @@ def loss_fn(
   online = passes.unit(outputs.prediction)  # [V, b, d]
 
   # Pseudo-labels: a vote among the nearest labelled images; labels overrule.
+  queries = jax.lax.stop_gradient(online[: cfg.views.num_large])
+  if setup.target_query_steps:
+    # An untrained predictor's predictions lie anywhere: all images would get
+    # the label of whatever entry lies next to them.
+    early = everyone.step < setup.target_query_steps
+    queries = jnp.where(early, part.targets, queries)
   labels, vote_metrics = assign_labels(
-    online[: cfg.views.num_large], part, queue, everyone, cfg
+    queries, part, queue, everyone, cfg
   )  # [b]
   all_labels = parallel.gather(labels)  # [B]
 
@@ -272,7 +286,7 @@ def loss_fn(
 
 
 def assign_labels(
-  online: jax.Array,
+  queries: jax.Array,
   part: Part,
   queue: label_queue.LabelQueue,
   everyone: Gathered,
@@ -281,7 +295,8 @@ def assign_labels(
   """Votes of the nearest labelled images; a true label overrules them.
 
   Args:
-    online: [V_L, b, d] online predictions of large views, unit vectors.
+    queries: [V_L, b, d] embeddings of large views, unit vectors: online
+      predictions, or at first target projections.
     part: this device's images, and the ids of all.
     queue: with this batch's labelled images in it.
     everyone: its labels say over how many images means are taken.
@@ -291,9 +306,7 @@ def assign_labels(
     (Pseudo-)labels [b] int32, -1: none; and metrics. The accuracy on labelled
     images is that of a second look-up, blind to the image's own entries.
   """
-  queries = parallel.gather(
-    jax.lax.stop_gradient(online), axis=1
-  )  # [V_L, B, d]
+  queries = parallel.gather(queries, axis=1)  # [V_L, B, d]
   blind_to = jnp.stack([jnp.full_like(part.ids, -2), part.ids])  # [2, B]
   found = label_queue.nearest(
     queue, queries, blind_to, k=cfg.queue.k, block_size=cfg.queue.block_size

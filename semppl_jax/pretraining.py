@@ -58,7 +58,9 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   """
   alike.check(cfg.to_dict() | {'workdir': workdir})
   run = hosts.together(lambda: runs.prepare(cfg))
-  with claims.claimed(workdir, cfg.to_dict(), ignore=config.COSMETIC):
+  with claims.claimed(
+    workdir, cfg.to_dict(), ignore=config.COSMETIC, added=config.ADDED
+  ):
     results = os.path.join(workdir, RESULTS)
     done = hosts.agree(hosts.together(lambda: metrics_lib.read_json(results)))
     if done is not None:

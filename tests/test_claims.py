@@ -61,6 +61,17 @@ def test_ignored_settings_may_differ(tmp_path):
   assert stored(tmp_path)['progress'] is False
 
 
+def test_a_setting_that_came_later_stands_at_what_was_done_before(tmp_path):
+  claims.claim(str(tmp_path), CONFIG)
+  added = {'balance': 0.0}
+  with pytest.raises(UserError, match='balance is 0.0 there and 0.5 here'):
+    claims.claim(str(tmp_path), CONFIG | {'balance': 0.5}, added=added)
+  claims.claim(str(tmp_path), CONFIG | {'balance': 0.0}, added=added)
+  # The run's own value counts from then on.
+  with pytest.raises(UserError, match='balance is 0.0 there and 0.5 here'):
+    claims.claim(str(tmp_path), CONFIG | {'balance': 0.5}, added={})
+
+
 def test_checkpoints_without_config_are_refused(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
   claims.claim(str(tmp_path), CONFIG)  # none there yet

@@ -104,7 +104,7 @@ class _Expected:
     aim = parallel.first(state.target_params)['projector']['w']
     self.online = _unit(np.stack([predict(x) for group in seen for x in group]))
     self.targets = _unit(np.stack([features(x) @ aim for x in seen.large]))
-    self.labels = self._vote(batch.labels)
+    self.labels = self.vote(batch.labels, self.online)
     self.index, self.mask = map(
       np.asarray,
       negatives.sample(
@@ -114,7 +114,7 @@ class _Expected:
     )  # fmt: skip
     self.positives, self.has = self._draw(cfg, batch, draw(2))
 
-  def _vote(self, labels):
+  def vote(self, labels, queries):
     """Nearest labelled image of the batch, for every view in every queue."""
     entered = np.flatnonzero(labels >= 0)
     result = labels.copy()
@@ -122,7 +122,7 @@ class _Expected:
       votes = {}
       for v in range(2):
         for w in range(2):
-          similarity = self.targets[w][entered] @ self.online[v][m]
+          similarity = self.targets[w][entered] @ queries[v][m]
           best = int(np.argmax(similarity))
           label = labels[entered[best]]
           number, total = votes.get(label, (0, 0.0))
@@ -213,6 +213,18 @@ def test_step_equals_a_slow_reference(exclude):
     atol=1e-6,
   )
   assert new.step[0] == 4
+
+
+def test_target_projections_vote_in_the_first_steps():
+  cfg, batch = tiny.make_config(), tiny.make_batch(_LABELS)
+  setup, state, features = _linear_setup(cfg, optax.trace(0.0))
+  expected = _Expected(cfg, state, batch, features)
+  by_target = expected.vote(batch.labels, expected.targets)
+  assert np.any(by_target != expected.labels)
+  for steps, wanted in ((4, by_target), (3, expected.labels)):
+    early = _map(setup._replace(target_query_steps=steps))
+    _, [(_, labels)] = tiny.run_steps(early, state, [batch], 1)  # step 3
+    np.testing.assert_array_equal(labels, wanted)
 
 
 def test_the_target_follows_the_new_online_weights():

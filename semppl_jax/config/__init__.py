@@ -13,6 +13,7 @@ from semppl_jax.config.checks import (
   nearest_name,
 )
 from semppl_jax.config.defaults import (
+  ADDED,
   COSMETIC,
   default,
   semantic_invariance_weight,
@@ -28,6 +29,7 @@ from semppl_jax.config.validation import (
 )
 
 __all__ = [
+  'ADDED',
   'COSMETIC',
   'SHARED_CHOICES',
   'SHARED_RANGES',

@@ -30,6 +30,12 @@ COSMETIC = (
   'dataset.on_corrupt',  # until it stops a run, both do the same
 )
 
+# Settings that came later than the first runs, at the values at which they
+# change nothing: such a run goes on.
+ADDED = {
+  'queue.target_query_epochs': 0.0,
+}
+
 
 def default() -> ml_collections.ConfigDict:
   """SemPPL on ImageNet, ResNet-50; labels, data set and schedule as ours."""
@@ -159,6 +165,9 @@ def default() -> ml_collections.ConfigDict:
       'k': 1,  # neighbours that vote, for each pair of views [ours]
       'block_size': 1024,  # keys per product: bounds the temporary memory
       'min_share': 0.0,  # of the votes, to get a pseudo-label [ours]
+      # So many epochs target projections look up the neighbours: the predictor
+      # is untrained, and what it predicts lies anywhere [ours]
+      'target_query_epochs': 0.0,
     }
   )
   cfg.optimizer = ml_collections.ConfigDict(

@@ -47,6 +47,7 @@ _RANGES = SHARED_RANGES | {
   'queue.k': (1, None),
   'queue.block_size': (1, None),
   'queue.min_share': (0, 1),
+  'queue.target_query_epochs': (0, None),
   'ema.base': (0, 1),
   'watchdog.rollbacks': (0, None),
   'watchdog.patience': (1, None),
