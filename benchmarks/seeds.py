@@ -60,7 +60,10 @@ def alarm(run: runs.Run, step: Callable[..., Any], steps: int) -> str:
 def broken() -> dict[str, runs.Run]:
   """Runs that the watchdog must stop."""
   rate = config().optimizer.learning_rate
-  trivial = runs.prepare(config(ema__base=0.0, ema__constant=True))
+  # Of the invariance alone: with negatives nothing collapses even so.
+  trivial = runs.prepare(
+    config(ema__base=0.0, ema__constant=True, loss__contrastive_weight=0.0)
+  )
   one_class = runs.prepare(config())
   return {
     'no predictor, the online network as target': _without_predictor(trivial),

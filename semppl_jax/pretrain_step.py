@@ -12,6 +12,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from semppl_jax import (
@@ -41,6 +42,7 @@ class Setup(NamedTuple):
   total_steps: int
   warmup_steps: int
   target_query_steps: int = 0  # in which target projections ask for votes
+  class_share: np.ndarray | None = None  # [K] of the labels, for balanced votes
 
 
 class Keys(NamedTuple):
@@ -241,7 +243,7 @@ def loss_fn(
     early = everyone.step < setup.target_query_steps
     queries = jnp.where(early, part.targets, queries)
   labels, vote_metrics = assign_labels(
-    queries, part, queue, everyone, cfg
+    queries, part, queue, everyone, setup
   )  # [b]
   all_labels = parallel.gather(labels)  # [B]
 
@@ -290,7 +292,7 @@ def assign_labels(
   part: Part,
   queue: label_queue.LabelQueue,
   everyone: Gathered,
-  cfg: ml_collections.FrozenConfigDict,
+  setup: Setup,
 ) -> tuple[jax.Array, Metrics]:
   """Votes of the nearest labelled images; a true label overrules them.
 
@@ -300,25 +302,34 @@ def assign_labels(
     part: this device's images, and the ids of all.
     queue: with this batch's labelled images in it.
     everyone: its labels say over how many images means are taken.
-    cfg: settings.
+    setup: settings, and how often a class should get a vote.
 
   Returns:
     (Pseudo-)labels [b] int32, -1: none; and metrics. The accuracy on labelled
     images is that of a second look-up, blind to the image's own entries.
   """
+  cfg = setup.cfg
   queries = parallel.gather(queries, axis=1)  # [V_L, B, d]
   blind_to = jnp.stack([jnp.full_like(part.ids, -2), part.ids])  # [2, B]
   found = label_queue.nearest(
     queue, queries, blind_to, k=cfg.queue.k, block_size=cfg.queue.block_size
   )  # [2, b, V_L * V_L * k]
   voted, share = pseudo_labels.vote(found.labels, found.similarity)  # [2, b]
-  labels = pseudo_labels.assign(
-    voted[0], share[0], part.batch.labels, cfg.queue.min_share
-  )
   known, all_known = part.batch.labels >= 0, everyone.labels >= 0
+  vote, vote_share = voted[0], share[0]
+  if cfg.queue.balance:
+    # Among all images of the batch, which is why it is not taken in parts.
+    balanced = pseudo_labels.balance(
+      parallel.gather(found.labels[0]), ~all_known,
+      jnp.asarray(setup.class_share), strength=cfg.queue.balance,
+    )  # fmt: skip
+    vote, vote_share = map(parallel.own, balanced)
+  labels = pseudo_labels.assign(
+    vote, vote_share, part.batch.labels, cfg.queue.min_share
+  )
   mean = parallel.masked_mean
   return labels, {
-    'vote_share': mean(share[0], ~known, ~all_known),
+    'vote_share': mean(vote_share, ~known, ~all_known),
     'pseudo_label_share': mean(labels >= 0, ~known, ~all_known),
     'labelled_vote_accuracy': mean(
       voted[1] == part.batch.labels, known, all_known

@@ -6,6 +6,7 @@ as if nothing had happened.
 """
 
 import functools
+import math
 import os
 import time
 from typing import Any
@@ -121,9 +122,11 @@ def watching(
   run: runs.Run, memory: dict[str, Any] | None = None
 ) -> watchdog.Watchdog:
   """The watchdog of a run; `memory` is that of the steps before."""
+  is_contrastive = run.cfg.loss.contrastive_weight > 0
   return watchdog.Watchdog(
     run.cfg.watchdog,
     warmup_steps=run.setup.warmup_steps,
+    chance=math.log(1 + run.cfg.loss.num_negatives) if is_contrastive else None,
     largest_class=subsets.largest_class(run.labels, run.data.num_classes),
     memory=memory,
   )

@@ -113,6 +113,8 @@ class Watchdog:
   Args:
     limits: the `watchdog` section of the config; None: NaN and infinity only.
     warmup_steps: of the learning rate.
+    chance: loss_augm of a network that cannot tell an image's views from other
+      images, in nats; None: it is not trained to.
     largest_class: share of the most frequent label among the training labels;
       pseudo-labels may be that one-sided by right.
     memory: of the watchdog that saw the steps before, see `memory`.
@@ -123,11 +125,13 @@ class Watchdog:
     limits: Any = None,
     *,
     warmup_steps: int = 0,
+    chance: float | None = None,
     largest_class: float = 0.0,
     memory: Mapping[str, Any] | None = None,
   ):
     self._limits = limits
     self._warmup_steps = warmup_steps
+    self._chance = chance
     self._largest_class = largest_class
     memory = memory or {}
     self._losses: list[float] = list(memory.get('losses', []))
@@ -191,6 +195,14 @@ class Watchdog:
         f'embedding_std was below {limits.min_spread:g} (it is '
         f'{scalars["embedding_std"]:.3g}): the embeddings have collapsed'
       )
+    if self._chance is not None and limits.chance_factor:
+      found['chance'] = ''
+      if scalars['loss_augm'] >= limits.chance_factor * self._chance:
+        found['chance'] = (
+          "the network could not tell an image's views from other images ("
+          f'loss_augm is {scalars["loss_augm"]:.3g}; by chance it is '
+          f'{self._chance:.3g})'
+        )
     # Before, a loss may rise by right: the invariance of an untrained network
     # is all but perfect.
     if limits.loss_factor and len(self._losses) >= limits.patience:

@@ -4,9 +4,8 @@ import os
 import tempfile
 
 # The tests compile much and compute little. One cache serves them all, and the
-# processes that they start.
-# (Workers of pytest-xdist are such processes.)
-if 'PYTEST_XDIST_WORKER' not in os.environ:
+# processes that they start; who has one already keeps it.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _CACHE = tempfile.TemporaryDirectory(prefix='semppl_jax_tests_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'

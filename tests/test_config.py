@@ -121,7 +121,8 @@ def test_parts_of_a_batch_and_profiles_are_checked():
 
   refused('accumulate 3 times the 2 devices', accumulate=3)
   refused('exclude_same_label', accumulate=2, loss__exclude_same_label=True)
-  refused('min_share 0.5 the', accumulate=2, queue__min_share=0.5)
+  refused('min_share needs the number', accumulate=2, queue__min_share=0.5)
+  refused('balance needs the votes', accumulate=2, queue__balance=0.5)
   refused('8 labelled', accumulate=2, labels__share=0.5, queue__capacity=4)
   refused('profile_steps', profile_steps=(3, 2))
   refused("precision is 'half'", precision='half')

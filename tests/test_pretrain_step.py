@@ -215,6 +215,29 @@ def test_step_equals_a_slow_reference(exclude):
   assert new.step[0] == 4
 
 
+def test_balanced_votes_are_those_of_the_whole_batch():
+  batch, found = tiny.make_batch(_LABELS), {}
+  for strength, number in ((0.0, 1), (1.0, 1), (1.0, 4)):
+    cfg = tiny.make_config(queue__balance=strength)
+    setup, state, _ = _linear_setup(cfg, optax.trace(0.0))
+    setup = setup._replace(class_share=np.array([0.1, 0.1, 0.8], np.float32))
+    state = parallel.first(state)._replace(
+      queue=label_queue.init(2, 16, 8, number)
+    )
+    state = parallel.replicate(state, number)
+    _, [(scalars, labels)] = tiny.run_steps(
+      _map(setup, number), state, [batch], number
+    )
+    found[strength, number] = labels, scalars['vote_share'][0]
+  unlabelled = batch.labels < 0
+  plain, one, four = (x[0][unlabelled] for x in found.values())
+  assert np.mean(one == 2) > np.mean(plain == 2)
+  np.testing.assert_array_equal(one, four)
+  np.testing.assert_allclose(found[1.0, 1][1], found[1.0, 4][1], rtol=1e-5)
+  known = found[1.0, 1][0][~unlabelled]
+  np.testing.assert_array_equal(known, batch.labels[~unlabelled])
+
+
 def test_target_projections_vote_in_the_first_steps():
   cfg, batch = tiny.make_config(), tiny.make_batch(_LABELS)
   setup, state, features = _linear_setup(cfg, optax.trace(0.0))

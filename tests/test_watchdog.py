@@ -10,10 +10,15 @@ import pytest
 from semppl_jax import watchdog
 
 _LIMITS = types.SimpleNamespace(
-  patience=3, loss_factor=5.0, min_spread=0.1, max_label_share=0.9
+  patience=3,
+  loss_factor=5.0,
+  min_spread=0.1,
+  chance_factor=1.0,
+  max_label_share=0.9,
 )
 _HEALTHY = {
   'loss': 1.0,
+  'loss_augm': 1.0,
   'grad_norm': 2.0,
   'embedding_std': 0.8,
   'top_label_share': 0.3,
@@ -22,7 +27,7 @@ _HEALTHY = {
 
 
 def _dog(**arguments):
-  return watchdog.Watchdog(_LIMITS, **arguments)
+  return watchdog.Watchdog(_LIMITS, **{'chance': 2.4} | arguments)
 
 
 def _feed(dog, first, *steps):
@@ -49,6 +54,7 @@ _LATE = 100  # long after the start
   [
     ({'loss': 5.1}, 'above 5 times its usual 1 '),
     ({'embedding_std': 0.09}, 'collapsed'),
+    ({'loss_augm': 2.41}, 'could not tell .* by chance it is 2.4'),
     ({'top_label_share': 0.94}, 'pseudo-label had taken over .*94.0%'),
   ],
 )
@@ -64,7 +70,11 @@ def test_what_was_healthy_alarms_after_its_patience(bad, words):
   assert 'From step 12 to 14 ' in str(alarm) and '\n' not in str(alarm)
 
 
-_BAD_STARTS = [{'embedding_std': 0.0}, {'top_label_share': 1.0}]
+_BAD_STARTS = [
+  {'embedding_std': 0.0},
+  {'top_label_share': 1.0},
+  {'loss_augm': 2.5},
+]
 
 
 @pytest.mark.parametrize('bad', _BAD_STARTS)
@@ -110,6 +120,7 @@ def test_a_loss_that_rises_in_the_warmup_is_no_explosion():
   [
     {'loss': 4.9},
     {'embedding_std': 0.11},
+    {'loss_augm': 2.39},
     # Of the way from 0.3 to 1: 0.93.
     {'top_label_share': 0.92},
     {'top_label_share': 1.0, 'queue_fill': 0.99},
@@ -124,13 +135,18 @@ def test_what_is_within_its_limits_goes_on(fine):
   [
     ({'loss_factor': 0.0}, {'loss': 1e9}),
     ({'min_spread': 0.0}, {'embedding_std': 0.0}),
+    ({'chance_factor': 0.0}, {'loss_augm': 9.0}),
     ({'max_label_share': 1.0}, {'top_label_share': 1.0}),
   ],
 )
 def test_a_limit_can_be_switched_off(off, bad):
   limits = types.SimpleNamespace(**vars(_LIMITS) | off)
-  dog = watchdog.Watchdog(limits)
+  dog = watchdog.Watchdog(limits, chance=2.4)
   _feed(dog, _LATE, *[{}] * 5, *[bad] * 10)
+
+
+def test_a_network_that_is_not_trained_to_tell_views_apart_need_not():
+  _feed(_dog(chance=None), _LATE, *[{'loss_augm': 9.0}] * 10)
 
 
 def test_a_data_set_of_one_class_has_one_pseudo_label():

@@ -100,5 +100,7 @@ def light_step(state, batch, key, *, setup):
 
   new = jax.tree.map(changed, state)._replace(step=state.step + 1)
   scalars = {'loss': pixels, 'grad_norm': noise, 'queue_fill': pixels}
-  healthy = {'embedding_std': jnp.ones(()), 'top_label_share': jnp.zeros(())}
+  nothing = jnp.zeros(())
+  healthy = {'embedding_std': jnp.ones(()), 'top_label_share': nothing}
+  healthy['loss_augm'] = nothing
   return new, scalars | healthy, batch.labels

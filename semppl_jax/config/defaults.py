@@ -25,6 +25,7 @@ COSMETIC = (
   'watchdog.patience',
   'watchdog.loss_factor',
   'watchdog.min_spread',
+  'watchdog.chance_factor',
   'watchdog.max_label_share',
   'dataset.workers',
   'dataset.on_corrupt',  # until it stops a run, both do the same
@@ -34,6 +35,7 @@ COSMETIC = (
 # change nothing: such a run goes on.
 ADDED = {
   'queue.target_query_epochs': 0.0,
+  'queue.balance': 0.0,
 }
 
 
@@ -168,6 +170,10 @@ def default() -> ml_collections.ConfigDict:
       # So many epochs target projections look up the neighbours: the predictor
       # is untrained, and what it predicts lies anywhere [ours]
       'target_query_epochs': 0.0,
+      # How strongly the votes of a batch are scaled until each class has its
+      # share of the labels: 0, not at all, to 1; see pseudo_labels.balance
+      # [ours]
+      'balance': 0.0,
     }
   )
   cfg.optimizer = ml_collections.ConfigDict(
@@ -198,7 +204,10 @@ def default() -> ml_collections.ConfigDict:
       'patience': 20,
       # Of the loss: times the median of the 100 steps before; 0: off [ours]
       'loss_factor': 5.0,
-      'min_spread': 0.1,  # of embedding_std, about 1 in health; 0: off [ours]
+      'min_spread': 0.2,  # of embedding_std, about 1 in health; 0: off [ours]
+      # Of loss_augm: times what chance gives, log(1 + num_negatives); 0: off
+      # [ours]
+      'chance_factor': 1.0,
       # Of the way from the largest class's share of the labels to 1, which the
       # most frequent pseudo-label's share may go; 1: off [ours]
       'max_label_share': 0.9,

@@ -48,11 +48,13 @@ _RANGES = SHARED_RANGES | {
   'queue.block_size': (1, None),
   'queue.min_share': (0, 1),
   'queue.target_query_epochs': (0, None),
+  'queue.balance': (0, 1),
   'ema.base': (0, 1),
   'watchdog.rollbacks': (0, None),
   'watchdog.patience': (1, None),
   'watchdog.loss_factor': (0, None),
   'watchdog.min_spread': (0, None),
+  'watchdog.chance_factor': (0, None),
   'watchdog.max_label_share': (0, 1),
   'evaluation.k': (1, None),
   'evaluation.center': (0.01, 1),
@@ -127,17 +129,20 @@ def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'batch_size {cfg.batch_size} is not a multiple of accumulate '
       f'{cfg.accumulate} times the {num_devices} devices that share it.'
     )
-  if cfg.accumulate > 1 and cfg.loss.exclude_same_label:
-    raise UserError(
-      f'accumulate is {cfg.accumulate}, but loss.exclude_same_label needs the '
-      'pseudo-labels of the whole batch at once: set one of them back.'
-    )
-  if cfg.accumulate > 1 and cfg.queue.min_share > 0:
-    raise UserError(
-      f'accumulate is {cfg.accumulate}, but with queue.min_share '
-      f'{cfg.queue.min_share} the semantic terms are means over the images of '
-      'the whole batch that have a pseudo-label: set one of them back.'
-    )
+  for key, needs in (
+    ('loss.exclude_same_label', 'the pseudo-labels of the whole batch at once'),
+    ('queue.balance', 'the votes of the whole batch at once'),
+    (
+      'queue.min_share',
+      'the number of pseudo-labels in the whole batch for the mean of the '
+      'semantic terms',
+    ),
+  ):
+    if cfg.accumulate > 1 and checks.look_up(cfg, key):
+      raise UserError(
+        f'accumulate is {cfg.accumulate}, but {key} needs {needs}: set one of '
+        'them back.'
+      )
   labelled = round(cfg.labels.share * cfg.batch_size)
   if (
     cfg.accumulate > 1

@@ -31,6 +31,12 @@ def largest_class(labels: np.ndarray, num_classes: int) -> float:
   return float(counts.max() / counts.sum()) if len(counts) else 0.0
 
 
+def class_share(labels: np.ndarray, num_classes: int) -> np.ndarray:
+  """How often each class is among the labels: [K] float32, of sum 1 or 0."""
+  counts = np.bincount(labels[labels >= 0], minlength=num_classes)
+  return (counts / max(counts.sum(), 1)).astype(np.float32)
+
+
 def visible_labels(cfg: Any, data: Any, path: str = '') -> np.ndarray:
   """The labels that the `labels` section of a config lets training see.
 
