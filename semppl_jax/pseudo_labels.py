@@ -78,7 +78,7 @@ def balance(
   wanted = jnp.where(possible, class_share, 1.0) * jnp.sum(counted)
   for _ in range(_ROUNDS):
     has = jnp.sum(jnp.where(counted, each, 0.0), axis=0)  # [K]
-    each *= (wanted / jnp.maximum(has, 1e-6)) ** strength
+    each *= jnp.where(has > 0, wanted / jnp.maximum(has, 1e-6), 1.0) ** strength
     each /= jnp.maximum(each.sum(axis=1, keepdims=True), 1e-12)
   winner = jnp.where(has_votes, each.argmax(axis=1), -1).astype(jnp.int32)
   return winner, jnp.where(has_votes, each.max(axis=1), 0.0)
