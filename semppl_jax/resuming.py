@@ -32,7 +32,7 @@ def saved(
 
   Args:
     workdir: of the run.
-    cfg: keep_checkpoints and keep_checkpoints_every, see Checkpointer.
+    cfg: of the run.
     train: takes the Checkpointer.
 
   Raises:
@@ -54,7 +54,8 @@ def saved(
       saver.discard_after(alarm.good)
     note = functools.partial(watchdog.note_stop, workdir, alarm)
     hosts.together(note, first_only=True)
-    raise watchdog.stopped(alarm, saver.latest_step(alarm.good)) from alarm
+    last_good = saver.latest_step(alarm.good)
+    raise watchdog.stopped(alarm, last_good, cfg) from alarm
   finally:
     saver.close()
 

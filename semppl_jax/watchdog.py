@@ -34,13 +34,14 @@ class AlarmError(UserError):
     step: at which it was noticed.
     good: the newest step whose state is trusted.
     what: is wrong, without a full stop.
+    kind: loss, spread, chance, labels, or '': not finite.
   """
 
   status = STATUS
 
-  def __init__(self, step: int, good: int, what: str):
+  def __init__(self, step: int, good: int, what: str, kind: str = ''):
     super().__init__(f'{what}.')
-    self.step, self.good, self.what = step, good, what
+    self.step, self.good, self.what, self.kind = step, good, what, kind
 
 
 class NotFiniteError(AlarmError):
@@ -81,21 +82,43 @@ def read_stop(workdir: str | os.PathLike) -> Stop | None:
     return None
 
 
-def stopped(alarm: AlarmError, last_good: int | None) -> AlarmError:
-  """The alarm that ends a run: says where the last good checkpoint is.
+def stopped(alarm: AlarmError, last_good: int | None, cfg: Any) -> AlarmError:
+  """The alarm that ends a run: where the last good checkpoint is, what to try.
 
   Args:
     alarm: of one kind or the other.
     last_good: the step of that checkpoint; None: there is none.
+    cfg: the run's settings: what is on already is not advised.
   """
   kept = 'there is no good checkpoint yet'
   if last_good is not None:
     kept = f'the last good checkpoint is that of step {last_good}'
+  ways = _against_one_label(cfg) if alarm.kind == 'labels' else ()
+  ways = [*ways, 'a smaller optimizer.learning_rate'][:4]
+  rolls_back = 'watchdog' in cfg and cfg.watchdog.action != 'roll_back'
+  back = ', or watchdog.action=roll_back' if rolls_back else ''
   what = (
-    f'{alarm.what}: stopped; {kept}. Try another --workdir with a smaller '
-    'optimizer.learning_rate, or (in pre-training) watchdog.action=roll_back'
+    f'{alarm.what}: stopped; {kept}. Try another --workdir with '
+    f'{" or ".join(ways)}{back}'
   )
-  return type(alarm)(alarm.step, alarm.good, what)
+  return type(alarm)(alarm.step, alarm.good, what, alarm.kind)
+
+
+def _against_one_label(cfg: Any) -> list[str]:
+  """Settings that keep one pseudo-label from taking over, and are not on.
+
+  In the order in which they helped on small folders: benchmarks/NOTES.md.
+  """
+  whole = cfg.accumulate == 1  # what needs all votes of a batch
+  ways = {
+    'queue.balance=1': whole and cfg.queue.balance == 0,
+    'labels.share=0.25': cfg.labels.share == 0,
+    'queue.target_query_epochs=6': cfg.queue.target_query_epochs == 0,
+    'loss.alpha=0.2': cfg.loss.alpha > 0.2,
+    'queue.k=5': cfg.queue.k == 1,
+    'queue.min_share=0.5': whole and cfg.queue.min_share == 0,
+  }
+  return [way for way, is_off in ways.items() if is_off]
 
 
 class Watchdog:
@@ -166,7 +189,8 @@ class Watchdog:
       self._count(name, step, bad=bool(what))
       if what and self._is_over(name, step):
         first = step - self._rows[name] + 1
-        raise AlarmError(step, first - 2, f'From step {first} to {step} {what}')
+        what = f'From step {first} to {step} {what}'
+        raise AlarmError(step, first - 2, what, name)
     if step > self._warmup_steps:
       self._losses = [*self._losses, scalars['loss']][-_WINDOW:]
 

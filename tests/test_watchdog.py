@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import watchdog
+from semppl_jax import config, watchdog
 
 _LIMITS = types.SimpleNamespace(
   patience=3,
@@ -207,9 +207,36 @@ def test_a_state_that_is_not_finite_is_named(dtype, on_device, value):
 )
 def test_the_end_names_the_last_good_checkpoint(last_good, words):
   alarm = watchdog.NotFiniteError(9, 7, 'loss is nan at step 9')
-  end = watchdog.stopped(alarm, last_good)
+  end = watchdog.stopped(alarm, last_good, config.default())
   assert type(end) is watchdog.NotFiniteError
   assert (end.step, end.good, end.status) == (9, 7, 3)
-  assert str(end).startswith('loss is nan at step 9: stopped') and (
-    words in str(end)
-  )
+  assert str(end).startswith('loss is nan at step 9: stopped')
+  assert words in str(end) and 'smaller optimizer.learning_rate' in str(end)
+  # What is on already is no advice.
+  assert 'action=roll_back' in str(end)
+  cfg = config.default()
+  cfg.watchdog.action = 'roll_back'
+  assert 'roll_back' not in str(watchdog.stopped(alarm, last_good, cfg))
+
+
+def test_one_label_for_all_has_advice_of_its_own():
+  alarm = watchdog.AlarmError(9, 7, 'one label', 'labels')
+  cfg = config.default()
+  ways = 'queue.balance=1', 'labels.share=0.25', 'queue.target_query_epochs=6'
+  said = str(watchdog.stopped(alarm, None, cfg))
+  assert all(way in said for way in ways)
+  cfg.queue.update(balance=0.5, target_query_epochs=3.0)
+  cfg.labels.share = 0.5
+  said = str(watchdog.stopped(alarm, None, cfg))
+  assert not any(way in said for way in ways)
+  assert 'loss.alpha' not in said  # it is 0.2
+  assert 'queue.k=5 or queue.min_share=0.5 or a smaller' in said
+  cfg.loss.alpha, cfg.accumulate = 1.0, 2
+  said = str(watchdog.stopped(alarm, None, cfg))
+  assert 'loss.alpha=0.2' in said and 'min_share' not in said
+
+
+def test_an_alarm_says_its_kind():
+  with pytest.raises(watchdog.AlarmError) as caught:
+    _feed(_dog(), _LATE, *[{'top_label_share': 1.0}] * 3)
+  assert caught.value.kind == 'labels'
