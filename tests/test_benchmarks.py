@@ -22,9 +22,19 @@ def test_mean_and_standard_error():
   assert cells[:3] == ['10%', 'SemPPL', '3']
 
 
+def test_leads_are_of_the_same_seeds():
+  ours = [_row(knn_top1=x) for x in (0.9, 0.8, 0.7)]
+  others = [_row(knn_top1=x) for x in (0.8, 0.8, 0.5)]
+  names = list(digits.METHODS)
+  said = digits.leads({('10%', names[0]): ours, ('10%', names[1]): others})
+  # 10, 0 and 20 points: a deviation of 10 over sqrt(3).
+  assert '10%, kNN: +10.0 ± 5.8, ahead on 2 of 3 seeds; worst seed 70.0' in said
+  assert digits.leads({('10%', names[0]): ours}) == '\n'
+
+
 def test_every_cell_has_a_folder_of_its_own():
   cells = list(digits.runs())
-  assert len(cells) == 3 * (5 + 3)
+  assert len(cells) == 3 * (10 + 3)
   assert len({digits.folder('x', *cell) for cell in cells}) == len(cells)
 
 
