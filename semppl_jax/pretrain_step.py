@@ -42,6 +42,8 @@ class Setup(NamedTuple):
   total_steps: int
   warmup_steps: int
   target_query_steps: int = 0  # in which target projections ask for votes
+  # After which negatives of the same pseudo-label are excluded, if at all.
+  exclude_after_steps: int = 0
   class_share: np.ndarray | None = None  # [K] of the labels, for balanced votes
 
 
@@ -257,10 +259,14 @@ def loss_fn(
 
   # Negatives: other images of the global batch, the same in all four terms.
   # Which labels they have matters with exclude_same_label only, and then the
-  # part is the whole batch.
+  # part is the whole batch. Wrong early pseudo-labels would take the negatives
+  # away that keep classes apart, so at first true labels alone exclude.
+  labels_that_exclude = everyone.labels
+  if cfg.loss.exclude_same_label:
+    late = everyone.step >= setup.exclude_after_steps
+    labels_that_exclude = jnp.where(late, all_labels, everyone.labels)
   others, present = negatives.sample(
-      keys.negatives, keys.places,
-      all_labels if cfg.loss.exclude_same_label else everyone.labels,
+      keys.negatives, keys.places, labels_that_exclude,
       num_negatives=cfg.loss.num_negatives,
       exclude_same_label=cfg.loss.exclude_same_label,
   )  # [b, n], [b, n]  # fmt: skip

@@ -78,6 +78,7 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
     total_steps=to_steps(cfg.num_epochs),
     warmup_steps=to_steps(cfg.optimizer.warmup_epochs),
     target_query_steps=to_steps(cfg.queue.target_query_epochs),
+    exclude_after_steps=to_steps(cfg.loss.exclude_after_epochs),
     class_share=subsets.class_share(labels, data.num_classes),
   )
   images = pipeline.whole(frozen.dataset, data)

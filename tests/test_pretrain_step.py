@@ -91,7 +91,7 @@ def _linear_setup(cfg, optimizer):
 class _Expected:
   """What one step over `batch` must compute, in NumPy, from an empty queue."""
 
-  def __init__(self, cfg, state, batch, features):
+  def __init__(self, cfg, state, batch, features, early=False):
     step_key = jax.random.fold_in(jax.random.key(0), 3)
     every = [jax.random.fold_in(step_key, i) for i in range(tiny.BATCH)]
     draw = lambda purpose: jnp.stack(
@@ -108,7 +108,8 @@ class _Expected:
     self.index, self.mask = map(
       np.asarray,
       negatives.sample(
-        draw(1), jnp.arange(tiny.BATCH), jnp.asarray(self.labels),
+        draw(1), jnp.arange(tiny.BATCH),
+        jnp.asarray(batch.labels if early else self.labels),
         num_negatives=4, exclude_same_label=cfg.loss.exclude_same_label,
       ),
     )  # fmt: skip
@@ -156,8 +157,15 @@ class _Expected:
     }
 
 
-@pytest.mark.parametrize('exclude', [False, True])
-def test_step_equals_a_slow_reference(exclude):
+@pytest.mark.parametrize(
+  'exclude, early',
+  [
+    (False, False),
+    (True, False),
+    (True, True),  # true labels alone exclude, up to step 4
+  ],
+)
+def test_step_equals_a_slow_reference(exclude, early):
   cfg = tiny.make_config(
     loss__exclude_same_label=exclude,
     loss__semantic_invariance_weight=3.0,
@@ -166,9 +174,9 @@ def test_step_equals_a_slow_reference(exclude):
   batch = tiny.make_batch(_LABELS)
   optimizer = optax.trace(0.0)  # its state is the gradient
   setup, state, features = _linear_setup(cfg, optimizer)
-  step = _map(setup)
-  new, [(scalars, labels)] = tiny.run_steps(step, state, [batch], 1)
-  expected = _Expected(cfg, state, batch, features)
+  step = _map(setup._replace(exclude_after_steps=4 if early else 0))
+  new, [(scalars, labels)] = tiny.run_steps(step, state, [batch], 1)  # step 3
+  expected = _Expected(cfg, state, batch, features, early)
 
   np.testing.assert_array_equal(labels, expected.labels)
   assert len(set(labels)) == tiny.NUM_CLASSES  # the vote is not constant

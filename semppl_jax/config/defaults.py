@@ -34,6 +34,7 @@ COSMETIC = (
 # Settings that came later than the first runs, at the values at which they
 # change nothing: such a run goes on.
 ADDED = {
+  'loss.exclude_after_epochs': 0.0,
   'queue.target_query_epochs': 0.0,
   'queue.balance': 0.0,
 }
@@ -157,6 +158,9 @@ def default() -> ml_collections.ConfigDict:
       # Form of the invariance: entropy (ReLICv2's), or teacher [ours]
       'stop_gradient': 'entropy',
       'exclude_same_label': False,  # no negatives of the own (pseudo-)label
+      # So many epochs true labels alone exclude, for pseudo-labels are wrong at
+      # first [ours]
+      'exclude_after_epochs': 0.0,
     }
   )
   # lambda_s, of semantic positives; None: as invariance_weight [ours]

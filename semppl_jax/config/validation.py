@@ -43,6 +43,7 @@ _RANGES = SHARED_RANGES | {
   'loss.invariance_weight': (0, None),
   'loss.num_negatives': (1, None),
   'loss.num_semantic_positives': (1, None),
+  'loss.exclude_after_epochs': (0, None),
   'queue.capacity': (1, None),
   'queue.k': (1, None),
   'queue.block_size': (1, None),
