@@ -1,10 +1,14 @@
 """SemPPL on scikit-learn's 1,797 handwritten digits, 2 labels per class.
 
 The demo: 1,500 images of 8 x 8 pixels to train, 20 of them labelled, 297 to
-test; minutes on two CPU cores. Settings were chosen on 300 held-out training
-images (--config.dataset.validation=300). For a short run lambda is 1, not 5,
-the teacher form replaces the entropy form, AdamW replaces LARS, and there is no
-I_sempos; the queue holds the labelled images of about 20 batches.
+test; minutes on two CPU cores. Settings were chosen on seeds 10 to 14 and 300
+held-out training images (--config.dataset.validation=300); what was tried, also
+what lost: docs/trials.md. For a short run lambda is 1, not 5, the teacher form
+replaces the entropy form, AdamW replaces LARS, and there is no I_sempos; the
+queue holds the labelled images of about 20 batches. With so few images and
+classes, what confirms early mistakes is kept out: target projections vote at
+first, votes are balanced, and negatives of the same pseudo-label are excluded
+once pseudo-labels are mostly right.
 
 Run: python -m semppl_jax.main --config=experiments/digits.py \
   --workdir=runs/digits
@@ -18,7 +22,7 @@ def get_config():
   """The settings of the demo."""
   cfg = config.default()
   cfg.batch_size = 128
-  cfg.num_epochs = 30.0
+  cfg.num_epochs = 60.0
   cfg.checkpoint_every_steps = 50
   cfg.dataset.name = 'digits'
   cfg.labels.per_class = 2
@@ -29,7 +33,7 @@ def get_config():
     embedding_size=64,
   )
   cfg.views.update(
-    num_large=4,
+    num_large=2,
     num_small=2,
     large_size=8,
     small_size=6,
@@ -47,8 +51,10 @@ def get_config():
     invariance_weight=1.0,
     semantic_invariance_weight=0.0,
     stop_gradient='teacher',
+    exclude_same_label=True,
+    exclude_after_epochs=15.0,
   )
-  cfg.queue.capacity = 32
+  cfg.queue.update(capacity=32, target_query_epochs=6.0, balance=1.0)
   cfg.optimizer.update(
     name='adamw',
     learning_rate=8e-3,
