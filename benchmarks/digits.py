@@ -66,35 +66,37 @@ def folder(workdir: str, labels: str, method: str, seed: int) -> str:
   return os.path.join(workdir, name.replace(' ', '_').replace('%', 'pct'))
 
 
-def summarise(results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+# Of each labels and method: results.json by seed.
+Results = dict[tuple[str, str], dict[int, dict[str, Any]]]
+
+
+def summarise(results: Results) -> str:
   """Mean and standard error over seeds as a Markdown table, in percent."""
   heads = ['labels', 'method', 'seeds', *COLUMNS.values()]
   lines = ['| ' + ' | '.join(heads) + ' |', '| --- ' * len(heads) + '|']
   for (labels, method), rows in results.items():
     cells = [labels, method, str(len(rows))]
     for key in COLUMNS:
-      values = 100 * np.array([row[key] for row in rows])
+      values = 100 * np.array([row[key] for row in rows.values()])
       error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
       cells.append(f'{values.mean():.1f} ± {error:.1f}')
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
 
 
-def leads(results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+def leads(results: Results) -> str:
   """SemPPL minus ReLICv2 on the same seeds, and SemPPL's worst seed."""
-  ours, other = list(METHODS)[:2]
   lines = []
   for labels in SETTINGS:
-    pairs = list(
-      zip(results.get((labels, ours), ()), results.get((labels, other), ()))
-    )
-    for key, name in COLUMNS.items() if len(pairs) > 1 else ():
-      gains = 100 * np.array([one[key] - two[key] for one, two in pairs])
+    ours, other = (results.get((labels, m), {}) for m in list(METHODS)[:2])
+    seeds = sorted(ours.keys() & other.keys())
+    for key, name in COLUMNS.items() if len(seeds) > 1 else ():
+      gains = 100 * np.array([ours[s][key] - other[s][key] for s in seeds])
       error = gains.std(ddof=1) / len(gains) ** 0.5
-      worst = 100 * min(one[key] for one, _ in pairs)
       lines.append(
         f'{labels}, {name}: {gains.mean():+.1f} ± {error:.1f}, ahead on '
-        f'{sum(gains > 0)} of {len(gains)} seeds; worst seed {worst:.1f}'
+        f'{sum(gains > 0)} of {len(gains)} seeds; worst seed '
+        f'{100 * min(ours[s][key] for s in seeds):.1f}'
       )
   return '\n'.join(lines) + '\n'
 
@@ -117,13 +119,13 @@ def main() -> None:
   for i, cell in enumerate(runs()):
     if i % parts == part:
       print(*cell, one_run(workdir, *cell), flush=True)
-  results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+  results: Results = {}
   for labels, method, seed in runs():
     path = os.path.join(
       folder(workdir, labels, method, seed), pretraining.RESULTS
     )
     if done := metrics.read_json(path):
-      results.setdefault((labels, method), []).append(done)
+      results.setdefault((labels, method), {})[seed] = done
   table = summarise(results)
   with open(os.path.join(workdir, 'table.md'), 'w') as file:
     file.write(table + '\n' + leads(results))

@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments import digits
 from semppl_jax import parallel, pretrain_step, pretraining, runs, train_state
+from semppl_jax.data import subsets
 from semppl_jax.watchdog import AlarmError
 
 STEPS, STEPS_OF_BROKEN = 120, 150
@@ -60,20 +61,25 @@ def alarm(run: runs.Run, step: Callable[..., Any], steps: int) -> str:
 def broken() -> dict[str, runs.Run]:
   """Runs that the watchdog must stop."""
   rate = config().optimizer.learning_rate
-  # Of the invariance alone: with negatives nothing collapses even so.
+  # By the invariance alone: with negatives nothing collapses even so.
   trivial = runs.prepare(
     config(ema__base=0.0, ema__constant=True, loss__contrastive_weight=0.0)
   )
-  one_class = runs.prepare(config())
   return {
     'no predictor, the online network as target': _without_predictor(trivial),
     '100 times the rate': runs.prepare(
       config(optimizer__learning_rate=100 * rate)
     ),
-    'labels of one class only': one_class._replace(
-      labels=np.where(one_class.labels == 0, 0, -1).astype(np.int32)
-    ),
+    'labels of one class only': _of_one_class(runs.prepare(config())),
   }
+
+
+def _of_one_class(run: runs.Run) -> runs.Run:
+  labels = np.where(run.labels >= 0, 0, -1).astype(np.int32)
+  share = subsets.class_share(labels, run.data.num_classes)
+  return run._replace(
+    labels=labels, setup=run.setup._replace(class_share=share)
+  )
 
 
 def _without_predictor(run: runs.Run) -> runs.Run:

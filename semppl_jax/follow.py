@@ -62,8 +62,7 @@ def _follow(
   job: pathlib.Path,
   sleep: Callable[[float], None],
 ) -> dict[str, Any]:
-  seen: set[int] = set()
-  results: dict[str, Any] = {}
+  seen: dict[int, dict[str, Any] | None] = {}  # results by step; None: deleted
   while True:
     # Looked at first: what the job saved before its results is seen below.
     finished = (job / eval_tasks.RESULTS).exists()
@@ -74,15 +73,19 @@ def _follow(
       if n not in seen and (stop is None or n <= stop.good)
     ]
     for step in new:
-      results = _evaluate(cfg, workdir, job, step) or results
-      seen.add(step)
+      seen[step] = _evaluate(cfg, workdir, job, step)
     if not new and (finished or stop):
-      if not results:
+      good = [
+        found
+        for step, found in sorted(seen.items())
+        if found and (stop is None or step <= stop.good)
+      ]
+      if not good:
         end = stop or 'ended without one'
         raise UserError(f'{job} has no good checkpoint: the job was {end}.')
       if stop:
         run_log.say(f'{job}: the job was {stop}: {stop.what}.')
-      return results
+      return good[-1]
     if not new:
       there = '' if job.exists() else ' (there is no such folder yet)'
       run_log.say(f'{job}: waiting for a checkpoint{there}.')

@@ -90,6 +90,8 @@ def fit(
     remembered, portable = now(), to_portable(state)
     watchdog.check_state(step, portable)
     job.saver.save(step, portable, remembered._asdict())
+    if first:
+      watchdog.forget_stop(job.workdir)  # it went on
 
   def update(state, on_devices, batch, truth):
     state, scalars, *outputs = take(state, on_devices, stop.received, key)

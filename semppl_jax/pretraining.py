@@ -122,11 +122,18 @@ def watching(
   run: runs.Run, memory: dict[str, Any] | None = None
 ) -> watchdog.Watchdog:
   """The watchdog of a run; `memory` is that of the steps before."""
-  is_contrastive = run.cfg.loss.contrastive_weight > 0
+  loss = run.cfg.loss
+  trains = {
+    'loss': True,
+    'spread': loss.contrastive_weight + loss.invariance_weight > 0,
+    'chance': loss.contrastive_weight > 0,
+    'labels': config.uses_semantic_positives(run.cfg),
+  }
   return watchdog.Watchdog(
     run.cfg.watchdog,
+    watched=[name for name, is_trained in trains.items() if is_trained],
     warmup_steps=run.setup.warmup_steps,
-    chance=math.log(1 + run.cfg.loss.num_negatives) if is_contrastive else None,
+    chance=math.log(1 + loss.num_negatives),
     largest_class=subsets.largest_class(run.labels, run.data.num_classes),
     memory=memory,
   )

@@ -7,7 +7,8 @@ Source: SemPPL (Bosnjak et al., ICLR 2023); how ties are broken is our setting.
 import jax
 import jax.numpy as jnp
 
-_BEGINNING = 0.02  # of all votes, for every class, before they are balanced
+# Votes that the classes have before any is cast, as a share of an image's.
+_HEAD_START = 0.2
 _ROUNDS = 3
 
 
@@ -57,31 +58,34 @@ def balance(
   Votes of all images are scaled class by class, then image by image, in turns
   (Sinkhorn-Knopp, as SwAV's assignments, arXiv 2006.09882): a label that is
   nearest to everything loses votes to those that nobody is nearest to. Every
-  class begins with a little, so that few votes can be overruled. Our setting.
+  class has a head start, so that few votes can be overruled. Our setting.
 
   Args:
     labels: [B, N] int32, votes of the whole batch, -1: no vote.
     counted: [B] bool, the images that share the classes; the others' votes are
       scaled like theirs.
     class_share: [K] float32, of sum 1; a class with share 0 gets no image.
-    strength: 1: each class has its share in the end; towards 0: as voted.
+    strength: 1: the scaled votes of each class sum to its share; towards 0: as
+      voted, but for ties, which go to the smaller id.
 
   Returns:
-    Label [B] int32, -1: no votes; and its share, [B] float32, 0: no votes.
+    Label [B] int32, -1: no votes; and the share of the votes cast that it had
+    before it was balanced, [B] float32, 0: none.
   """
   possible = class_share > 0
   cast = jax.nn.one_hot(labels, len(class_share)).sum(axis=1)  # [B, K]
   has_votes = cast.sum(axis=1) > 0
-  each = cast / jnp.maximum(cast.sum(axis=1, keepdims=True), 1)
-  each = jnp.where(possible, each + _BEGINNING, 0.0)
+  share = cast / jnp.maximum(cast.sum(axis=1, keepdims=True), 1)
+  each = jnp.where(possible, share + _HEAD_START * class_share, 0.0)
   counted = (counted & has_votes)[:, None]
   wanted = jnp.where(possible, class_share, 1.0) * jnp.sum(counted)
   for _ in range(_ROUNDS):
     has = jnp.sum(jnp.where(counted, each, 0.0), axis=0)  # [K]
     each *= jnp.where(has > 0, wanted / jnp.maximum(has, 1e-6), 1.0) ** strength
     each /= jnp.maximum(each.sum(axis=1, keepdims=True), 1e-12)
-  winner = jnp.where(has_votes, each.argmax(axis=1), -1).astype(jnp.int32)
-  return winner, jnp.where(has_votes, each.max(axis=1), 0.0)
+  winner = each.argmax(axis=1)
+  share = jnp.take_along_axis(share, winner[:, None], axis=1)[:, 0]
+  return jnp.where(has_votes, winner, -1).astype(jnp.int32), share
 
 
 def top_share(labels: jax.Array) -> jax.Array:

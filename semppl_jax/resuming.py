@@ -47,7 +47,6 @@ def saved(
     tell=run_log.say,
   )
   try:
-    hosts.together(lambda: watchdog.forget_stop(workdir), first_only=True)
     return train(saver)
   except watchdog.AlarmError as alarm:
     if isinstance(alarm, watchdog.NotFiniteError):

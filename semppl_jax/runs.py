@@ -52,6 +52,7 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
       'training image, but labels.per_class, .fraction, .file or .subset is '
       'set.'
     )
+  _check_labels(cfg, labels, data.num_classes)
   to_steps = functools.partial(
     schedules.to_steps,
     num_examples=len(data.train),
@@ -83,6 +84,28 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
   )
   images = pipeline.whole(frozen.dataset, data)
   return Run(frozen, data, labels, images, setup, devices)
+
+
+def _check_labels(
+  cfg: ml_collections.ConfigDict, labels: np.ndarray, num_classes: int
+) -> None:
+  """What is wrong with how many images of which class have labels."""
+  if not config.uses_semantic_positives(cfg):
+    return
+  if (
+    np.count_nonzero(subsets.class_share(labels, num_classes))
+    <= 1
+    < (num_classes)
+  ):
+    run_log.say('Warning: all labelled images are of one class.')
+  natural = min(cfg.batch_size, int(np.sum(labels >= 0)))
+  most = round(cfg.labels.share * cfg.batch_size) or natural
+  if cfg.accumulate > 1 and most > cfg.queue.capacity:
+    raise UserError(
+      f'accumulate is {cfg.accumulate}, but of up to {most} labelled images in '
+      f'a batch only queue.capacity {cfg.queue.capacity} find a place, and the '
+      'semantic terms are means over the whole batch: set one of them back.'
+    )
 
 
 def build_optimizer(

@@ -7,10 +7,11 @@ and all hosts of a job, who see the same metrics, raise it together.
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +21,14 @@ import numpy as np
 from semppl_jax import files, hosts
 from semppl_jax.errors import UserError
 
+# What alarms after some steps in a row: an exploded loss, embeddings that have
+# collapsed, views told apart by chance, one pseudo-label for all.
+WATCHED = ('loss', 'spread', 'chance', 'labels')
 # Whatever its cause, an alarm ends a run with a status of its own.
 STATUS = 3
 _STOPPED = 'stopped.json'  # in the run's folder
 _WINDOW = 100  # steps of which the median of the loss is taken
-_START = 5  # times `patience`, and twice the warm-up: the start is over
+_LATE = 3  # times `patience`, and twice the warm-up: the start is over
 
 
 class AlarmError(UserError):
@@ -58,6 +62,11 @@ class Stop(NamedTuple):
   def __str__(self) -> str:
     return f'stopped by an alarm at step {self.step:,}'
 
+  def note(self, step: int) -> str:
+    """What is to be known of one of the run's checkpoints."""
+    suspect = f', which makes step {step:,} suspect' if step > self.good else ''
+    return f'{self}{suspect}'
+
 
 def note_stop(workdir: str, alarm: AlarmError) -> None:
   """Writes what ended a run into its folder, for those who read it."""
@@ -77,8 +86,11 @@ def read_stop(workdir: str | os.PathLike) -> Stop | None:
   """Of a run's folder; None: no alarm ended the run."""
   try:
     found = json.loads(pathlib.Path(workdir, _STOPPED).read_text('utf-8'))
-    return Stop(int(found['step']), int(found['good']), str(found['what']))
-  except (OSError, ValueError, TypeError, KeyError):
+    what = ' '.join(str(found['what']).split())[:500]
+    return Stop(int(found['step']), int(found['good']), what)
+  except (
+    OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError,
+  ):  # fmt: skip
     return None
 
 
@@ -93,8 +105,8 @@ def stopped(alarm: AlarmError, last_good: int | None, cfg: Any) -> AlarmError:
   kept = 'there is no good checkpoint yet'
   if last_good is not None:
     kept = f'the last good checkpoint is that of step {last_good}'
-  ways = _against_one_label(cfg) if alarm.kind == 'labels' else ()
-  ways = [*ways, 'a smaller optimizer.learning_rate'][:4]
+  ways = _against_one_label(cfg) if alarm.kind == 'labels' else []
+  ways = [*ways[:3], 'a smaller optimizer.learning_rate']
   rolls_back = 'watchdog' in cfg and cfg.watchdog.action != 'roll_back'
   back = ', or watchdog.action=roll_back' if rolls_back else ''
   what = (
@@ -107,7 +119,7 @@ def stopped(alarm: AlarmError, last_good: int | None, cfg: Any) -> AlarmError:
 def _against_one_label(cfg: Any) -> list[str]:
   """Settings that keep one pseudo-label from taking over, and are not on.
 
-  In the order in which they helped on small folders: benchmarks/NOTES.md.
+  docs/trials.md says which of them helped where.
   """
   whole = cfg.accumulate == 1  # what needs all votes of a batch
   ways = {
@@ -131,13 +143,15 @@ class Watchdog:
   A start is no collapse: votes, embeddings and losses of an untrained network
   mean nothing yet. So what is watched alarms only if it was healthy after the
   warm-up, for `patience` steps in a row, or if it still is not when twice the
-  warm-up and five times `patience` are over.
+  warm-up and three times `patience` are over. The loss is compared with that
+  of steps after the warm-up only.
 
   Args:
     limits: the `watchdog` section of the config; None: NaN and infinity only.
+    watched: of `WATCHED`, what the run trains.
     warmup_steps: of the learning rate.
     chance: loss_augm of a network that cannot tell an image's views from other
-      images, in nats; None: it is not trained to.
+      images, in nats.
     largest_class: share of the most frequent label among the training labels;
       pseudo-labels may be that one-sided by right.
     memory: of the watchdog that saw the steps before, see `memory`.
@@ -147,21 +161,26 @@ class Watchdog:
     self,
     limits: Any = None,
     *,
+    watched: Collection[str] = WATCHED,
     warmup_steps: int = 0,
-    chance: float | None = None,
+    chance: float = math.inf,
     largest_class: float = 0.0,
     memory: Mapping[str, Any] | None = None,
   ):
     self._limits = limits
+    self._watched = watched
     self._warmup_steps = warmup_steps
     self._chance = chance
     self._largest_class = largest_class
     memory = memory or {}
-    self._losses: list[float] = list(memory.get('losses', []))
     # Of each thing that is watched: so many steps in a row it has been bad, and
-    # good since the warm-up (no more than `patience` are counted).
+    # good since the warm-up; and whether that was health.
     self._rows: dict[str, int] = dict(memory.get('rows', {}))
     self._good_rows: dict[str, int] = dict(memory.get('good_rows', {}))
+    self._healthy: dict[str, bool] = dict(memory.get('healthy', {}))
+    # An older version remembered losses of the warm-up, too.
+    losses = memory.get('losses', []) if 'healthy' in memory else []
+    self._losses: list[float] = list(losses)
 
   def memory(self) -> dict[str, Any]:
     """What the next steps are judged by, of JSON types."""
@@ -169,6 +188,7 @@ class Watchdog:
       'losses': list(self._losses),
       'rows': dict(self._rows),
       'good_rows': dict(self._good_rows),
+      'healthy': dict(self._healthy),
     }
 
   def look(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -187,7 +207,7 @@ class Watchdog:
       return
     for name, what in self._complaints(scalars).items():
       self._count(name, step, bad=bool(what))
-      if what and self._is_over(name, step):
+      if what and self._must_alarm(name, step):
         first = step - self._rows[name] + 1
         what = f'From step {first} to {step} {what}'
         raise AlarmError(step, first - 2, what, name)
@@ -196,15 +216,16 @@ class Watchdog:
 
   def _count(self, name: str, step: int, *, bad: bool) -> None:
     self._rows[name] = self._rows.get(name, 0) + 1 if bad else 0
-    good = self._good_rows.get(name, 0)
-    if step > self._warmup_steps and good < self._limits.patience:
-      self._good_rows[name] = 0 if bad else good + 1
+    if step > self._warmup_steps:
+      self._good_rows[name] = 0 if bad else self._good_rows.get(name, 0) + 1
+      if self._good_rows[name] >= self._limits.patience:
+        self._healthy[name] = True
 
-  def _is_over(self, name: str, step: int) -> bool:
+  def _must_alarm(self, name: str, step: int) -> bool:
     """Whether what is bad now will not mend itself."""
     patience = self._limits.patience
-    was_healthy = self._good_rows.get(name, 0) >= patience
-    is_late = step >= 2 * self._warmup_steps + _START * patience
+    is_late = step >= 2 * self._warmup_steps + _LATE * patience
+    was_healthy = self._healthy.get(name, False)
     return self._rows[name] >= patience and (was_healthy or is_late)
 
   def _complaints(self, scalars: Mapping[str, float]) -> dict[str, str]:
@@ -212,40 +233,53 @@ class Watchdog:
 
     What cannot be judged yet is left out.
     """
-    limits, loss = self._limits, scalars['loss']
-    found = {'spread': '', 'loss': ''}
-    if scalars['embedding_std'] < limits.min_spread:
-      found['spread'] = (
-        f'embedding_std was below {limits.min_spread:g} (it is '
-        f'{scalars["embedding_std"]:.3g}): the embeddings have collapsed'
-      )
-    if self._chance is not None and limits.chance_factor:
-      found['chance'] = ''
-      if scalars['loss_augm'] >= limits.chance_factor * self._chance:
-        found['chance'] = (
-          "the network could not tell an image's views from other images ("
-          f'loss_augm is {scalars["loss_augm"]:.3g}; by chance it is '
-          f'{self._chance:.3g})'
-        )
-    # Before, a loss may rise by right: the invariance of an untrained network
-    # is all but perfect.
-    if limits.loss_factor and len(self._losses) >= limits.patience:
-      usual = statistics.median(self._losses)
-      if loss > limits.loss_factor * usual:
-        found['loss'] = (
-          f'the loss was above {limits.loss_factor:g} times its usual '
-          f'{usual:.3g} (it is {loss:.3g})'
-        )
-    # A queue that fills has seen few labelled images, maybe of one class.
-    if scalars['queue_fill'] >= 1:
-      share = scalars['top_label_share']
-      found['labels'] = ''
-      if share > self._most(limits):
-        found['labels'] = (
-          f'one pseudo-label had taken over (it has {share:.1%} of the '
-          'unlabelled images)'
-        )
+    found = {}
+    if 'spread' in self._watched:
+      found['spread'] = self._spread(scalars['embedding_std'])
+    if 'chance' in self._watched and self._limits.chance_factor:
+      found['chance'] = self._by_chance(scalars['loss_augm'])
+    if 'loss' in self._watched and len(self._losses) >= self._limits.patience:
+      found['loss'] = self._exploded(scalars['loss'])
+    # Of all unlabelled images; a queue that fills has seen few labelled images,
+    # maybe of one class.
+    share = scalars['top_label_share'] * scalars['pseudo_label_share']
+    if 'labels' in self._watched and share and scalars['queue_fill'] >= 1:
+      found['labels'] = self._one_label(share)
     return found
+
+  def _spread(self, spread: float) -> str:
+    limit = self._limits.min_spread
+    if spread >= limit:
+      return ''
+    return (
+      f'embedding_std was below {limit:g} (it is {spread:.3g}): the embeddings '
+      'have collapsed'
+    )
+
+  def _by_chance(self, loss: float) -> str:
+    if loss < self._limits.chance_factor * self._chance:
+      return ''
+    return (
+      "the network could not tell an image's views from other images "
+      f'(loss_augm is {loss:.3g}; by chance it is {self._chance:.3g})'
+    )
+
+  def _exploded(self, loss: float) -> str:
+    usual, factor = statistics.median(self._losses), self._limits.loss_factor
+    if not factor or loss <= factor * usual:
+      return ''
+    return (
+      f'the loss was above {factor:g} times its usual {usual:.3g} (it is '
+      f'{loss:.3g})'
+    )
+
+  def _one_label(self, share: float) -> str:
+    if share <= self._most(self._limits):
+      return ''
+    return (
+      f'one pseudo-label had taken over (it has {share:.1%} of the unlabelled '
+      'images)'
+    )
 
   def _most(self, limits: Any) -> float:
     """The largest share of a pseudo-label that is still fine."""

@@ -239,7 +239,7 @@ def _read_run(path: pathlib.Path, step: int | None) -> Contents:
     kind, module, own = _RUN_LEAF.fullmatch(name).groups()
     found[kind].setdefault(module, {})[own] = leaf
   settings = _run_settings(path / 'config.json')
-  note = str(stop) if stop else ''
+  note = stop.note(step) if stop else ''
   return Contents(found['params'], found['state'], step, 'run', settings, note)
 
 

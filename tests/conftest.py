@@ -4,8 +4,8 @@ import os
 import tempfile
 
 # The tests compile much and compute little. One cache serves them all, and the
-# processes that they start; who has one already keeps it.
-if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+# processes that they start, as workers of pytest-xdist are.
+if not {'PYTEST_XDIST_WORKER', 'SEMPPL_TEST_CACHE'} & set(os.environ):
   _CACHE = tempfile.TemporaryDirectory(prefix='semppl_jax_tests_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'

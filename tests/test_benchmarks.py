@@ -11,8 +11,12 @@ def _row(**values):
   return dict.fromkeys(digits.COLUMNS, 0.5) | values
 
 
+def _rows(*knn):
+  return {seed: _row(knn_top1=value) for seed, value in enumerate(knn)}
+
+
 def test_mean_and_standard_error():
-  rows = [_row(knn_top1=0.8), _row(knn_top1=0.9), _row(knn_top1=1.0)]
+  rows = _rows(0.8, 0.9, 1.0)
   table = digits.summarise({('10%', 'SemPPL'): rows})
   head, _, line = table.splitlines()
   cells = [cell.strip() for cell in line.strip('|').split('|')]
@@ -23,8 +27,7 @@ def test_mean_and_standard_error():
 
 
 def test_leads_are_of_the_same_seeds():
-  ours = [_row(knn_top1=x) for x in (0.9, 0.8, 0.7)]
-  others = [_row(knn_top1=x) for x in (0.8, 0.8, 0.5)]
+  ours, others = _rows(0.9, 0.8, 0.7, 0.0), _rows(0.8, 0.8, 0.5)
   names = list(digits.METHODS)
   said = digits.leads({('10%', names[0]): ours, ('10%', names[1]): others})
   # 10, 0 and 20 points: a deviation of 10 over sqrt(3).

@@ -123,6 +123,5 @@ def test_parts_of_a_batch_and_profiles_are_checked():
   refused('exclude_same_label', accumulate=2, loss__exclude_same_label=True)
   refused('min_share needs the number', accumulate=2, queue__min_share=0.5)
   refused('balance needs the votes', accumulate=2, queue__balance=0.5)
-  refused('8 labelled', accumulate=2, labels__share=0.5, queue__capacity=4)
   refused('profile_steps', profile_steps=(3, 2))
   refused("precision is 'half'", precision='half')

@@ -123,15 +123,19 @@ def test_a_checkpoint_that_the_job_deletes_is_left_out(
 
 
 def test_a_job_that_an_alarm_stops_ends_the_worker(job, tmp_path, capsys):
-  def stop():
+  def save():
     job.save(5)
-    job.save(7)  # suspect: nobody asks for it
-    alarm = watchdog.AlarmError(8, 6, 'From step 8 to 8 all is one')
+    job.save(7)  # nobody knows yet that it is suspect
+
+  def stop():
+    job.save(8)
+    alarm = watchdog.AlarmError(9, 6, 'From step 8 to 9 all is one')
     watchdog.note_stop(str(job.folder), alarm)
 
-  run_with(job, tmp_path, [stop])
-  assert steps(tmp_path) == [5]
-  assert 'stopped by an alarm at step 8: From' in capsys.readouterr().err
+  results, _ = run_with(job, tmp_path, [save, stop])
+  assert steps(tmp_path) == [5, 7]
+  assert results['checkpoint_step'] == 5
+  assert 'stopped by an alarm at step 9: From' in capsys.readouterr().err
 
 
 def test_a_folder_of_another_jobs_worker(job, tmp_path):

@@ -144,18 +144,6 @@ def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
         f'accumulate is {cfg.accumulate}, but {key} needs {needs}: set one of '
         'them back.'
       )
-  labelled = round(cfg.labels.share * cfg.batch_size)
-  if (
-    cfg.accumulate > 1
-    and labelled > cfg.queue.capacity
-    and defaults.uses_semantic_positives(cfg)
-  ):
-    raise UserError(
-      f'accumulate is {cfg.accumulate}, but of the {labelled} labelled images '
-      f'of a batch (labels.share) only queue.capacity {cfg.queue.capacity} '
-      'find a place, and the semantic terms are means over the whole batch: '
-      'set one of them back.'
-    )
 
 
 def _check_views(cfg: ml_collections.ConfigDict) -> None:

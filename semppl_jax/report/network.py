@@ -57,7 +57,7 @@ def prepare(settings: Mapping[str, Any]) -> runs.Run:
       f'config.json has settings of another version: {reason}'
     ) from error
   # The run may have had devices that are not here; nothing depends on them.
-  cfg.num_devices = 1
+  cfg.num_devices = cfg.accumulate = 1
   cfg.dataset.workers = 0
   return runs.prepare(cfg)
 
