@@ -51,6 +51,7 @@ def get_config():
     invariance_weight=1.0,
     semantic_invariance_weight=0.0,
     stop_gradient='teacher',
+    num_negatives=40,
     exclude_same_label=True,
     exclude_after_epochs=15.0,
   )

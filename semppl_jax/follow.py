@@ -81,8 +81,8 @@ def _follow(
         if found and (stop is None or step <= stop.good)
       ]
       if not good:
-        end = stop or 'ended without one'
-        raise UserError(f'{job} has no good checkpoint: the job was {end}.')
+        end = f'the job was {stop}' if stop else 'the job has ended'
+        raise UserError(f'{job} has no good checkpoint: {end}.')
       if stop:
         run_log.say(f'{job}: the job was {stop}: {stop.what}.')
       return good[-1]

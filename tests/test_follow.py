@@ -167,7 +167,9 @@ def test_what_cannot_be_followed(job, tmp_path):
     follow.follow(cfg, str(tmp_path / 'worker'))
   job.folder.mkdir()
   job.end()
-  with pytest.raises(errors.UserError, match='there is no checkpoint of it'):
+  with pytest.raises(
+    errors.UserError, match='no good checkpoint: the job has ended'
+  ):
     follow.follow(make_config(job), str(tmp_path / 'ended'))
   (job.folder / 'results.json').unlink()
   job.save(1)
