@@ -87,7 +87,7 @@ def train_step(
   that of a part. Negatives, the queue and its vote are those of the whole
   batch; what changes is BatchNorm, whose statistics are those of a part on all
   devices. Means over some images only would be means of the parts' means, so
-  config.validate refuses the settings that lead to them.
+  config.validate and runs.prepare refuse the settings that lead to them.
 
   Args:
     state: see TrainState.
