@@ -50,7 +50,7 @@ def _noise(*shape, seed=0):
 def test_the_shipped_model_is_the_demos(ours, test_split):
   images, labels = test_split
   assert (ours.image_size, ours.center) == (8, 1.0)
-  assert (ours.num_classes, ours.checkpoint.step) == (10, 351)
+  assert (ours.num_classes, ours.checkpoint.step) == (10, 703)
   assert 'sees 8 px' in repr(ours) and 'classifier yes' in repr(ours)
   logits = ours.logits(images)
   assert logits.shape == (297, 10) and logits.dtype == np.float32
