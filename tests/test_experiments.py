@@ -109,6 +109,7 @@ def _flat(tree, prefix=''):
 def test_special_cases_differ_in_the_loss_alone():
   assert _differences(digits, digits_relicv2) <= {
     'loss.alpha', 'loss.semantic_invariance_weight',
+    'loss.exclude_same_label',  # by pseudo-labels
   }  # fmt: skip
   cfg = digits_relicv2.get_config()
   assert not config.uses_semantic_positives(cfg)
