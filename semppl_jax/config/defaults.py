@@ -211,7 +211,7 @@ def default() -> ml_collections.ConfigDict:
       'min_spread': 0.2,  # of embedding_std, about 1 in health; 0: off [ours]
       # Of loss_augm: times what chance gives, log(1 + num_negatives); 0: off
       # [ours]
-      'chance_factor': 1.0,
+      'chance_factor': 0.93,
       # Of the way from the largest class's share of the labels to 1, which the
       # most frequent pseudo-label's share may go; 1: off [ours]
       'max_label_share': 0.9,
