@@ -119,7 +119,7 @@ def stopped(alarm: AlarmError, last_good: int | None, cfg: Any) -> AlarmError:
 def _against_one_label(cfg: Any) -> list[str]:
   """Settings that keep one pseudo-label from taking over, and are not on.
 
-  docs/trials.md says which of them helped where.
+  docs/trials.md says which of them were tried, and where.
   """
   whole = cfg.accumulate == 1  # what needs all votes of a batch
   ways = {
