@@ -35,7 +35,7 @@ _DRAWS = {
   'solarize': 1,
 }
 # Draws of their own: they came later, and what runs without masks saw stands.
-_SALIENCY = 2**16
+_SALIENCY, _BACKGROUND = 2**16, 2**17
 
 
 def make_views(
@@ -51,7 +51,8 @@ def make_views(
   Large views alternate between type A and type B, and so do small ones; the
   types differ in the probabilities of blur and of solarize. With masks, some
   large views see the foreground alone, on mid-grey (ReLICv2's saliency masking;
-  how often is our setting).
+  how often is our setting), or on colours that tell nothing (our setting, after
+  the background augmentations of Ryali et al., arXiv 2103.12719).
 
   Args:
     keys: [b] typed keys, one per image. Views number 0..V_L-1 are the large
@@ -88,16 +89,19 @@ def make_views(
   small_views = of_one_size(
     small, images, sizes, None, size=cfg.small_size, area=cfg.small_area
   )
-  hide = None
+  hidden = None
   if masks is not None and cfg.saliency:
-    drawn = _draw(keys, _SALIENCY + numbers[: cfg.num_large], 1)[..., 0]
-    hide = drawn < cfg.saliency  # [V_L, b]
+    of_large = numbers[: cfg.num_large]
+    hide = _draw(keys, _SALIENCY + of_large, 1)[..., 0] < cfg.saliency
+    hidden = hide, _draw(keys, _BACKGROUND + of_large, 7)  # [V_L, b], ...
     # The background goes before the crop (our setting). Cropping is linear, so
     # that both are cropped at once, and one is chosen after it.
-    foreground = jnp.where(masks[..., None], images, 0.5)
-    images = jnp.concatenate([images, foreground], axis=-1)  # [b, H, W, 6]
+    shown = masks[..., None].astype(jnp.float32)
+    grey = jnp.where(masks[..., None], images, 0.5)
+    parts = [images, grey] + ([shown] if cfg.background == 'colours' else [])
+    images = jnp.concatenate(parts, axis=-1)  # [b, H, W, 6 or 7]
   large_views = of_one_size(
-    large, images, sizes, hide, size=cfg.large_size, area=cfg.large_area
+    large, images, sizes, hidden, size=cfg.large_size, area=cfg.large_area
   )
   return structs.Views(large_views, small_views)
 
@@ -112,21 +116,21 @@ def _draw(keys: jax.Array, numbers: jax.Array, count: int) -> jax.Array:
   return jax.vmap(over_images, in_axes=(0, None))(numbers, keys)
 
 
-def _of_one_size(draws, images, sizes, hide, *, size, area, cfg, precision):
+def _of_one_size(draws, images, sizes, hidden, *, size, area, cfg, precision):
   """Views [v, b, size, size, 3] of all images, from their numbers [v, b, n]."""
   if not len(draws):
     return jnp.zeros((0, len(images), size, size, 3))
   one = functools.partial(
     _view, size=size, area=area, cfg=cfg, precision=precision
   )
-  per_image = None if hide is None else 0
+  per_image = None if hidden is None else 0
   over_images = jax.vmap(one, in_axes=(0, 0, 0, per_image, None))
   types = jnp.arange(len(draws)) % 2  # A, B, A, B, ..
   over_views = jax.vmap(over_images, in_axes=(None, None, 0, per_image, 0))
-  return over_views(images, sizes, draws, hide, types)
+  return over_views(images, sizes, draws, hidden, types)
 
 
-def _view(image, shape, draws, hide, kind, *, size, area, cfg, precision):
+def _view(image, shape, draws, hidden, kind, *, size, area, cfg, precision):
   """One view [size, size, 3] of one image; what can never act is left out."""
   ends = np.cumsum(list(_DRAWS.values()))[:-1]
   draw = dict(zip(_DRAWS, jnp.split(draws, ends)))
@@ -139,8 +143,8 @@ def _view(image, shape, draws, hide, kind, *, size, area, cfg, precision):
       image, window, shape, size=size, antialias=cfg.antialias,
       precision=precision,
   )  # fmt: skip
-  if hide is not None:
-    image = jnp.where(hide, image[..., 3:], image[..., :3])
+  if hidden is not None:
+    image = _without_background(image, *hidden)
   if cfg.flip:
     image = maybe('flip', cfg.flip, pix.flip_left_right(image))
   strengths = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
@@ -159,6 +163,21 @@ def _view(image, shape, draws, hide, kind, *, size, area, cfg, precision):
     solarized = pix.solarize(image, cfg.solarize_threshold)
     image = maybe('solarize', jnp.asarray(cfg.solarize)[kind], solarized)
   return jnp.clip(image, 0, 1)
+
+
+def _without_background(image, hide, draws):
+  """A crop [size, size, 6 or 7] of image, foreground on grey, mask -> RGB."""
+  whole, foreground, mask = jnp.split(image, (3, 6), axis=-1)
+  if mask.shape[-1]:
+    # From one colour to another, in any direction, from corner to corner.
+    ends, angle = draws[:6].reshape(2, 3), 2 * jnp.pi * draws[6]
+    across, down = jnp.cos(angle), jnp.sin(angle)
+    along = jnp.linspace(-0.5, 0.5, len(image))
+    share = across * along + down * along[:, None]
+    share = share / (jnp.abs(across) + jnp.abs(down)) + 0.5  # in [0, 1]
+    colours = ends[0] + (ends[1] - ends[0]) * share[..., None]
+    foreground += (1 - mask) * (colours - 0.5)
+  return jnp.where(hide, jnp.clip(foreground, 0, 1), whole)
 
 
 def random_window(

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import warnings
 
 import golden
 import numpy as np
@@ -167,6 +168,78 @@ def test_16_bits_palette_grey_cmyk_and_transparency():
   np.testing.assert_allclose(cmyk.astype(int), red, atol=6)
   grey = images.decode(encode(np.full((5, 4), 77, np.uint8)))
   np.testing.assert_array_equal(grey, np.full((5, 4, 3), 77))
+
+
+# Of Pillow's modes: a pixel in it, and in RGB; None: refused. LAB is read or
+# refused as Pillow's version has it.
+_MODES = {
+  '1': (1, (255, 255, 255)),
+  'L': (77, (77, 77, 77)),
+  'LA': ((77, 9), (77, 77, 77)),
+  'La': ((77, 255), (77, 77, 77)),
+  'P': (3, (10, 20, 30)),
+  'PA': ((3, 9), (10, 20, 30)),
+  'RGB': ((1, 2, 3), (1, 2, 3)),
+  'RGBA': ((1, 2, 3, 9), (1, 2, 3)),
+  'RGBX': ((1, 2, 3, 9), (1, 2, 3)),
+  'RGBa': ((1, 2, 3, 255), (1, 2, 3)),
+  'CMYK': ((0, 255, 255, 0), (255, 0, 0)),
+  'YCbCr': ((77, 128, 128), (77, 77, 77)),
+  'HSV': ((0, 255, 200), (200, 0, 0)),
+  'I;16': (0x80FF, (128, 128, 128)),
+  'I;16L': (0x80FF, (128, 128, 128)),
+  'I;16B': (0x80FF, (128, 128, 128)),
+  'I;16N': (0x80FF, (128, 128, 128)),
+  'I': (0x80FF, None),
+  'F': (0.5, None),
+}
+
+
+def of_mode(mode):
+  picture = Image.new(mode, (3, 2))
+  if mode in ('P', 'PA'):
+    picture.putpalette([0] * 9 + [10, 20, 30])
+  if mode.startswith('I;16'):  # Pillow puts no pixel into some of them
+    order = '>' if mode == 'I;16B' else '<'
+    pixels = np.full(6, _MODES[mode][0], f'{order}u2').tobytes()
+    return Image.frombytes(mode, (3, 2), pixels)
+  for place in np.ndindex(3, 2):
+    picture.putpixel(place, _MODES[mode][0])
+  return picture
+
+
+@pytest.mark.parametrize('mode', _MODES)
+def test_pictures_of_every_mode(mode):
+  rgb = _MODES[mode][1]
+  if rgb is None:
+    with pytest.raises(images.Unreadable, match=mode):
+      images.from_pil(of_mode(mode))
+    return
+  found = images.from_pil(of_mode(mode))
+  assert found.shape == (2, 3, 3) and found.dtype == np.uint8
+  np.testing.assert_array_equal(found, np.broadcast_to(rgb, (2, 3, 3)))
+
+
+@pytest.mark.parametrize(
+  'kind, mode',
+  [('PNG', m) for m in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16')]
+  + [('TIFF', m) for m in ('L', 'CMYK', 'I;16', 'I;16B', 'RGBX')],
+)
+def test_a_file_is_what_its_picture_is(kind, mode):
+  file = io.BytesIO()
+  of_mode(mode).save(file, kind)
+  found = images.decode(file.getvalue())
+  np.testing.assert_array_equal(found, images.from_pil(of_mode(mode)))
+  np.testing.assert_array_equal(found, images.from_pil(Image.open(file)))
+
+
+def test_a_palettes_transparency_is_dropped_without_a_word():
+  file = io.BytesIO()
+  of_mode('P').save(file, 'PNG', transparency=bytes([0, 0, 0, 9]))
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    found = images.decode(file.getvalue())
+  np.testing.assert_array_equal(found[0, 0], _MODES['P'][1])
 
 
 def test_orientation_in_exif_is_ignored():

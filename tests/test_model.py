@@ -107,16 +107,42 @@ def test_every_form_of_an_image_is_the_same(ours, tmp_path):
     list(images), iter(images), jnp.asarray(images), pictures, paths,
     [str(path) for path in paths], tmp_path, str(tmp_path),
     [images[0], pictures[1], paths[2]],
+    [path.read_bytes() for path in paths],
+    [wrap(path.read_bytes()) for wrap, path in
+     zip((bytes, bytearray, memoryview), paths)],
   ):  # fmt: skip
     np.testing.assert_array_equal(ours.embed(same), expected)
   for scaled in (images / 255, np.float32(images) / np.float32(255)):
     np.testing.assert_allclose(ours.embed(scaled), expected, atol=1e-6)
     found = ours.preprocess(scaled)
     np.testing.assert_allclose(found, images / np.float32(255), atol=1e-6)
-  for one in (images[1], pictures[1], paths[1], [images[1]]):
+  encoded = paths[1].read_bytes()
+  for one in (images[1], pictures[1], paths[1], encoded, [images[1]]):
     found = ours.embed(one)
     assert found.shape == (1, ours.embedding_size)
     np.testing.assert_allclose(found, expected[1:2], atol=1e-6)
+
+
+def test_a_folders_images_come_sorted_by_path(ours, tmp_path):
+  images = _noise(4, 8, 8, 3)
+  paths = [tmp_path / name for name in ('b.png', 'a/2.png', 'a.png', 'a/1.png')]
+  (tmp_path / 'a').mkdir()
+  for path, image in zip(paths, images):
+    Image.fromarray(image).save(path)
+  expected = ours.embed(sorted(tmp_path.rglob('*.png')))
+  np.testing.assert_array_equal(ours.embed(tmp_path), expected)
+  np.testing.assert_allclose(expected, ours.embed(images)[[3, 1, 2, 0]])
+
+
+def test_pictures_of_16_bits_are_their_files(ours, tmp_path):
+  deep = Image.fromarray(_noise(8, 8).astype(np.uint16) * 257)
+  deep.save(tmp_path / 'deep.png')
+  by_path = ours.preprocess(tmp_path / 'deep.png')
+  assert np.ptp(by_path) > 0.5
+  np.testing.assert_array_equal(ours.preprocess(deep), by_path)
+  # Of 32 bits nothing says which number is white.
+  with pytest.raises(semppl_jax.UserError, match='its mode I is neither'):
+    ours.embed([deep.convert('I')])
 
 
 def test_grey_images_go_in_a_list(ours):
@@ -249,6 +275,14 @@ _BAD = {  # images of `_files` and noise x -> what the line must name
   'rank 2': (lambda x, f: x[0, :, :, 0], r'\(8, 8\).*\[N, H, W, 3\]'),
   'rank 5': (lambda x, f: x[None], r'\(1, 3, 8, 8, 3\)'),
   'channels': (lambda x, f: x[..., :2], r'\(3, 8, 8, 2\)'),
+  'RGBA': (lambda x, f: np.zeros((8, 8, 4), np.uint8), 'transparency'),
+  'RGBA in a list': (
+    lambda x, f: [x[0], np.zeros((8, 8, 4), np.uint8)], 'image 1.*transparency',
+  ),
+  'channels first': (lambda x, f: x.transpose(0, 3, 1, 2), 'moveaxis'),
+  'bytes of no file': (lambda x, f: b'hello', 'the image cannot be decoded'),
+  'no bytes': (lambda x, f: [x[0], b''], 'image 1 cannot be decoded: it'),
+  'a dict': (lambda x, f: {'image': x}, "dict of 'image': pass one of its"),
   'rank in a list': (lambda x, f: [x[0], x], r'image 1 has shape \(3, 8'),
   'no pixels': (lambda x, f: [x[0], x[0, :0]], r'image 1 has shape \(0, 8'),
   'integers': (lambda x, f: x.astype(int), 'image 0 has dtype int64'),

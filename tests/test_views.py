@@ -489,6 +489,37 @@ def test_masking_comes_as_often_as_asked_and_to_large_views_alone():
   np.testing.assert_allclose(small, np.stack([floats] * 2), rtol=0, atol=1e-6)
 
 
+def test_a_background_of_colours():
+  """Behind the foreground a gradient of two colours, another in each view."""
+  masks = np.zeros((200, 20, 20), bool)
+  masks[:, 5:9, 3:17] = True
+  floats, (large, _) = masked_views(1.0, masks, background='colours')
+  large = np.asarray(large)  # [4, 200, 20, 20, 3]
+  np.testing.assert_allclose(
+    large[:, masks], np.stack([floats[masks]] * 4), rtol=0, atol=1e-5
+  )
+  behind = large[:, :, 9:]
+  for axis in (2, 3):
+    np.testing.assert_allclose(np.diff(behind, 2, axis=axis), 0, atol=1e-5)
+  # Means of two uniform colours, in the middle: 0.5, with variance 1 / 24.
+  middle = behind.mean(axis=(2, 3))  # [4, 200, 3]
+  assert abs(middle.mean() - 0.5) < 0.02
+  assert 0.1 < middle.std() < 0.3
+  for one, other in ((middle[0], middle[1]), (middle[:, 0], middle[:, 1])):
+    assert np.abs(one - other).mean() > 0.1
+  # From end to end as often across as down, and not in grey alone.
+  slopes = [np.abs(np.diff(behind, axis=axis)).mean() for axis in (2, 3)]
+  assert 0.7 < slopes[0] / slopes[1] < 1.4
+  assert behind.std(axis=-1).mean() > 0.1
+
+
+def test_views_that_keep_their_background_keep_it():
+  masks = np.zeros((100, 20, 20), bool)
+  floats, (large, _) = masked_views(0.3, masks, background='colours')
+  kept = np.abs(np.asarray(large) - floats).max((2, 3, 4)) < 1e-6
+  assert abs(kept.mean() - 0.7) < 4 * (0.3 * 0.7 / 400) ** 0.5
+
+
 def test_masks_change_nothing_else():
   """Same crops and colours with masks of foreground alone, or none."""
   images, masks = photos(3, 24, 24), np.ones((3, 24, 24), bool)

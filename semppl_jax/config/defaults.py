@@ -37,6 +37,7 @@ ADDED = {
   'loss.exclude_after_epochs': 0.0,
   'queue.target_query_epochs': 0.0,
   'queue.balance': 0.0,
+  'views.background': 'grey',
 }
 
 
@@ -132,6 +133,9 @@ def default() -> ml_collections.ConfigDict:
       # Probability that a large view sees the foreground alone, where
       # dataset.masks is set [ours]
       'saliency': 0.1,
+      # What is behind it: grey (ReLICv2's), or colours, another gradient of two
+      # in each view [ours]
+      'background': 'grey',
       'flip': 0.5,  # probability, from left to right [P]
       'jitter': 0.8,  # probability of the four colour operations together [P]
       'brightness': 0.4,  # strength: the largest change [P]

@@ -81,6 +81,7 @@ _RANGES = SHARED_RANGES | {
 }
 _CHOICES = SHARED_CHOICES | {
   'task': ('pretrain',),
+  'views.background': ('grey', 'colours'),
   'loss.stop_gradient': ('entropy', 'teacher'),
   'watchdog.action': ('stop', 'roll_back'),
   'encoder.stem': ('imagenet', 'small'),

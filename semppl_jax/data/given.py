@@ -5,7 +5,7 @@ error that names it.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from semppl_jax.data import image_files, images, sources
 from semppl_jax.errors import UserError
 
+_BYTES = (bytes, bytearray, memoryview)
 Item = tuple[str, Callable[[], bytes | np.ndarray]]  # name, how it is read
 
 
@@ -22,9 +23,10 @@ def source(given: Any) -> sources.Records:
 
   Args:
     given: one image or several: an array [H, W, 3] or [N, H, W, 3], uint8 or
-      floats in [0, 1]; a PIL image; the path of a file, or of a folder (all
-      images below it, sorted by path); or a sequence of these, of any sizes.
-      In a sequence [H, W] and [H, W, 1] are grey images.
+      floats in [0, 1]; a PIL image; the bytes of an encoded file; the path of a
+      file, or of a folder (all images below it, sorted by path, as
+      sorted(pathlib.Path(folder).rglob('*')) is); or a sequence of these, of
+      any sizes. In a sequence [H, W] and [H, W, 1] are grey images.
 
   Returns:
     N records: bytes of files, which are read when they are asked for; arrays
@@ -46,14 +48,14 @@ def source(given: Any) -> sources.Records:
 def _items(given: Any) -> Iterator[Item]:
   if isinstance(given, (str, os.PathLike)):
     yield from _files(os.fspath(given))
-  elif isinstance(given, Image.Image):
-    yield _picture('the image', given)
+  elif isinstance(given, (Image.Image, *_BYTES)):
+    yield _one('the image', given)
   elif hasattr(given, 'shape'):
     array = np.asarray(given)
     if array.ndim not in (3, 4) or array.shape[-1] != 3:
       raise UserError(
         f'Images of shape {array.shape}: an array must be [N, H, W, 3], or '
-        '[H, W, 3] for one image. Grey ones go in a list.'
+        f'[H, W, 3] for one image. {_advice(array)}'
       )
     for i, image in enumerate(array if array.ndim == 4 else array[None]):
       yield _array(f'image {i}', image)
@@ -61,32 +63,47 @@ def _items(given: Any) -> Iterator[Item]:
     yield from _several(given)
 
 
+def _advice(array: np.ndarray) -> str:
+  """What an array of a wrong shape probably is."""
+  if array.ndim in (3, 4) and array.shape[-1] == 4:
+    return 'Leave transparency out: images[..., :3].'
+  if array.ndim in (3, 4) and array.shape[-3] in (1, 3):
+    return 'Channels go last: np.moveaxis(images, -3, -1).'
+  return 'Grey ones go in a list.'
+
+
 def _several(given: Any) -> Iterator[Item]:
+  named = f'not a {type(given).__name__}'
+  if isinstance(given, Mapping):  # a sequence of names, if one were to go on
+    keys = ', '.join(map(repr, list(given)[:3]))
+    named += f' of {keys}: pass one of its values'
   try:
+    if isinstance(given, Mapping):
+      raise TypeError
     given = list(given)
   except TypeError:
     raise UserError(
-      f'Images are arrays, PIL images, paths or a sequence of them, not a '
-      f'{type(given).__name__}.'
+      f'Images are arrays, PIL images, bytes of files, paths or a sequence of '
+      f'them, {named}.'
     ) from None
   for i, one in enumerate(given):
     if isinstance(one, (str, os.PathLike)):
       yield from _files(os.fspath(one))
-    elif isinstance(one, Image.Image):
-      yield _picture(f'image {i}', one)
+    elif isinstance(one, (Image.Image, *_BYTES)):
+      yield _one(f'image {i}', one)
     elif hasattr(one, 'shape'):
       yield _array(f'image {i}', np.asarray(one))
     else:
       raise UserError(
         f'image {i} is a {type(one).__name__}; it must be an array, a PIL '
-        'image or a path.'
+        'image, the bytes of a file or a path.'
       )
 
 
 def _files(path: str) -> Iterator[Item]:
   path = os.path.expanduser(path)
   if os.path.isdir(path):
-    found = image_files.find(path)
+    found = sorted(image_files.find(path), key=lambda p: p.split(os.sep))
     if not found:
       raise UserError(f'There is no image in the folder {path}.')
   elif os.path.exists(path):
@@ -97,14 +114,10 @@ def _files(path: str) -> Iterator[Item]:
     yield name, lambda name=name: image_files.read(name)
 
 
-def _picture(name: str, image: Image.Image) -> Item:
-  def read():
-    try:
-      return np.asarray(image.convert('RGB'))
-    except Exception as error:  # PIL reads its file only now
-      raise images.Unreadable(str(error) or type(error).__name__) from error
-
-  return name, read
+def _one(name: str, image: Any) -> Item:
+  if isinstance(image, Image.Image):
+    return name, lambda: images.from_pil(image)
+  return name, lambda: bytes(image)
 
 
 def _array(name: str, image: np.ndarray) -> Item:
@@ -113,8 +126,10 @@ def _array(name: str, image: np.ndarray) -> Item:
   if image.ndim == 2:
     image = image[..., None]
   if image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
+    advice = '' if image.ndim != 3 else f' {_advice(image)}'
     raise UserError(
       f'{name} has shape {shape}; it must be [H, W, 3], or [H, W] if grey.'
+      f'{advice}'
     )
   image = np.broadcast_to(image, image.shape[:2] + (3,))
   if image.dtype == np.uint8:

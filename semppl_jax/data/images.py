@@ -7,6 +7,7 @@ EXIF orientation is ignored, as there.
 
 import functools
 import io
+import warnings
 
 import numpy as np
 import simplejpeg
@@ -54,6 +55,28 @@ def decode(data: bytes | np.ndarray, side: int | None = None) -> np.ndarray:
         raise
       # Below: libjpeg's warnings are errors above. Pillow knows which matter.
   return _decode_other(data)
+
+
+def from_pil(image: Image.Image) -> np.ndarray:
+  """The pixels of a PIL image of whatever mode; files take this way, too.
+
+  Args:
+    image: grey, palette, 16 bits, CMYK, YCbCr and HSV become RGB, transparency
+      is dropped.
+
+  Returns:
+    [H, W, 3] uint8.
+
+  Raises:
+    Unreadable: a mode whose range is not known, as of 32 bits, or a file that
+      is damaged: Pillow reads it only now.
+  """
+  try:
+    return _from_pil(image)
+  except Unreadable:
+    raise
+  except Exception as e:  # of a damaged file Pillow raises one of many
+    raise Unreadable(_one_line(e)) from e
 
 
 def load(data: bytes | np.ndarray, side: int | None) -> np.ndarray:
@@ -160,20 +183,30 @@ def _decode_other(data: bytes) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
       _check_size(file.height, file.width, data)
-      return np.asarray(_to_rgb(file))
+      return from_pil(file)
   except Unreadable:
     raise
-  except Exception as e:  # of a damaged file Pillow raises one of many
+  except Exception as e:  # likewise
     raise Unreadable(_one_line(e)) from e
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-  """8 bits a channel. Pillow's own conversion would clip 16 bits to white."""
-  if image.mode.startswith('I;16'):
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  if image.mode in ('I', 'F'):
+def _from_pil(image: Image.Image) -> np.ndarray:
+  if image.mode in ('I', 'F'):  # which number is white, nothing says
     raise Unreadable(f'its mode {image.mode} is neither 8 nor 16 bits')
-  return image.convert('RGB')
+  if image.mode.startswith('I;16'):
+    # Pillow's own conversion would clip 16 bits to white.
+    return _grey((np.asarray(image) >> 8).astype(np.uint8))
+  with warnings.catch_warnings():
+    # Pillow warns of transparency in palettes, which is dropped anyway.
+    warnings.simplefilter('ignore', UserWarning)
+    if image.mode in ('RGBa', 'La'):  # premultiplied: Pillow goes step by step
+      image = image.convert({'RGBa': 'RGBA', 'La': 'LA'}[image.mode])
+    return np.asarray(image.convert('RGB'))
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+  """[H, W] as [H, W, 3]."""
+  return np.repeat(image[..., None], 3, axis=-1)
 
 
 def _check_size(height: int, width: int, data: bytes) -> None:
