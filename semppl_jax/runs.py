@@ -45,6 +45,8 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
     )
   frozen = ml_collections.FrozenConfigDict(cfg)
   data = datasets.load(frozen.dataset)
+  for note in data.notes:
+    run_log.say(f'Note: {note}.')
   labels = subsets.visible_labels(cfg.labels, data, cfg.dataset.path)
   if config.uses_labels(cfg) and not np.any(labels >= 0):
     raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from semppl_jax import config
-from semppl_jax.data import array_files, image_files, tfds_files
+from semppl_jax.data import array_files, folders, image_files, tfds_files
 from semppl_jax.data.sources import (
   Dataset,
   Joined,
@@ -131,34 +131,27 @@ def _arrays(cfg: Any) -> Dataset:
 
 
 def _folder(cfg: Any) -> Dataset:
-  """DIR/train/CLASS/*, DIR/test/CLASS/* and DIR/unlabelled/**.
-
-  Test and unlabelled images may be missing. Without DIR/train, the images
-  directly in DIR count as unlabelled too.
-  """
-  folder = _path(cfg)
-  if not os.path.isdir(folder):
-    raise UserError(f'dataset.path {folder!r} is not a folder.')
-  train_folder = os.path.join(folder, 'train')
-  classes = image_files.subfolders(train_folder)
-  paths, labels = image_files.by_class(train_folder, classes)
-  loose = image_files.find(os.path.join(folder, 'unlabelled'))
-  if not os.path.isdir(train_folder):
-    loose = image_files.find(folder, deep=False) + loose
-  if not paths and not loose:
-    raise UserError(
-      f'dataset.path {folder!r} has no images: they belong in '
-      'train/CLASS/, unlabelled/, or directly in it.'
-    )
-  train = _files(paths + loose, labels + [-1] * len(loose))
-  test_folder = os.path.join(folder, 'test')
-  test_paths, test_labels = image_files.by_class(test_folder, classes)
-  test = _files(test_paths, test_labels) if test_paths else None
-  relative = [os.path.relpath(path, folder) for path in paths + loose]
-  fingerprint = hashlib.sha256('\n'.join(relative).encode()).hexdigest()
+  """Folders of files; see `folders`."""
+  path = _path(cfg)
+  found = folders.search(path)
+  test = _files(found.test, found.test_labels) if found.test else None
+  relative = [os.path.relpath(name, path) for name in found.train]
+  # Of names that are not UTF-8, the bytes as they are.
+  fingerprint = hashlib.sha256(os.fsencode('\n'.join(relative))).hexdigest()
   return Dataset(
-    train, test, len(classes), tuple(classes), _canvas(cfg), fingerprint
+    _files(found.train, found.labels),
+    test,
+    len(found.class_names),
+    tuple(map(_printable, found.class_names)),
+    _canvas(cfg),
+    fingerprint,
+    notes=tuple(_printable(f'{path}: {note}') for note in found.notes),
   )
+
+
+def _printable(name: str) -> str:
+  """A name of the file system's, with a sign for what is not UTF-8."""
+  return os.fsencode(name).decode('utf-8', 'replace')
 
 
 def _files(paths: Sequence[str], labels: Sequence[int]) -> Records:
@@ -167,7 +160,7 @@ def _files(paths: Sequence[str], labels: Sequence[int]) -> Records:
     labels,
     functools.partial(_read_file, paths),
     encoded=True,
-    names=['/'.join(path.split(os.sep)[-2:]) for path in paths],
+    names=[_printable('/'.join(path.split(os.sep)[-2:])) for path in paths],
   )
 
 

@@ -37,6 +37,7 @@ class Dataset(NamedTuple):
   image_shape: tuple[int, int, int]  # (H, W, 3) of arrays that hold an image
   fingerprint: str  # of the training images: masks of others do not fit
   held_out: Sequence[str] = ()  # names of training images kept for validation
+  notes: Sequence[str] = ()  # lines about what was taken or left unexpectedly
 
 
 class Records:

@@ -1,8 +1,10 @@
 """Which training images have a label that training may see."""
 
+import codecs
 import difflib
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,8 +97,12 @@ def select_listed(
     UserError: a name that is not among the images, that fits several, or whose
       image has no label.
   """
-  places = _places(names)
+  labels = np.asarray(labels)
+  known = np.flatnonzero(labels >= 0)
+  # An unlabelled image's name is asked for last: the list cannot mean it.
+  places = _places(names) | _places([names[row] for row in known], known)
   selected = np.full(len(labels), -1, np.int32)
+  wanted = [_as_named(name, places) for name in wanted]
   missing = [name for name in wanted if name not in places]
   if missing:
     close = difflib.get_close_matches(missing[0], places, n=1, cutoff=0.8)
@@ -117,25 +123,38 @@ def select_listed(
   return selected
 
 
-def _places(names: Sequence[str]) -> dict[str, int | None]:
+def _places(
+  names: Sequence[str], rows: Iterable[int] | None = None
+) -> dict[str, int | None]:
   """The row of every name, with and without its class; None: of several."""
   places: dict[str, int | None] = {}
-  for row, name in enumerate(names):
+  for row, name in zip(itertools.count() if rows is None else rows, names):
     for key in {name, name.rpartition('/')[2]}:
-      places[key] = None if key in places else row
+      places[key] = None if key in places else int(row)
   return places
+
+
+def _as_named(name: str, places: Collection[str]) -> str:
+  """A list's name as the data has it: perhaps it was a path."""
+  if name in places:
+    return name
+  parts = name.replace('\\', '/').split('/')
+  short = '/'.join(parts[-2:])
+  return short if short in places else name
 
 
 def read_list(path: str) -> list[str]:
   """A text file's lines, such as SimCLR's lists of 1% and 10% of ImageNet.
 
-  A name that stands twice counts once.
+  A name that stands twice counts once. UTF-8, or UTF-16 with its mark.
 
   Raises:
     UserError: a list that cannot be read, or is empty.
   """
   try:
-    text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
+    data = pathlib.Path(path).expanduser().read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode('utf-16' if wide else 'utf-8-sig')
   except (OSError, ValueError, RuntimeError) as error:
     reason = getattr(error, 'strerror', None) or 'it is no text'
     raise UserError(f'labels.file {path} cannot be read: {reason}.') from error
