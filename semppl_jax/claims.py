@@ -124,11 +124,30 @@ def claim(
       checkpoints of unknown settings.
   """
   folder = pathlib.Path(workdir)
-  text = json.dumps(config, indent=2) + '\n'
   _make(folder)
-  there, here = _standing(folder), dict(differences.flat(json.loads(text)))
+  if not check(workdir, config, ignore=ignore, added=added):
+    try:
+      files.write_text(folder / 'config.json', _text(config))
+    except OSError as error:
+      raise _unwritable(folder, error) from None
+
+
+def check(
+  workdir: str,
+  config: Mapping[str, Any],
+  *,
+  ignore: Sequence[str] = (),
+  added: Mapping[str, Any] = types.MappingProxyType({}),
+) -> bool:
+  """Refuses what `claim` refuses, and writes nothing.
+
+  Returns:
+    Whether WORKDIR/config.json says the very same already.
+  """
+  there = _standing(pathlib.Path(workdir))
+  here = dict(differences.flat(json.loads(_text(config))))
   if there == here:
-    return
+    return True
   differing = differences.between(
     here if there is None else {**added, **there}, here, ignore
   )
@@ -138,10 +157,11 @@ def claim(
       f'--workdir {workdir} holds a run with other settings: {what}. '
       'Choose another --workdir or the old settings.'
     )
-  try:
-    files.write_text(folder / 'config.json', text)
-  except OSError as error:
-    raise _unwritable(folder, error) from None
+  return False
+
+
+def _text(config: Mapping[str, Any]) -> str:
+  return json.dumps(config, indent=2) + '\n'
 
 
 def _standing(folder: pathlib.Path) -> dict[str, Any] | None:

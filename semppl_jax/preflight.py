@@ -12,10 +12,13 @@ import ml_collections
 import numpy as np
 
 from semppl_jax import (
+  claims,
+  config,
   eval_runs,
   hosts,
   memory,
   parallel,
+  plausibility,
   run_log,
   runs,
   structs,
@@ -44,6 +47,11 @@ def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
   if 'checkpoint' in cfg:
     return _evaluation(cfg)
   run = runs.prepare(cfg)
+  if workdir:
+    claims.check(
+      workdir, cfg.to_dict(), ignore=config.COSMETIC, added=config.ADDED
+    )
+  plausibility.tell(run)
   batch, data = _data(run)
   lines = [_settings(run), data, *_memory(run, batch)]
   return lines + ([_disk(run, workdir)] if workdir else [])

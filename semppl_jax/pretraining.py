@@ -23,6 +23,7 @@ from semppl_jax import (
   hosts,
   loop,
   parallel,
+  plausibility,
   pretrain_step,
   resuming,
   run_log,
@@ -59,6 +60,7 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   """
   alike.check(cfg.to_dict() | {'workdir': workdir})
   run = hosts.together(lambda: runs.prepare(cfg))
+  plausibility.tell(run)
   with claims.claimed(
     workdir, cfg.to_dict(), ignore=config.COSMETIC, added=config.ADDED
   ):

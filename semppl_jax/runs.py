@@ -43,10 +43,8 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
       f'Warning: {devices[0].device_kind} does not compute in bfloat16 but '
       'imitates it: precision=float32 is faster there.'
     )
-  frozen = ml_collections.FrozenConfigDict(cfg)
+  frozen = _with_negatives_that_exist(cfg)
   data = datasets.load(frozen.dataset)
-  for note in data.notes:
-    run_log.say(f'Note: {note}.')
   labels = subsets.visible_labels(cfg.labels, data, cfg.dataset.path)
   if config.uses_labels(cfg) and not np.any(labels >= 0):
     raise UserError(
@@ -86,6 +84,21 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
   )
   images = pipeline.whole(frozen.dataset, data)
   return Run(frozen, data, labels, images, setup, devices)
+
+
+def _with_negatives_that_exist(
+  cfg: ml_collections.ConfigDict,
+) -> ml_collections.FrozenConfigDict:
+  """The settings; in a small batch all other images are negatives."""
+  others = cfg.batch_size - 1
+  if cfg.loss.num_negatives > others:
+    run_log.say(
+      f'Note: batch_size {cfg.batch_size} has {others} negatives for an image, '
+      f'not loss.num_negatives {cfg.loss.num_negatives}: all of them are taken.'
+    )
+    cfg = cfg.copy_and_resolve_references()
+    cfg.loss.num_negatives = others
+  return ml_collections.FrozenConfigDict(cfg)
 
 
 def _check_labels(

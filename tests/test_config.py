@@ -31,7 +31,7 @@ def test_default_is_the_papers_setting_and_valid():
   [
     ({'batch_size': 100}, 8, ('batch_size 100', '8 devices')),
     ({'queue__capacity': 100}, 8, ('queue.capacity 100', '8 devices')),
-    ({'batch_size': 10}, 1, ('batch_size 10', 'num_negatives 10')),
+    ({'batch_size': 1}, 1, ('batch_size is 1', 'at least 2')),
     ({'labels__per_class': 2}, 1, ('labels.per_class is 2', '0.1')),
     ({'labels__fraction': 0.0}, 1, ('semantic term', 'loss.alpha=0')),
     ({'labels__fraction': 1.5}, 1, ('labels.fraction is 1.5', 'from 0 to 1')),

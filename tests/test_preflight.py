@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from semppl_jax import memory, preflight, runs
+from semppl_jax import claims, memory, preflight, runs
 from semppl_jax.errors import UserError
 from tests import tiny
 
@@ -47,6 +47,19 @@ def test_too_little_memory_says_what_would_fit(monkeypatch):
   assert any('16 images at once' in line for line in preflight.look(cfg, None))
 
 
+def test_a_begun_run_with_other_settings_is_refused_as_the_run_is(tmp_path):
+  cfg = tiny.make_config(num_devices=1)
+  claims.claim(str(tmp_path), cfg.to_dict())
+  before = (tmp_path / 'config.json').read_text()
+  preflight.look(cfg, str(tmp_path))
+  cfg.progress = not cfg.progress  # changes nothing that is computed
+  preflight.look(cfg, str(tmp_path))
+  cfg.batch_size = 20
+  with pytest.raises(UserError, match='other settings: batch_size is 16'):
+    preflight.look(cfg, str(tmp_path))
+  assert (tmp_path / 'config.json').read_text() == before
+
+
 def test_too_little_room_on_the_disk(tmp_path, monkeypatch):
   cfg = tiny.make_config(num_devices=1)
   full = lambda place: type('Usage', (), {'free': 1000})
@@ -59,7 +72,8 @@ def test_too_little_room_on_the_disk(tmp_path, monkeypatch):
   'arguments, status, words',
   [
     ([], 0, 'settings: fine'),
-    (['--config.batch_size=7'], 2, 'batch_size 7 has too few images'),
+    (['--config.batch_size=7'], 0, 'settings: fine'),
+    (['--config.batch_size=1'], 2, 'batch_size is 1'),
     (['--config.dataset.name=folder', '--config.dataset.path=/no'], 2, '/no'),
     (['--config.loss.alhpa=1'], 2, "did you mean 'loss.alpha'"),
   ],

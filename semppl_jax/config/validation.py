@@ -113,11 +113,6 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'queue.capacity {cfg.queue.capacity} is not a multiple of the '
       f'{num_devices} devices that share it.'
     )
-  if cfg.batch_size <= cfg.loss.num_negatives:
-    raise UserError(
-      f'batch_size {cfg.batch_size} has too few images for '
-      f'loss.num_negatives {cfg.loss.num_negatives}: it must be larger.'
-    )
 
 
 def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
