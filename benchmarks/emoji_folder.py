@@ -70,8 +70,8 @@ def make(
   labelled: int = 5,
   unlabelled: int = 60,
   test: int = 20,
-) -> None:
-  """Writes a folder and its truth; the same one for the same arguments.
+) -> list[tuple[str, str]]:
+  """Writes a folder; the same one for the same arguments.
 
   Args:
     out: the folder.
@@ -79,6 +79,9 @@ def make(
     labelled: images in each class, with their label.
     unlabelled: images of each class without.
     test: images in each class to test with.
+
+  Returns:
+    File and class of each unlabelled image.
 
   Raises:
     OSError: the font is not installed.
@@ -107,8 +110,7 @@ def make(
     _photo(rng, picture).save(file, **options)
     if folder == 'unlabelled':
       truth.append((file.name, name))
-  with open(f'{out}-truth.csv', 'w', newline='') as file:
-    csv.writer(file).writerows([('file', 'class'), *sorted(truth)])
+  return sorted(truth)
 
 
 def _picture(font: ImageFont.FreeTypeFont, text: str) -> Image.Image | None:
@@ -175,7 +177,10 @@ def main() -> None:
   parser.add_argument('--unlabelled', type=int, default=60, help='likewise')
   parser.add_argument('--test', type=int, default=20, help='likewise')
   options = vars(parser.parse_args())
-  make(options.pop('out'), **options)
+  out = options.pop('out')
+  truth = make(out, **options)
+  with open(f'{out}-truth.csv', 'w', newline='') as file:
+    csv.writer(file).writerows([('file', 'class'), *truth])
 
 
 if __name__ == '__main__':

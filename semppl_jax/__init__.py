@@ -9,6 +9,7 @@ semppl_jax.evaluate(config, workdir)
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from semppl_jax import optimised_python
 from semppl_jax.errors import CheckpointError, UserError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ __all__ = [
   'pretrain',
 ]
 __version__ = '0.1.0'
+
+optimised_python.refuse()
 
 # Where a name lives; None: it is a module.
 _HOMES = {

@@ -1,11 +1,14 @@
 """The `semppl-jax` command: one name for all tools.
 
 semppl-jax train --config=digits --workdir=runs/digits
+
+`python -m semppl_jax` is the same.
 """
 
 import importlib
 import sys
 
+import semppl_jax
 from semppl_jax.config import nearest_name
 
 # Task -> module with a `main`, what it does.
@@ -26,6 +29,9 @@ def main() -> int | None:
   if task in ('-h', '--help', 'help'):
     print(usage())
     return 0
+  if task in ('--version', 'version'):
+    print(f'semppl-jax {semppl_jax.__version__}')
+    return 0
   if task not in TASKS:
     hint = nearest_name(task, TASKS)
     print(f'error: There is no task {task!r}{hint}', file=sys.stderr)
@@ -42,7 +48,7 @@ def usage() -> str:
   lines = [f'  {name:{width}}  {what}' for name, (_, what) in TASKS.items()]
   return '\n'.join(
     ['usage: semppl-jax TASK ..., where TASK is one of', '', *lines, '']
-    + ['semppl-jax TASK --help tells more.']
+    + ['semppl-jax TASK --help tells more; semppl-jax --version.']
   )
 
 

@@ -14,7 +14,7 @@ _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 FLOORS = {
   0: (
     'errors', 'structs', 'schedules', 'parallel', 'config', 'signals', 'files',
-    'differences', 'resampling', 'hosts',
+    'differences', 'resampling', 'hosts', 'optimised_python',
   ),
   1: (
     'views', 'crops', 'encoders', 'losses', 'negatives', 'label_queue',
@@ -25,12 +25,14 @@ FLOORS = {
   ),
   2: (
     'networks', 'resuming', 'weight_files', 'inference', 'tables', 'saliency',
-    'to_array_record',
+    'to_array_record', 'plausibility',
   ),
   3: ('train_state', 'objective', 'recognition', 'loop'),
   4: ('pretrain_step', 'classifier_step', 'weights'),
   5: ('runs', 'encoder_scores', 'eval_runs', 'plots'),
-  6: ('pretraining', 'classifier_fit', 'convert', 'preflight', 'model'),
+  6: (
+    'pretraining', 'classifier_fit', 'convert', 'preflight', 'model', 'baselines',
+  ),
   7: ('grid_search', 'report'),
   8: ('eval_tasks', 'robustness', 'transfer'),
   9: ('follow',),
@@ -38,6 +40,7 @@ FLOORS = {
   11: ('main',),
   12: ('check',),
   13: ('command',),
+  14: ('__main__',),
 }  # fmt: skip
 _FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Everyone may raise errors and name arrays.

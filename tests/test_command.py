@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import semppl_jax
 from semppl_jax import command, main
 from semppl_jax.errors import UserError
 
@@ -29,6 +30,39 @@ def test_an_unknown_task_is_refused(monkeypatch, capsys):
   assert _call(monkeypatch, 'trian') == 2
   shown = capsys.readouterr().err
   assert "error: There is no task 'trian'; did you mean 'train'?" in shown
+
+
+def test_version(monkeypatch, capsys):
+  assert _call(monkeypatch, '--version') == 0
+  assert capsys.readouterr().out == f'semppl-jax {semppl_jax.__version__}\n'
+  setup = (_ROOT / 'setup.py').read_text()
+  assert f"version='{semppl_jax.__version__}'" in setup
+
+
+def _python(*arguments):
+  return subprocess.run(
+    [sys.executable, *arguments],
+    cwd=_ROOT, capture_output=True, text=True, timeout=120, check=False,
+  )  # fmt: skip
+
+
+def test_the_package_is_the_command():
+  done = _python('-m', 'semppl_jax', '--version')
+  assert (done.returncode, done.stderr) == (0, '')
+  assert done.stdout.startswith('semppl-jax ')
+
+
+@pytest.mark.parametrize('module', ['semppl_jax', 'semppl_jax.main'])
+def test_python_without_assertions_is_refused(module):
+  """Haiku would name modules wrongly, and a good checkpoint be blamed."""
+  done = _python('-O', '-m', module, '--config=digits')
+  assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+  assert done.stderr.startswith(
+    'error: semppl_jax does not run under python -O'
+  )
+  done = _python('-O', '-c', 'import semppl_jax')
+  last = done.stderr.splitlines()[-1]
+  assert last.startswith('ImportError: ') and 'PYTHONOPTIMIZE' in last
 
 
 def test_every_task_has_a_main():

@@ -1,0 +1,8 @@
+"""`python -m semppl_jax TASK ...`: the same as `semppl-jax TASK ...`."""
+
+import sys
+
+from semppl_jax import command
+
+if __name__ == '__main__':
+  sys.exit(command.main())
