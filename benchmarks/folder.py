@@ -27,7 +27,6 @@ from experiments import folder
 from semppl_jax import baselines, metrics, pretraining, saliency
 from semppl_jax.data import datasets, subsets
 
-STEPS = 812  # of SemPPL and ReLICv2, whatever the number of images
 COLUMNS = {
   'knn_top1': 'kNN',
   'linear_labelled_top1': 'linear',
@@ -86,8 +85,7 @@ def settings(path: str, method: str, seed: int) -> Any:
   cfg.num_devices = 1
   cfg.dataset.update(path=path, masks=masks(path))
   if method != 'supervised':
-    count = len(datasets.load(cfg.dataset).train)
-    cfg.num_epochs = STEPS * cfg.batch_size / count
+    folder.scale(cfg, len(datasets.load(cfg.dataset).train))
   return cfg
 
 

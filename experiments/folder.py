@@ -15,14 +15,23 @@ and --config.dataset.masks=DIR/masks, most large views have another background.
 
 Run: python -m semppl_jax.main --config=experiments/folder.py \
   --config.dataset.path=DIR --workdir=runs/mine
-The number of epochs is for about 500 training images; for N of them
---config.num_epochs=52000/N keeps the number of steps.
+Durations are for 520 training images, in 812 steps; `scale` gives those of as
+many steps for another number.
 """
+
+import ml_collections
 
 from experiments import digits
 from semppl_jax import config
 
 METHODS = ('semppl', 'relicv2', 'supervised')
+_IMAGES = 520  # that the durations are for
+_DURATIONS = (
+  'num_epochs',
+  'optimizer.warmup_epochs',
+  'queue.target_query_epochs',
+  'loss.exclude_after_epochs',
+)
 
 
 def get_config(method='semppl'):
@@ -54,15 +63,28 @@ def get_config(method='semppl'):
     hue=0.02,
     blur=(0.0, 0.0),
   )
-  cfg.loss.update(exclude_same_label=False, exclude_after_epochs=0.0)
+  cfg.loss.update(semantic_invariance_weight=1.0, exclude_after_epochs=25.0)
   cfg.queue.capacity = 128
-  if method == 'relicv2':
-    cfg.loss.alpha = 0.0
+  if method != 'semppl':
+    cfg.loss.update(
+      alpha=0.0, semantic_invariance_weight=0.0, exclude_same_label=False
+    )
   if method == 'supervised':
     cfg.batch_size = 24
     cfg.num_epochs = 30.0
     cfg.labels.share = 1.0
     cfg.views.num_small = 0
-    cfg.loss.update(contrastive_weight=0.0, invariance_weight=0.0, alpha=0.0)
-    cfg.loss.num_negatives = 5
+    cfg.loss.update(
+      contrastive_weight=0.0, invariance_weight=0.0, num_negatives=5
+    )
   return cfg
+
+
+def scale(cfg: ml_collections.ConfigDict, images: int) -> None:
+  """As many steps as with 520 training images, with another number of them."""
+  changed = {
+    key: value * _IMAGES / images
+    for key, value in config.flat(cfg)
+    if key in _DURATIONS
+  }
+  cfg.update_from_flattened_dict(changed)

@@ -14,13 +14,19 @@ from semppl_jax.errors import CheckpointError, UserError
 
 if TYPE_CHECKING:
   from semppl_jax import config, eval_config, networks
-  from semppl_jax.model import Model, PseudoLabels, load_pretrained
+  from semppl_jax.model import (
+    FileEmbeddings,
+    Model,
+    PseudoLabels,
+    load_pretrained,
+  )
   from semppl_jax.tasks import evaluate, pretrain
   from semppl_jax.weights import Checkpoint, load_checkpoint
 
 __all__ = [
   'Checkpoint',
   'CheckpointError',
+  'FileEmbeddings',
   'Model',
   'PseudoLabels',
   'UserError',
@@ -39,6 +45,7 @@ optimised_python.refuse()
 # Where a name lives; None: it is a module.
 _HOMES = {
   'Checkpoint': 'weights',
+  'FileEmbeddings': 'model',
   'Model': 'model',
   'PseudoLabels': 'model',
   'config': None,

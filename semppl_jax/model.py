@@ -44,6 +44,14 @@ class PseudoLabels(NamedTuple):
   similarity: np.ndarray  # [N, k] float32, cosine
 
 
+class FileEmbeddings(NamedTuple):
+  """Embeddings of n image files, and which file each is of."""
+
+  paths: list[str]  # n
+  embeddings: np.ndarray  # [n, e] float32
+  unreadable: dict[str, str]  # path -> reason, of the files left out
+
+
 class Model:
   """A checkpoint that embeds and classifies images.
 
@@ -147,8 +155,10 @@ class Model:
 
     Args:
       images: an array [N, H, W, 3] (or [H, W, 3]: one image), uint8 or floats
-        in [0, 1]; a PIL image; the path of a file, or of a folder (all images
-        below it, sorted by path); or a sequence of these, of any sizes.
+        in [0, 1]; a PIL image; the bytes of an encoded file; the path of a
+        file, or of a folder (all images below it, sorted by path:
+        `embed_files` gives the paths, too); or a sequence of these, of any
+        sizes.
 
     Returns:
       [N, e] float32, not normalised.
@@ -158,6 +168,29 @@ class Model:
         cannot be read or decoded; the line names it.
     """
     return self._run(self._embed, images)
+
+  def embed_files(
+    self, files: Any, *, skip_unreadable: bool = False
+  ) -> FileEmbeddings:
+    """Embeddings of image files, with their paths.
+
+    Args:
+      files: the path of a file, or of a folder (all images below it, sorted by
+        path), or a sequence of paths.
+      skip_unreadable: leaves out files that cannot be read or decoded, and
+        lists them; else the first one is an error.
+
+    Raises:
+      UserError: see `embed`; what is no path.
+    """
+    paths = given.files(files)
+    unreadable: dict[str, str] = {}
+    tell = unreadable.__setitem__ if skip_unreadable else _refuse
+    embeddings = self._run(self._embed, paths, tell)
+    kept = [i for i, path in enumerate(paths) if path not in unreadable]
+    return FileEmbeddings(
+      [paths[i] for i in kept], embeddings[kept], unreadable
+    )
 
   def logits(self, images: Any) -> np.ndarray:
     """The classifier's outputs, [N, K] float32; see `embed`.
@@ -235,13 +268,18 @@ class Model:
     copies = parallel.replicate((self.params, self.state), len(devices))
     return parallel.place(copies, devices)
 
-  def _run(self, forward: Callable[..., Any], images: Any) -> np.ndarray:
+  def _run(
+    self,
+    forward: Callable[..., Any],
+    images: Any,
+    on_unreadable: pipeline.OnUnreadable | None = None,
+  ) -> np.ndarray:
     source = given.source(images)
     few, many = _BATCHES
     (found,), _ = inference.over_images(
       forward, self._on_devices, source, jax.local_devices(),
       few if len(source) <= few else many, images=self._crops,
-      on_unreadable=_refuse,
+      on_unreadable=on_unreadable or _refuse,
     )  # fmt: skip
     return found
 

@@ -31,7 +31,8 @@ FLOORS = {
   4: ('pretrain_step', 'classifier_step', 'weights'),
   5: ('runs', 'encoder_scores', 'eval_runs', 'plots'),
   6: (
-    'pretraining', 'classifier_fit', 'convert', 'preflight', 'model', 'baselines',
+    'pretraining', 'classifier_fit', 'convert', 'preflight', 'model',
+    'baselines',
   ),
   7: ('grid_search', 'report'),
   8: ('eval_tasks', 'robustness', 'transfer'),

@@ -134,6 +134,39 @@ def test_a_folders_images_come_sorted_by_path(ours, tmp_path):
   np.testing.assert_allclose(expected, ours.embed(images)[[3, 1, 2, 0]])
 
 
+def test_files_come_with_their_paths(ours, tmp_path):
+  files = _files(tmp_path)
+  Image.fromarray(_noise(8, 8, 3)[::-1]).save(tmp_path / 'empty' / 'b.png')
+  found = ours.embed_files(tmp_path, skip_unreadable=True)
+  paths = [str(tmp_path / 'empty' / 'b.png'), str(files['good'])]
+  assert found.paths == paths
+  np.testing.assert_array_equal(found.embeddings, ours.embed(paths))
+  assert set(found.unreadable) == {str(files['text']), str(files['cut'])}
+  assert all(found.unreadable.values())
+  with pytest.raises(semppl_jax.UserError, match='cut.jpg cannot be decoded'):
+    ours.embed_files(tmp_path)
+  # A path that stands twice, and a sequence of folders.
+  again = ours.embed_files([paths[1], tmp_path / 'empty', paths[1]])
+  assert again.paths == [paths[1], paths[0], paths[1]]
+  np.testing.assert_array_equal(again.embeddings[0], again.embeddings[2])
+
+
+@pytest.mark.parametrize(
+  'files, words',
+  [
+    (np.zeros((2, 8, 8, 3)), 'not a ndarray'),
+    (b'x.png', 'not a bytes'),
+    ({'x.png': 1}, 'not a dict'),
+    ([3], 'file 0 is a int, not a path'),
+    ([], 'There is no file'),
+    ('gone.png', "no file 'gone.png'"),
+  ],
+)
+def test_what_is_no_file(files, words, ours):
+  with pytest.raises(semppl_jax.UserError, match=words):
+    ours.embed_files(files)
+
+
 def test_pictures_of_16_bits_are_their_files(ours, tmp_path):
   deep = Image.fromarray(_noise(8, 8).astype(np.uint16) * 257)
   deep.save(tmp_path / 'deep.png')

@@ -5,7 +5,7 @@ error that names it.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,31 @@ def source(given: Any) -> sources.Records:
   return sources.Records(
     np.full(len(items), -1), lambda i: items[i][1](), encoded=True, names=names
   )
+
+
+def files(given: Any) -> list[str]:
+  """Paths of image files: of one, of all below a folder, or of a sequence.
+
+  Raises:
+    UserError: no path, none of an image, or none that is there.
+  """
+  one = isinstance(given, (str, os.PathLike))
+  if not one and (
+    not isinstance(given, Iterable)
+    or isinstance(given, (Mapping, *_BYTES))
+    or hasattr(given, 'shape')
+  ):
+    raise UserError(
+      f'Files are a path or a sequence of paths, not a {type(given).__name__}.'
+    )
+  found: list[str] = []
+  for i, path in enumerate([given] if one else given):
+    if not isinstance(path, (str, os.PathLike)):
+      raise UserError(f'file {i} is a {type(path).__name__}, not a path.')
+    found += [name for name, _ in _files(os.fspath(path))]
+  if not found:
+    raise UserError('There is no file: give at least one.')
+  return found
 
 
 def _items(given: Any) -> Iterator[Item]:
