@@ -127,6 +127,7 @@ def test_a_killed_process_ends_the_job_which_goes_on(tmp_path, alone):
   _assert_same(_result(alone), _result(tmp_path))
 
 
+@pytest.mark.long  # test_pretraining has the signal to one process alone
 def test_a_signal_to_one_stops_all_after_one_step(tmp_path, alone):
   job = _start(tmp_path, 2, 2, *_CALM, own={1: ['signal_at=3']})
   for status, error in _end(job):

@@ -1,7 +1,7 @@
 """ImageNet from end to end, on small data in the very formats of the real one.
 
-Pre-training by the config of a released checkpoint, then each evaluation, on 1
-and on 4 devices.
+Pre-training by the config of a released checkpoint, then each evaluation, on 4
+devices; the long tests compare them with 1.
 """
 
 import io
@@ -29,7 +29,6 @@ CLASSES = (0, 1, 500, 999)
 LABELS = [CLASSES[i % 4] for i in range(24)]
 LABELLED = range(8, 16)
 BROKEN = 20
-DEVICES = (1, 4)
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +80,7 @@ def make_config(data_dir, num_devices, variant='resnet_50_1x_1pct', **changes):
   return cfg
 
 
-def train(data_dir, folder):
+def train(data_dir, folder, devices):
   """A finished run for each number of devices, and what reached them."""
   seen = {}
   shard = parallel.shard
@@ -95,23 +94,29 @@ def train(data_dir, folder):
     patch.setattr(parallel, 'shard', watch)
     results = {
       d: pretraining.pretrain(make_config(data_dir, d), str(folder / str(d)))
-      for d in DEVICES
+      for d in devices
     }
   return results, seen
 
 
-def test_from_pretraining_to_each_evaluation(data_dir, tmp_path, subtests):
+@pytest.mark.parametrize(
+  'devices', [(4,), pytest.param((1, 4), marks=pytest.mark.long)]
+)
+def test_from_pretraining_to_each_evaluation(
+  devices, data_dir, tmp_path, subtests
+):
   """One test, for the run that all of it is about takes a minute."""
-  results, seen = train(data_dir, tmp_path)
+  results, seen = train(data_dir, tmp_path, devices)
   with subtests.test('pre-training'):
     check_results(results, tmp_path)
-  with subtests.test('devices'):
-    check_devices(seen, tmp_path)
+  if len(devices) > 1:
+    with subtests.test('devices'):
+      check_devices(seen, tmp_path)
   with subtests.test('labels'):
-    check_labels(seen)
+    check_labels(seen[devices[0]])
   for task in _TASKS:
     with subtests.test(task):
-      check_evaluation(task, data_dir, tmp_path)
+      check_evaluation(task, data_dir, tmp_path, devices)
 
 
 def metrics(folder, key):
@@ -120,8 +125,7 @@ def metrics(folder, key):
 
 
 def check_results(results, folder):
-  for d in DEVICES:
-    result = results[d]
+  for d, result in results.items():
     assert result['step'] == 4 == len(metrics(folder / str(d), 'loss'))
     assert result['num_labels'] == len(LABELLED)
     assert result['unreadable_images'] == 1
@@ -139,13 +143,12 @@ def check_devices(seen, folder):
     for a, b in zip(one[:4], four[:4]):
       np.testing.assert_array_equal(a, b)
   for key in ('loss_augm', 'queue_fill', 'embedding_std'):
-    one, four = (metrics(folder / str(d), key) for d in DEVICES)
+    one, four = (metrics(folder / str(d), key) for d in (1, 4))
     np.testing.assert_allclose(one, four, rtol=2e-3)
 
 
-def check_labels(seen):
+def check_labels(batches):
   """Of all that is put on devices, labels are those of SimCLR's list alone."""
-  batches = seen[1]
   ids = np.concatenate([batch.ids for batch in batches])
   labels = np.concatenate([batch.labels for batch in batches])
   assert len(ids) == 48 and len(set(ids)) == 23  # every image but the broken
@@ -164,36 +167,36 @@ _TASKS = {
 }
 
 
-def check_evaluation(task, data_dir, folder):
+def check_evaluation(task, data_dir, folder, devices):
   module, variant = _TASKS[task]
   workdir = folder / task
   found = {}
-  for d in DEVICES:
+  for d in devices:
     cfg = module.get_config(variant)
-    cfg.checkpoint = str(folder / '1')
+    cfg.checkpoint = str(folder / str(devices[0]))
     cfg.update(batch_size=8, num_epochs=1.0, num_devices=d, progress=False)
     cfg.dataset.update(path=str(data_dir), image_size=64)
     cfg.crops.size = 16
     cfg.grid.update(learning_rates=(0.1,), encoder_learning_rates=(0.01,))
     cfg.evaluation.batch_size = 8
     found[d] = eval_tasks.run_task(cfg, str(workdir / str(d)))
-  one, four = (found[d] for d in DEVICES)
+  one, *others = found.values()
   assert one['num_test'] == 8 and 0 <= one['top1'] <= one['top5'] <= 1
   wanted = 24 if variant == 'imagenet' else len(LABELLED)
   assert one['num_labels'] == wanted
   # All eight classes' names are those of ImageNet.
-  classes = json.loads((workdir / '1' / 'per_class.json').read_text())
+  file = workdir / str(devices[0]) / 'per_class.json'
+  classes = json.loads(file.read_text())
   assert len(classes) == 1000 and classes['n01440764']['images'] == 2
-  if task == 'knn':
-    assert one['top1'] == four['top1']
-  else:
-    assert one['loss'] == pytest.approx(four['loss'], rel=2e-3)
+  for other in others:
+    if task == 'knn':
+      assert one['top1'] == other['top1']
+    else:
+      assert one['loss'] == pytest.approx(other['loss'], rel=2e-3)
 
 
-def test_saliency_masks_and_a_share_of_labelled_images(
-  data_dir, tmp_path, monkeypatch
-):
-  """The options: masks by id reach the views; half of a batch is labelled."""
+def with_masks(data_dir, folder):
+  """The options: masks of nothing, and half of a batch is labelled."""
   cfg = make_config(
     data_dir, 4, 'resnet_50_4x_10pct', num_epochs=1.0, views__saliency=1.0,
     labels__share=0.5, encoder__width=1,
@@ -202,15 +205,34 @@ def test_saliency_masks_and_a_share_of_labelled_images(
   layout = masks.Layout(
     'ImageNet', data.fingerprint, len(data.train), shard_size=10, method='none'
   )
-  folder = tmp_path / 'masks'
   masks.create(folder, layout)
   nothing = np.zeros((4, 4), bool)
   for shard in range(layout.num_shards):
     masks.write_shard(folder, layout, shard, [nothing] * len(layout.ids(shard)))
   cfg.dataset.masks = str(folder)
+  return cfg
+
+
+def test_saliency_masks_reach_the_views_by_id(data_dir, tmp_path):
+  cfg = with_masks(data_dir, tmp_path / 'masks')
   run = runs_lib.prepare(cfg)
   batch, _ = next(iter(runs_lib.input_batches(run, 0)))
   assert batch.masks.shape == (12, 64, 64) and not batch.masks.any()
+  keys = jax.random.split(jax.random.key(0), 12)
+  large, _ = views.make_views(
+    keys, batch.images, run.cfg.views, batch.sizes, batch.masks
+  )
+  np.testing.assert_allclose(large, 0.5, atol=1e-5)  # nothing is foreground
+  cfg.dataset.masks = str(tmp_path)
+  with pytest.raises(errors.UserError, match='masks'):
+    runs_lib.prepare(cfg)
+
+
+@pytest.mark.long
+def test_training_with_masks_and_a_share_of_labelled_images(
+  data_dir, tmp_path, monkeypatch
+):
+  cfg = with_masks(data_dir, tmp_path / 'masks')
   made = views.make_views
   seen = []
 
@@ -222,14 +244,8 @@ def test_saliency_masks_and_a_share_of_labelled_images(
   results = pretraining.pretrain(cfg, str(tmp_path / 'run'))
   assert results['step'] == 2
   assert seen and set(seen) == {((3, 2), (3, 64, 64))}  # on each of 4 devices
-  keys = jax.random.split(jax.random.key(0), 12)
-  large, _ = made(keys, batch.images, cfg.views, batch.sizes, batch.masks)
-  np.testing.assert_allclose(large, 0.5, atol=1e-5)  # nothing is foreground
   fill = metrics(tmp_path / 'run', 'queue_fill')
   np.testing.assert_allclose(fill, [6 / 24, 12 / 24])
-  cfg.dataset.masks = str(tmp_path)
-  with pytest.raises(errors.UserError, match='masks'):
-    runs_lib.prepare(cfg)
 
 
 def test_on_corrupt_error_stops_training(data_dir, tmp_path):
