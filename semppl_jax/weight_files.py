@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ _FIELDS = {
 }
 KINDS = (*_FIELDS, 'run')
 _OURS = 'semppl_jax'  # our settings in a pickle
+# How torch.save began until PyTorch 1.6: its magic number, pickled.
+_PYTORCH = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9'
 
 
 class Settings(NamedTuple):
@@ -82,12 +85,31 @@ def read(path: pathlib.Path, step: int | None) -> Contents:
   # pickle's first byte; what a pickle begins with is no length.
   if head[8:] == b'{' and int.from_bytes(head[:8], 'little') < 2**32:
     return _read_safetensors(path)
+  if _is_of_pytorch(path, head):
+    raise CheckpointError(
+      'is a file of PyTorch, which is not read: this package reads pickles of '
+      "DeepMind's release, safetensors files that it wrote and its own runs."
+    )
   if head[:1] == b'\x80':
     return _read_pickle(path)
   raise CheckpointError(
     "is neither a pickle of DeepMind's release (of protocol 2 to 5) nor a "
     f'safetensors file ({size:,} bytes).'
   )
+
+
+def _is_of_pytorch(path: pathlib.Path, head: bytes) -> bool:
+  """Whether torch.save wrote it: a zip with a data.pkl, or before 1.6 pickles.
+
+  These begin with a magic number as a pickle of its own.
+  """
+  if head[:2] == b'PK':
+    with (
+      contextlib.suppress(OSError, zipfile.BadZipFile),
+      zipfile.ZipFile(path) as archive,
+    ):
+      return any(name.endswith('/data.pkl') for name in archive.namelist())
+  return head == _PYTORCH[: len(head)]
 
 
 def write_safetensors(path: str | os.PathLike, contents: Contents) -> None:

@@ -223,6 +223,10 @@ GOOD = dict(
     (dict(train_labels=np.arange(3)[:, None]), r'\(3, 1\); it must be'),
     (dict(train_labels=np.array([0, 1, -2])), 'from -2 to 1; .* from -1'),
     (dict(train_labels=np.array([0, 1, 2**40])), f'to {2**40}; '),
+    (
+      dict(train_labels=np.array([0, 45_000, 90_000])),
+      'go up to 90000, but only 3 different .* return_inverse',
+    ),
     (dict(test_labels=np.array([0, -1])), 'test_labels go from -1 .* from 0'),
     (dict(test_images=noise(2, (4, 6, 3))), 'must have one size'),
     (dict(train_labels=np.array([{}, 1, 2])), 'not a readable .npz file'),

@@ -5,6 +5,7 @@ import json
 import pathlib
 import pickle
 import shutil
+import zipfile
 
 import golden
 import jax
@@ -178,6 +179,22 @@ def test_files_that_are_no_checkpoint(tmp_path):
     ({'experiment_state': {}, 'step': 3}, 'neither online_params'),
   ],
 )
+def test_files_of_pytorch_are_named(tmp_path):
+  """A zip, and what it was before PyTorch 1.6."""
+  file = tmp_path / 'model.pt'
+  with zipfile.ZipFile(file, 'w') as archive:
+    archive.writestr('model/data.pkl', pickle.dumps({}))
+    archive.writestr('model/data/0', bytes(64))
+  refused(file, 'is a file of PyTorch')
+  with file.open('wb') as legacy:
+    for part in (0x1950A86A20F9469CFC6C, 1001, {'little_endian': True}, {}):
+      pickle.dump(part, legacy, protocol=2)
+  refused(file, 'is a file of PyTorch')
+  with zipfile.ZipFile(file, 'w') as archive:  # another zip
+    archive.writestr('readme.txt', 'nothing')
+  refused(file, 'neither a pickle')
+
+
 def test_pickles_without_what_is_needed(value, words, tmp_path):
   refused(write(tmp_path, value), words)
 

@@ -84,4 +84,11 @@ def _split(
       f'{split}_labels go from {labels.min()} to {labels.max()}; they must be '
       f'class numbers, from {lowest} to {2**20 - 1}.'
     )
+  different = len(np.unique(labels[labels >= 0]))
+  if split == 'train' and labels.max() >= max(1000, 100 * different):
+    raise UserError(
+      f'{split}_labels go up to {labels.max()}, but only {different} different '
+      'ones are there: number the classes from 0 on, as '
+      'np.unique(labels, return_inverse=True) does.'
+    )
   return three_channels(images), labels

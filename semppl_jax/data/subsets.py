@@ -210,14 +210,21 @@ def select_labels(
   names = class_names
   if names is None:
     names = [str(i) for i in range(labels.max(initial=-1) + 1)]
+  by_label = np.argsort(labels, kind='stable')  # rows, class after class
+  ends = np.searchsorted(labels[by_label], np.arange(len(names) + 1))
+  random = np.random.RandomState()
   missing, short = [], []
   for label, name in enumerate(names):
-    rows = _ordered(labels, label, seed)
-    wanted = per_class or max(1, round(fraction * len(rows)))
-    selected[rows[:wanted]] = label
+    rows = by_label[ends[label] : ends[label + 1]]
     if not len(rows):
       missing.append(name)
-    elif len(rows) < wanted:
+      continue
+    wanted = per_class or max(1, round(fraction * len(rows)))
+    # Seeded for each class: none changes another one's order. RandomState's
+    # numbers are frozen for ever, as a subset must be.
+    random.seed([seed % 2**32, label])
+    selected[random.permutation(rows)[:wanted]] = label
+    if len(rows) < wanted:
       short.append(f'{name} ({len(rows)})')
   if missing:
     logging.warning('Classes without labels: %s', _some(missing))
@@ -233,14 +240,6 @@ def _some(names: Sequence[str], most: int = 10) -> str:
   """The first names, and how many more there are."""
   more = f' and {len(names) - most} more' if len(names) > most else ''
   return ', '.join(names[:most]) + more
-
-
-def _ordered(labels: np.ndarray, label: int, seed: int) -> np.ndarray:
-  """A class's rows in the random order that the seed gives them."""
-  # One generator for each class: a class does not change another one's order.
-  # RandomState's numbers are frozen for ever, as a subset must be.
-  random = np.random.RandomState([seed % 2**32, label])
-  return random.permutation(np.flatnonzero(labels == label))
 
 
 def _check(per_class: int, fraction: float) -> None:
