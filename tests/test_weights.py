@@ -169,16 +169,6 @@ def test_files_that_are_no_checkpoint(tmp_path):
   refused(tmp_path / 'run', 'no checkpoint yet')
 
 
-@pytest.mark.parametrize(
-  'value, words',
-  [
-    ([1], 'holds a list'),
-    ({'step': 3}, "has no 'experiment_state'"),
-    ({'experiment_state': {}}, "has no 'step'"),
-    ({'experiment_state': 3, 'step': 3}, 'experiment_state is a int'),
-    ({'experiment_state': {}, 'step': 3}, 'neither online_params'),
-  ],
-)
 def test_files_of_pytorch_are_named(tmp_path):
   """A zip, and what it was before PyTorch 1.6."""
   file = tmp_path / 'model.pt'
@@ -195,6 +185,16 @@ def test_files_of_pytorch_are_named(tmp_path):
   refused(file, 'neither a pickle')
 
 
+@pytest.mark.parametrize(
+  'value, words',
+  [
+    ([1], 'holds a list'),
+    ({'step': 3}, "has no 'experiment_state'"),
+    ({'experiment_state': {}}, "has no 'step'"),
+    ({'experiment_state': 3, 'step': 3}, 'experiment_state is a int'),
+    ({'experiment_state': {}, 'step': 3}, 'neither online_params'),
+  ],
+)
 def test_pickles_without_what_is_needed(value, words, tmp_path):
   refused(write(tmp_path, value), words)
 
