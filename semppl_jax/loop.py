@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +100,8 @@ def fit(
 
   profile = profiling.Profile(job.workdir, job.profile_steps)
   ready = contextlib.closing(parallel.prefetch(inputs, _sender(job)))
-  with log, signals.StopSignal() as stop, profile, ready as batches:
+  enough = _memory_explained(job)
+  with enough, log, signals.StopSignal() as stop, profile, ready as batches:
     step = start
     for batch_and_truth in batches:
       profile.before(step + 1)
@@ -183,6 +184,18 @@ def _guarded(mapped: Any, arguments: tuple, job: Job) -> tuple:
     except jax.errors.JaxRuntimeError:
       compiled = None  # where memory is given out at compile time: TPUs
     line = memory.advice(job.cfg.batch_size, job.parts, job.devices, compiled)
+    raise UserError(line) from error
+
+
+@contextlib.contextmanager
+def _memory_explained(job: Job) -> Iterator[None]:
+  """The same where a step's outputs are waited for, as on CPUs."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if not memory.is_exhausted(error):
+      raise
+    line = memory.advice(job.cfg.batch_size, job.parts, job.devices)
     raise UserError(line) from error
 
 

@@ -4,6 +4,7 @@ Sizes are bytes on one device, by the compiler's own account.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +40,13 @@ def need(compiled: Any) -> Need | None:
 
 
 def limit(device: jax.Device) -> int | None:
-  """What a device can give in all; None where it does not say (CPUs)."""
+  """What a device can give in all; None where it does not say.
+
+  Of CPU devices, an equal share of the machine's memory.
+  """
+  if getattr(device, 'platform', '') == 'cpu':
+    pages, size = (os.sysconf(f'SC_{x}') for x in ('PHYS_PAGES', 'PAGE_SIZE'))
+    return pages * size // jax.local_device_count()
   stats = device.memory_stats() or {}
   return stats.get('bytes_limit')
 

@@ -76,6 +76,26 @@ def test_a_step_that_does_not_fit_ends_in_one_line(compiles):
   assert ('would fit' in str(raised.value)) == compiles
 
 
+def test_outputs_that_do_not_come_end_in_one_line():
+  """On CPUs the call returns, and what it gives raises when it is read."""
+  job = loop.Job(types.SimpleNamespace(batch_size=8), 1, [_device(2)], '', None)
+  told = pytest.raises(UserError, match='batch_size 8 is 8 images')
+  with told as raised, loop._memory_explained(job):
+    raise jax.errors.JaxRuntimeError(
+      'INTERNAL: Out of memory allocating 99 bytes'
+    )
+  assert '\n' not in str(raised.value)
+  other = pytest.raises(jax.errors.JaxRuntimeError, match='something else')
+  with other, loop._memory_explained(job):
+    raise jax.errors.JaxRuntimeError('INTERNAL: something else')
+
+
+def test_cpu_devices_share_the_machines_memory():
+  each = memory.limit(jax.devices()[0])
+  assert each * jax.local_device_count() <= 2**50
+  assert each * jax.local_device_count() > 2**30
+
+
 def test_other_errors_of_a_step_pass():
   def broken(*unused):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
