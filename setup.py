@@ -58,7 +58,9 @@ setuptools.setup(
       'tensorflow-cpu',
     ],
     'benchmark-torch': ['torch'],  # benchmarks/torch_step.py
-    'cuda': ['jax[cuda12]>=0.10'],
+    'cuda': ['jax[cuda12]>=0.10'],  # the same as cuda12
+    'cuda12': ['jax[cuda12]>=0.10'],
+    'cuda13': ['jax[cuda13]>=0.10'],
     'saliency': ['opencv-contrib-python-headless>=4.9'],
     'test': [
       'hypothesis>=6.100',

@@ -15,6 +15,7 @@ FLOORS = {
   0: (
     'errors', 'structs', 'schedules', 'parallel', 'config', 'signals', 'files',
     'differences', 'resampling', 'hosts', 'optimised_python',
+    'launch',
   ),
   1: (
     'views', 'crops', 'encoders', 'losses', 'negatives', 'label_queue',
