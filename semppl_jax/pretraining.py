@@ -26,6 +26,7 @@ from semppl_jax import (
   plausibility,
   pretrain_step,
   resuming,
+  run_data,
   run_log,
   runs,
   train_state,
@@ -66,6 +67,7 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   ):
     results = os.path.join(workdir, RESULTS)
     done = hosts.agree(hosts.together(lambda: metrics_lib.read_json(results)))
+    run_data.check(workdir, run, finished=done is not None)
     if done is not None:
       run_log.say(f'{workdir}: this run is finished, at step {done["step"]}.')
       return done

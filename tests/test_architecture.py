@@ -26,7 +26,7 @@ FLOORS = {
   ),
   2: (
     'networks', 'resuming', 'weight_files', 'inference', 'tables', 'saliency',
-    'to_array_record', 'plausibility',
+    'to_array_record', 'plausibility', 'run_data',
   ),
   3: ('train_state', 'objective', 'recognition', 'loop'),
   4: ('pretrain_step', 'classifier_step', 'weights'),

@@ -109,6 +109,18 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(usual):
   assert found.notes == []
 
 
+def test_masks_and_runs_in_it_are_no_data(tmp_path):
+  put(tmp_path, 'cat/1.png', 'masks/masks.json', 'masks/contact_sheet.png')
+  put(tmp_path, 'run/metrics.jsonl', 'run/plots/curves.png')
+  found = search(tmp_path)
+  assert found.class_names == ['cat'] and found.train == ['cat/1.png']
+  put(tmp_path, 'train/dog/1.png')
+  assert search(tmp_path).notes == [
+    'cat/ with 1 image left out (they may go to train/CLASS/, test/CLASS/ or '
+    'unlabelled/)'
+  ]
+
+
 def test_jpegs_have_many_suffixes(usual):
   put(usual, 'train/cat/2.jfif', 'train/cat/3.jpe', 'train/cat/4.JPG'.lower())
   assert len(search(usual).train) == 5

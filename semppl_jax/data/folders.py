@@ -18,6 +18,7 @@ from semppl_jax.errors import UserError
 _TRAIN = ('train', 'training')
 _TEST = ('test', 'testing', 'val', 'valid', 'validation')
 _UNLABELLED = ('unlabelled', 'unlabeled')
+_OURS = ('masks.json', 'metrics.jsonl')
 # Files that people keep for images, but nobody here decodes.
 _TO_CONVERT = ('.avif', '.heic', '.heif', '.jp2', '.jxl', '.svg')
 
@@ -41,11 +42,11 @@ def search(folder: str) -> Found:
   """
   if not os.path.isdir(folder):
     raise UserError(f'dataset.path {folder!r} is not a folder.')
-  inside = image_files.subfolders(folder)
+  at = lambda name: os.path.join(folder, name)
+  inside = [n for n in image_files.subfolders(folder) if not _is_ours(at(n))]
   train, test = _called(inside, _TRAIN)[:1], _called(inside, _TEST)[:1]
   unlabelled = _called(inside, _UNLABELLED)
   rest = [n for n in inside if n not in (*train, *test, *unlabelled)]
-  at = lambda name: os.path.join(folder, name)
   others: collections.Counter[str] = collections.Counter()
   directly = image_files.find(folder, deep=False, others=others)
   if train:
@@ -90,6 +91,11 @@ def search(folder: str) -> Found:
     paths + loose, labels + [-1] * len(loose), tests, test_labels, classes,
     notes,
   )  # fmt: skip
+
+
+def _is_ours(folder: str) -> bool:
+  """Whether it holds masks, or a run, whose pictures are no images of data."""
+  return any(os.path.isfile(os.path.join(folder, name)) for name in _OURS)
 
 
 def _called(inside: list[str], spellings: tuple[str, ...]) -> list[str]:
