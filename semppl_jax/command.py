@@ -9,6 +9,7 @@ import importlib
 import sys
 
 import semppl_jax
+from semppl_jax import signals
 from semppl_jax.config import nearest_name
 
 # Task -> module with a `main`, what it does.
@@ -26,6 +27,11 @@ TASKS = {
 
 def main() -> int | None:
   """Hands the arguments on to a task; returns its exit status."""
+  with signals.reader_may_leave():
+    return _main()
+
+
+def _main() -> int | None:
   task, *rest = sys.argv[1:] or ['--help']
   if task in ('-h', '--help', 'help'):
     print(usage())

@@ -18,13 +18,14 @@ import pathlib
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from semppl_jax import config, eval_config
+from semppl_jax import config, eval_config, signals
 from semppl_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,10 +57,10 @@ Task = Callable[[Any, str], Any]
 def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
   """Joins the job's processes, if there are several, and does the task."""
   if len(argv) > 1:
-    raise UserError(f'Unexpected argument {argv[1]!r}; see --helpshort.')
+    raise UserError(f'Unexpected argument {argv[1]!r}; see --help.')
   for name, flag in (('config', _CONFIG), ('workdir', _WORKDIR)):
     if name in needed and flag.value is None:
-      raise UserError(f'--{name} is missing; see --helpshort.')
+      raise UserError(f'--{name} is missing; see --help.')
   # Imported late: a wrong flag is refused before JAX starts.
   from semppl_jax import hosts
 
@@ -84,7 +85,6 @@ def train_or_evaluate(cfg: Any, workdir: str) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   """absl's parser, with one line for what is wrong with the flags."""
-  app.define_help_flags()
   argv = list(argv)
   for i, argument in enumerate(argv):
     if argument.startswith('--config='):
@@ -99,15 +99,38 @@ def _parse(argv: list[str]) -> list[str]:
     raise UserError(_explain(argv, e)) from e
 
 
+_HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort', '--helpfull')
+
+
+def _help(task: Task) -> str:
+  """What the flags are, where the config's keys are listed, what is there."""
+  module = sys.modules[task.__module__]
+  described = flags.FLAGS.module_help(sys.modules[__name__]).strip()
+  known = ', '.join(sorted(_known_experiments()))
+  return (
+    f'{(module.__doc__ or "").strip()}\n\nFlags:\n'
+    f'{described.partition(chr(10))[2]}\n\n'  # below the module's name
+    '--config takes a file, or the name of an experiment that comes along:\n'
+    f'{textwrap.fill(known, 78)}\n'
+    'Any setting: --config.KEY=VALUE. All keys, with their defaults and what '
+    'they do:\ndocs/settings.md, semppl_jax/config/defaults.py and, of '
+    'evaluation,\nsemppl_jax/eval_config.py.\n'
+  )
+
+
+def _known_experiments() -> dict[str, pathlib.Path]:
+  folder = next((f for f in _EXPERIMENTS if f.is_dir()), None)
+  return {f.stem: f for f in folder.glob('[!_]*.py')} if folder else {}
+
+
 def _experiment(name: str) -> pathlib.Path:
   """A config file, or by its bare name one of those that come along."""
   file = pathlib.Path(name)
   if file.is_file():
     return file.absolute()
-  folder = next((f for f in _EXPERIMENTS if f.is_dir()), None)
-  if folder is None or file.name != name:
+  known = _known_experiments()
+  if not known or file.name != name:
     raise UserError(f'--config: there is no file {name!r}.')
-  known = {f.stem: f for f in folder.glob('[!_]*.py')}
   if file.stem not in known:
     hint = config.nearest_name(name, known)
     raise UserError(
@@ -149,6 +172,8 @@ def _guarded(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
     )
   except UserError as e:
     _exit(str(e), e.status)
+  except BrokenPipeError:
+    raise
   except OSError as e:  # a folder that cannot be written, a full disk
     if e.strerror is None:
       raise
@@ -180,12 +205,16 @@ def launch(task: Task, needed: Sequence[str] = ('config', 'workdir')) -> None:
     needed: flags that must be given.
   """
   logging.set_verbosity(logging.WARNING)  # orbax and JAX say much below it
-  try:
-    argv = _parse(sys.argv)
-  except UserError as e:
-    _exit(str(e))
-  guarded = functools.partial(_guarded, task=task, needed=needed)
-  app.run(guarded, argv=argv, flags_parser=lambda args: args)
+  with signals.reader_may_leave():
+    if any(argument in _HELP for argument in sys.argv[1:]):
+      print(_help(task))
+      return
+    try:
+      argv = _parse(sys.argv)
+    except UserError as e:
+      _exit(str(e))
+    guarded = functools.partial(_guarded, task=task, needed=needed)
+    app.run(guarded, argv=argv, flags_parser=lambda args: args)
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
 """SIGINT and SIGTERM as a wish: finish the step, save, stop."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 _SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -15,6 +17,20 @@ _HEARD = (
 
 class Interrupted(SystemExit):  # noqa: N818, an exit, not an error
   """Stopped by a signal after saving; carries the exit code 128 + signal."""
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+  """Ends without a word when who reads the output has gone, as `head` does."""
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # for what Python flushes at its end
+    sys.exit(128 + signal.SIGPIPE)
 
 
 class StopSignal:

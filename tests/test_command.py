@@ -1,7 +1,9 @@
 """The semppl-jax command: what it hands on, and to whom."""
 
 import importlib
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -37,6 +39,28 @@ def test_version(monkeypatch, capsys):
   assert capsys.readouterr().out == f'semppl-jax {semppl_jax.__version__}\n'
   setup = (_ROOT / 'setup.py').read_text()
   assert f"version='{semppl_jax.__version__}'" in setup
+
+
+@pytest.mark.parametrize('task', ['train', 'evaluate', 'check'])
+@pytest.mark.parametrize('flag', ['--help', '-h', '--helpshort'])
+def test_help_of_a_task_names_its_flags(task, flag, monkeypatch, capsys):
+  _call(monkeypatch, task, flag)
+  shown = capsys.readouterr().out
+  for wanted in ('--config:', '--workdir:', 'docs/settings.md', 'digits'):
+    assert wanted in shown, wanted
+  assert ('looked at' in shown or 'Looks' in shown) == (task == 'check')
+
+
+@pytest.mark.parametrize('arguments', [['--help'], ['train', '--help']])
+def test_a_reader_that_leaves_sees_no_traceback(arguments):
+  reader, writer = os.pipe()
+  os.close(reader)
+  done = subprocess.run(
+    [sys.executable, '-m', 'semppl_jax', *arguments], cwd=_ROOT, stdout=writer,
+    stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+  )  # fmt: skip
+  os.close(writer)
+  assert done.stderr == '' and done.returncode == 128 + signal.SIGPIPE
 
 
 def _python(*arguments):
@@ -81,7 +105,7 @@ def test_a_flag_of_training_reaches_it():
     cwd=_ROOT, capture_output=True, text=True, timeout=120,
   )  # fmt: skip
   assert done.returncode == 2
-  assert done.stderr == 'error: --workdir is missing; see --helpshort.\n'
+  assert done.stderr == 'error: --workdir is missing; see --help.\n'
 
 
 def test_experiments_by_their_names(tmp_path, monkeypatch):

@@ -482,4 +482,4 @@ def test_the_wheel_has_the_model(tmp_path):
     env={'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
     stderr=subprocess.PIPE,
   )  # fmt: skip
-  assert trained.stderr == 'error: --workdir is missing; see --helpshort.\n'
+  assert trained.stderr == 'error: --workdir is missing; see --help.\n'
