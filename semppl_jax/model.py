@@ -38,10 +38,11 @@ _MOST = np.iinfo(np.int32).max  # of labels
 class PseudoLabels(NamedTuple):
   """What the nearest labelled images say of N images."""
 
-  labels: np.ndarray  # [N] int32, the vote's winner
+  labels: np.ndarray  # [N] int32, the vote's winner; str, if such were given
   share: np.ndarray  # [N] float32, its share of the k votes
   neighbours: np.ndarray  # [N, k] int, rows of the support, nearest first
   similarity: np.ndarray  # [N, k] float32, cosine
+  paths: list[str] | None = None  # [N], if the images were files
 
 
 class FileEmbeddings(NamedTuple):
@@ -117,6 +118,11 @@ class Model:
   def num_classes(self) -> int:
     """K of the classifier; 0: there is none."""
     return recognition.head_sizes(self.params)['num_classes']
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Of the classifier's classes, in their order; empty: nobody said."""
+    return self.checkpoint.class_names
 
   def apply(self, params: Any, state: Any, images: jax.Array) -> jax.Array:
     """The encoder in evaluation mode: pure, to be jitted, mapped, derived.
@@ -211,6 +217,19 @@ class Model:
     """The classifier's choice for each image, [N] int32; see `logits`."""
     return self.logits(images).argmax(axis=1).astype(np.int32)
 
+  def predict_names(self, images: Any) -> list[str]:
+    """The same by the classes' names, [N]; see `class_names`.
+
+    Raises:
+      CheckpointError: the checkpoint does not name its classes, or see
+        `logits`.
+    """
+    if not self.class_names:
+      raise CheckpointError(
+        f'{self.checkpoint} does not name its classes: use predict.'
+      )
+    return [self.class_names[label] for label in self.predict(images)]
+
   def pseudo_label(
     self, images: Any, support_images: Any, support_labels: Any, *, k: int = 1
   ) -> PseudoLabels:
@@ -224,16 +243,17 @@ class Model:
     Args:
       images: see `embed`.
       support_images: M labelled images.
-      support_labels: [M] int, at least 0.
+      support_labels: [M] int, at least 0, or [M] names of classes.
       k: neighbours, at most M.
 
     Returns:
-      Labels, shares of the votes, and who the neighbours are.
+      Labels, shares of the votes, and who the neighbours are; of files the
+      paths, too. Names count as numbers in their alphabetical order.
 
     Raises:
       UserError: labels that do not fit, k out of range, or see `embed`.
     """
-    labels = _support(support_labels)
+    names, labels = _support(support_labels)
     if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(labels):
       raise UserError(
         f'k is {k}; it must be a whole number from 1 to {len(labels)}, the '
@@ -244,9 +264,15 @@ class Model:
       raise UserError(
         f'{len(keys)} support images, but {len(labels)} support labels.'
       )
-    nearest, similarity = encoder_scores.neighbours(self.embed(images), keys, k)
-    voted = jax.jit(pseudo_labels.vote)(labels[nearest], similarity)
-    return PseudoLabels(*map(np.asarray, voted), nearest, similarity)
+    paths = given.files(images) if given.are_files(images) else None
+    queries = self.embed(images if paths is None else paths)
+    nearest, similarity = encoder_scores.neighbours(queries, keys, k)
+    voted, share = map(
+      np.asarray, jax.jit(pseudo_labels.vote)(labels[nearest], similarity)
+    )
+    if names is not None:
+      voted = names[voted]
+    return PseudoLabels(voted, share, nearest, similarity, paths)
 
   @property
   def _crops(self) -> pipeline.Images:
@@ -318,21 +344,25 @@ def _refuse(name: str, reason: str) -> None:
   raise UserError(f'{name} cannot be decoded: {reason}.')
 
 
-def _support(labels: Any) -> np.ndarray:
+def _support(labels: Any) -> tuple[np.ndarray | None, np.ndarray]:
+  """Names [K] of classes, if such were given, and numbers [M] int32."""
+  wanted = 'they must be integers or names [M].'
   try:
     labels = np.asarray(labels)
   except ValueError:  # lists of several lengths
-    raise UserError('support_labels must be integers [M].') from None
+    raise UserError(f'support_labels: {wanted}') from None
   if not labels.size:
     raise UserError('There is no support label: give at least one.')
+  if labels.ndim == 1 and labels.dtype.kind in 'US':
+    names, labels = np.unique(labels.astype(str), return_inverse=True)
+    return names, labels.astype(np.int32)
   if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     raise UserError(
-      f'support_labels are {labels.dtype}{list(labels.shape)}; they must be '
-      'integers [M].'
+      f'support_labels are {labels.dtype}{list(labels.shape)}; {wanted}'
     )
   if labels.min() < 0 or labels.max() > _MOST:
     raise UserError(
       f'support_labels go from {labels.min()} to {labels.max()}; they must lie '
       f'between 0 and {_MOST}.'
     )
-  return labels.astype(np.int32)
+  return None, labels.astype(np.int32)

@@ -57,6 +57,7 @@ class Contents(NamedTuple):
   kind: str  # one of KINDS, or safetensors
   settings: Settings = Settings()
   note: str = ''  # what a reader should know besides
+  class_names: tuple[str, ...] = ()  # of the classifier; empty: not said
 
 
 def read(path: pathlib.Path, step: int | None) -> Contents:
@@ -129,6 +130,7 @@ def write_safetensors(path: str | os.PathLike, contents: Contents) -> None:
     'settings': json.dumps(contents.settings._asdict()),
     'step': json.dumps(contents.step),
     'kind': contents.kind,
+    'class_names': json.dumps(contents.class_names),
   }
   part = f'{path}.{os.getpid()}.part'
   try:
@@ -165,7 +167,9 @@ def write_release(path: str | os.PathLike, contents: Contents) -> None:
     'experiment_state': experiment_state,
     'step': contents.step or 0,
     'rng': np.zeros(2, np.uint32),
-    _OURS: contents.settings._asdict(),  # the release looks at no other key
+    # The release looks at no other key.
+    _OURS: contents.settings._asdict()
+    | {'class_names': json.dumps(contents.class_names)},
   }
   pickles.write(path, whole)
 
@@ -182,12 +186,14 @@ def _read_pickle(path: pathlib.Path) -> Contents:
     raise CheckpointError(f'experiment_state is a {type(held).__name__}.')
   for kind, (params, state) in _FIELDS.items():
     if all(name in held for name in params + state):
+      ours = content.get(_OURS, {})
       return Contents(
         params=_join(held, params),
         state=_join(held, state),
         step=trees.whole_number(content['step'], 'step'),
         kind=kind,
-        settings=_settings(content.get(_OURS, {})),
+        settings=_settings(ours),
+        class_names=_class_names(ours.get('class_names')),
       )
   raise CheckpointError(
     'experiment_state has neither online_params and online_state nor '
@@ -234,6 +240,7 @@ def _read_safetensors(path: pathlib.Path) -> Contents:
     None if step is None else trees.whole_number(step, 'step'),
     kind if kind in KINDS else 'safetensors',
     _settings(_json(metadata.get('settings', '{}'), 'settings')),
+    class_names=_class_names(metadata.get('class_names')),
   )
 
 
@@ -262,7 +269,32 @@ def _read_run(path: pathlib.Path, step: int | None) -> Contents:
     found[kind].setdefault(module, {})[own] = leaf
   settings = _run_settings(path / 'config.json')
   note = stop.note(step) if stop else ''
-  return Contents(found['params'], found['state'], step, 'run', settings, note)
+  return Contents(
+    found['params'], found['state'], step, 'run', settings, note,
+    _names_of_run(path),
+  )  # fmt: skip
+
+
+def _names_of_run(path: pathlib.Path) -> tuple[str, ...]:
+  """What data.json says (see `run_data`); older runs have none."""
+  try:
+    text = (path / 'data.json').read_text(encoding='utf-8')
+  except (OSError, ValueError):
+    return ()
+  found = _json(text, 'data.json')
+  named = found.get('class_names') if isinstance(found, dict) else None
+  return _class_names(json.dumps(named))
+
+
+def _class_names(text: Any) -> tuple[str, ...]:
+  """The names in a JSON list; empty: nothing is said."""
+  if text is None:
+    return ()
+  found = _json(text, 'class_names') if isinstance(text, str) else text
+  listed = isinstance(found, list) and all(isinstance(x, str) for x in found)
+  if not listed and found is not None:
+    raise CheckpointError('its class names are no list of names.')
+  return tuple(found or ())
 
 
 def _run_settings(path: pathlib.Path) -> Settings:

@@ -38,6 +38,7 @@ class Checkpoint(NamedTuple):
   image_size: int | None = None  # what it was trained to see; None: not said
   center: float | None = None  # side of that / shorter side of an image
   note: str = ''  # what else is to be known: that an alarm stopped the run
+  class_names: tuple[str, ...] = ()  # of the classifier; empty: not said
 
   def __str__(self) -> str:
     has = {trees.root(module) for module in self.params}
@@ -132,7 +133,7 @@ def digest(weights: Checkpoint) -> str:
 def _contents(weights: Checkpoint) -> weight_files.Contents:
   return weight_files.Contents(
     weights.params, weights.state, weights.step, weights.kind,
-    settings(weights),
+    settings(weights), class_names=weights.class_names,
   )  # fmt: skip
 
 
@@ -159,7 +160,13 @@ def _check(
     trees.rename(params, mapping), trees.rename(state, mapping), expected
   )
   checked = Checkpoint(*fitting, architecture, found.step, found.kind, mapping)
-  checked = checked._replace(note=found.note)
+  names = found.class_names
+  number = recognition.head_sizes(fitting[0])['num_classes']
+  if names and number not in (0, len(names)):
+    raise CheckpointError(
+      f'names {len(names)} classes, but its classifier has {number}.'
+    )
+  checked = checked._replace(note=found.note, class_names=names)
   told = ('bn_eps', 'bn_decay', 'image_size', 'center')
   values = {key: getattr(said, key) for key in told}
   return checked._replace(**{k: v for k, v in values.items() if v is not None})

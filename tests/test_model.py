@@ -366,13 +366,41 @@ def test_a_file_that_goes_while_it_works(ours, tmp_path, monkeypatch):
     ours.embed([path])
 
 
+def test_classes_by_name_and_files_by_path(ours, tmp_path):
+  images, support = _noise(3, 8, 8, 3), _noise(4, 8, 8, 3)[::-1]
+  by_number = ours.pseudo_label(images, support, [1, 0, 2, 0], k=3)
+  names = np.array(['ant', 'bee', 'cow'])
+  by_name = ours.pseudo_label(images, support, list(names[[1, 0, 2, 0]]), k=3)
+  assert by_name.labels.tolist() == names[by_number.labels].tolist()
+  np.testing.assert_array_equal(by_name.share, by_number.share)
+  assert by_number.paths is None and by_number.labels.dtype == np.int32
+  paths = [tmp_path / f'{i}.png' for i in (2, 0, 1)]
+  for path, image in zip(paths, images):
+    Image.fromarray(image).save(path)
+  for given in (tmp_path, sorted(paths)):
+    found = ours.pseudo_label(given, support, [1, 0, 2, 0], k=3)
+    assert found.paths == [str(path) for path in sorted(paths)]
+    order = [1, 2, 0]
+    np.testing.assert_array_equal(found.labels, by_number.labels[order])
+
+
+def test_predictions_by_name(ours):
+  images = _noise(5, 8, 8, 3)
+  with pytest.raises(semppl_jax.CheckpointError, match='does not name'):
+    ours.predict_names(images)
+  names = tuple('abcdefghij')
+  named = model.Model(ours.checkpoint._replace(class_names=names))
+  assert named.class_names == names
+  assert named.predict_names(images) == [names[i] for i in ours.predict(images)]
+
+
 @pytest.mark.parametrize(
   'labels, k, words',
   [
     ([1, 2, 3], 1, '2 support images, but 3 support labels'),
     ([[1, 2]], 1, r'int64\[1, 2\]'),
     ([1.0, 2.0], 1, r'float64\[2\]'),
-    (['a', 'b'], 1, r'support_labels are <U1\[2\]'),
+    ([['a', 'b']], 1, r'support_labels are <U1\[1, 2\]'),
     ([[1], [2, 3]], 1, 'support_labels'),
     ([1, -1], 1, 'from -1 to 1'),
     ([1, 2**31], 1, '2147483648'),

@@ -169,6 +169,23 @@ def test_files_that_are_no_checkpoint(tmp_path):
   refused(tmp_path / 'run', 'no checkpoint yet')
 
 
+@pytest.mark.parametrize(
+  'save, file',
+  [
+    (weights.save_safetensors, 'x.safetensors'),
+    (weights.save_release, 'x.pkl'),
+  ],
+)
+def test_class_names_travel(save, file, loaded, tmp_path):
+  names = tuple(f'class {i} ü' for i in range(10))
+  save(tmp_path / file, loaded._replace(class_names=names))
+  assert weights.load_checkpoint(tmp_path / file).class_names == names
+  save(tmp_path / file, loaded)
+  assert weights.load_checkpoint(tmp_path / file).class_names == ()
+  save(tmp_path / file, loaded._replace(class_names=names[:3]))
+  refused(tmp_path / file, 'names 3 classes, but its classifier has 10')
+
+
 def test_files_of_pytorch_are_named(tmp_path):
   """A zip, and what it was before PyTorch 1.6."""
   file = tmp_path / 'model.pt'

@@ -45,6 +45,15 @@ def source(given: Any) -> sources.Records:
   )
 
 
+def are_files(given: Any) -> bool:
+  """Whether it is a path, or a list or tuple of nothing but paths."""
+  path = (str, os.PathLike)
+  several = isinstance(given, (list, tuple)) and bool(given)
+  return isinstance(given, path) or (
+    several and all(isinstance(one, path) for one in given)
+  )
+
+
 def files(given: Any) -> list[str]:
   """Paths of image files: of one, of all below a folder, or of a sequence.
 
