@@ -1,10 +1,12 @@
 """The table's arithmetic, by hand."""
 
 import json
+import os
 
 import numpy as np
+import pytest
 
-from benchmarks import digits, embed, soak
+from benchmarks import digits, embed, emoji_folder, folder, soak
 
 
 def _row(**values):
@@ -39,6 +41,36 @@ def test_every_cell_has_a_folder_of_its_own():
   cells = list(digits.runs())
   assert len(cells) == 3 * (10 + 3)
   assert len({digits.folder('x', *cell) for cell in cells}) == len(cells)
+
+
+def test_the_table_of_folders_by_hand():
+  row = lambda x: dict.fromkeys(folder.COLUMNS, x)
+  ours, other = folder.NAMES['semppl'], folder.NAMES['supervised']
+  results = {
+    ours: {0: row(0.5), 1: row(0.4)},
+    other: {0: row(0.4), 1: row(0.45), 2: row(0.9)},
+  }
+  lines = folder.summarise(results).splitlines()
+  assert lines[2] == f'| {ours} | 2 | 45.0 ± 5.0 | 45.0 ± 5.0 | 45.0 ± 5.0 |'
+  # +10 and -5 points: a deviation of 10.6 over sqrt(2).
+  (line,) = folder.leads(results).splitlines()
+  assert line.startswith(f'over {other}: kNN +2.5 ± 7.5 (1 of 2 sets), linear ')
+
+
+def test_emoji_are_the_same_for_the_same_seed(tmp_path):
+  if not os.path.exists(emoji_folder.FONT):
+    pytest.skip('needs the package fonts-noto-color-emoji')
+  make = lambda name, seed: emoji_folder.make(
+    tmp_path / name, seed=seed, labelled=1, unlabelled=1, test=1
+  )
+  truth = make('a', 3)
+  assert sorted(label for _, label in truth) == sorted(emoji_folder.CLASSES)
+  assert truth == make('b', 3) != make('c', 4)
+  files = lambda name: {
+    path.relative_to(tmp_path / name): path.read_bytes()
+    for path in (tmp_path / name).rglob('*.*')
+  }
+  assert files('a') == files('b') != files('c') and len(files('a')) == 24
 
 
 def _soaked(megabytes, seconds):

@@ -22,6 +22,7 @@ from experiments import (
   eval_knn,
   eval_linear,
   eval_semi_supervised,
+  folder,
   imagenet,
   stl10,
 )
@@ -126,6 +127,38 @@ def test_supervised_has_the_same_labels_and_no_other_term():
   loss = cfg.loss
   assert loss.contrastive_weight == loss.invariance_weight == 0
   assert config.semantic_invariance_weight(cfg) == 0
+
+
+def test_a_folders_rivals_differ_in_their_terms_alone():
+  flat = lambda method: dict(_flat(folder.get_config(method).to_dict()))
+  ours, relicv2, supervised = map(flat, folder.METHODS)
+  assert {key for key in ours if ours[key] != relicv2[key]} == {
+    'loss.alpha', 'loss.semantic_invariance_weight', 'loss.exclude_same_label',
+  }  # fmt: skip
+  differing = {key for key in ours if ours[key] != supervised[key]}
+  assert not any(key.startswith(('encoder', 'optimizer')) for key in differing)
+  assert {key for key in differing if key.startswith('views')} == {
+    'views.num_small'
+  }
+  for method in folder.METHODS[1:]:
+    cfg = folder.get_config(method)
+    config.validate(cfg, 1)
+    assert not config.uses_semantic_positives(cfg)
+  assert supervised['labels.share'] == 1
+  with pytest.raises(ValueError, match="did you mean 'relicv2'"):
+    folder.get_config('relic')
+
+
+def test_a_folder_of_another_size_gets_as_many_steps():
+  cfg, larger = folder.get_config(), folder.get_config()
+  folder.scale(larger, 4040)
+  steps = functools.partial(schedules.to_steps, batch_size=cfg.batch_size)
+  for key in ('num_epochs', 'queue.target_query_epochs'):
+    one, other = (dict(config.flat(c))[key] for c in (cfg, larger))
+    few, many = steps(one, num_examples=520), steps(other, num_examples=4040)
+    assert abs(few - many) <= 1, key
+  assert larger.loss.exclude_after_epochs / larger.num_epochs == 0.25
+  assert steps(cfg.num_epochs, num_examples=520) == 812
 
 
 def test_imagenet_has_the_papers_setting():
