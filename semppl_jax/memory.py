@@ -40,15 +40,17 @@ def need(compiled: Any) -> Need | None:
 
 
 def limit(device: jax.Device) -> int | None:
-  """What a device can give in all; None where it does not say.
+  """What a device can give in all; None where it does not say (CPUs)."""
+  stats = device.memory_stats() or {}
+  return stats.get('bytes_limit')
 
-  Of CPU devices, an equal share of the machine's memory.
-  """
+
+def capacity(device: jax.Device) -> int | None:
+  """The same; of a CPU device, an equal share of the machine's memory."""
   if getattr(device, 'platform', '') == 'cpu':
     pages, size = (os.sysconf(f'SC_{x}') for x in ('PHYS_PAGES', 'PAGE_SIZE'))
     return pages * size // jax.local_device_count()
-  stats = device.memory_stats() or {}
-  return stats.get('bytes_limit')
+  return limit(device)
 
 
 def largest_batch(found: Need, per_device: int, available: int) -> int:
@@ -118,7 +120,7 @@ def advice(
     f'each of {len(devices)} devices'
   )
   found = compiled and need(compiled)
-  there = limit(devices[0])
+  there = capacity(devices[0])
   if found:
     line += f', which takes {found.total / GIB:.1f} GiB'
   if there:

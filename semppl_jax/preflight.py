@@ -133,7 +133,7 @@ def _memory(run: runs.Run, batch: structs.Batch) -> list[str]:
     f'memory: {at_once} images at once on each device take about '
     f'{_size(need.total)}, {_size(state)} of it the state and images that wait'
   )
-  there = memory.limit(run.devices[0])
+  there = memory.capacity(run.devices[0])
   if there:
     line += f', of {_size(there)}'
     fits = memory.largest_batch(need, at_once, there)

@@ -40,7 +40,7 @@ def test_too_little_memory_says_what_would_fit(monkeypatch):
   state += 2 * preflight._bytes(next(runs.input_batches(run, 0))[0])
   each = 2.25 * preflight.floor(run)
   there = int((state + 20.5 * each) / 0.92)  # an eighth is the allocator's
-  monkeypatch.setattr(memory, 'limit', lambda device: there)
+  monkeypatch.setattr(memory, 'capacity', lambda device: there)
   with pytest.raises(UserError, match='about 20 images would fit'):
     preflight.look(cfg, None)
   cfg.accumulate = 2  # 16 at once
