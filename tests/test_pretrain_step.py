@@ -328,8 +328,8 @@ def _on_one_device(labels):
 @pytest.mark.parametrize(
   'num_devices, labels',
   [
-    (2, _LABELS),
-    (4, _LABELS),
+    pytest.param(2, _LABELS, marks=pytest.mark.long),
+    pytest.param(4, _LABELS, marks=pytest.mark.long),
     (4, _ONE_DEVICE_ONLY),
     (8, _LABELS),
   ],
