@@ -49,7 +49,7 @@ def cells(seeds: int) -> Iterator[tuple[int, str]]:
 
 def make_set(workdir: str, seed: int, unlabelled: int) -> str:
   """A folder with its masks; its path."""
-  path = os.path.join(workdir, f'set_{seed}')
+  path = os.path.join(workdir, f'set_{seed}_{unlabelled}')
   _once(
     path, lambda new: emoji_folder.make(new, seed=seed, unlabelled=unlabelled)
   )
@@ -74,7 +74,7 @@ def _once(path: str, make: Callable[[str], None]) -> None:
 
 
 def masks(path: str) -> str:
-  """Where a set's masks lie: beside it, for in it they are no images."""
+  """Where a set's masks lie: beside it."""
   return f'{path}-masks'
 
 
@@ -115,7 +115,7 @@ def summarise(results: Results) -> str:
 
 def leads(results: Results) -> str:
   """SemPPL minus each of the others on the same sets, in points."""
-  ours, lines = results[NAMES['semppl']], []
+  ours, lines = results.get(NAMES['semppl'], {}), []
   for method, rows in results.items():
     if rows is ours:
       continue

@@ -35,14 +35,21 @@ _BATCHES = 8, 64  # images at a time: few, many
 _MOST = np.iinfo(np.int32).max  # of labels
 
 
-class PseudoLabels(NamedTuple):
-  """What the nearest labelled images say of N images."""
-
+class _PseudoLabels(NamedTuple):
   labels: np.ndarray  # [N] int32, the vote's winner; str, if such were given
   share: np.ndarray  # [N] float32, its share of the k votes
   neighbours: np.ndarray  # [N, k] int, rows of the support, nearest first
   similarity: np.ndarray  # [N, k] float32, cosine
-  paths: list[str] | None = None  # [N], if the images were files
+
+
+class PseudoLabels(_PseudoLabels):
+  """What the nearest labelled images say of N images: a tuple of four arrays.
+
+  Attributes:
+    paths: [N], if the images were files; beside the four, which unpack.
+  """
+
+  paths: list[str] | None = None
 
 
 class FileEmbeddings(NamedTuple):
@@ -272,7 +279,9 @@ class Model:
     )
     if names is not None:
       voted = names[voted]
-    return PseudoLabels(voted, share, nearest, similarity, paths)
+    found = PseudoLabels(voted, share, nearest, similarity)
+    found.paths = paths
+    return found
 
   @property
   def _crops(self) -> pipeline.Images:

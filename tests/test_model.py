@@ -374,6 +374,8 @@ def test_classes_by_name_and_files_by_path(ours, tmp_path):
   assert by_name.labels.tolist() == names[by_number.labels].tolist()
   np.testing.assert_array_equal(by_name.share, by_number.share)
   assert by_number.paths is None and by_number.labels.dtype == np.int32
+  labels, *_, similarity = by_number  # it unpacks as ever
+  assert len(by_number) == 4 and similarity is by_number.similarity
   paths = [tmp_path / f'{i}.png' for i in (2, 0, 1)]
   for path, image in zip(paths, images):
     Image.fromarray(image).save(path)

@@ -69,11 +69,10 @@ def search(folder: str) -> Found:
   tests, test_labels = (
     image_files.by_class(at(test[0]), classes, others) if test else ([], [])
   )
-  notes = []
-  for names, ours in ((train, 'train'), (test, 'test')):
-    notes += [f'{n}/ is taken for {ours}/' for n in names if n != ours]
-  notes += [
-    f'{n}/ is taken for unlabelled/' for n in unlabelled if n != 'unlabelled'
+  notes = [
+    *_renamed(train, 'train'),
+    *_renamed(test, 'test'),
+    *_renamed(unlabelled, 'unlabelled'),
   ]
   if not train and classes:
     notes.append(f'there is no train/: {_some(classes)} are taken for classes')
@@ -101,6 +100,10 @@ def _is_ours(folder: str) -> bool:
 def _called(inside: list[str], spellings: tuple[str, ...]) -> list[str]:
   """The folders of these names, in the order of the spellings."""
   return [n for s in spellings for n in inside if n.lower() == s]
+
+
+def _renamed(names: list[str], ours: str) -> list[str]:
+  return [f'{name}/ is taken for {ours}/' for name in names if name != ours]
 
 
 def _left_out(name: str, number: int, test: list[str]) -> str:
