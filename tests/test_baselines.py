@@ -58,3 +58,12 @@ def test_broken_files_are_left_out():
   test = sources.Records(np.zeros(2, np.int32), files.__getitem__)
   found = baselines.scores(train, np.array([0, 1]), test, np.array([0, 1]))
   assert found['baseline_pixels_top1'] == 1.0
+
+
+def test_a_broken_training_image_teaches_nothing():
+  files = [np.full((4, 4, 3), c, np.uint8) for c in (RED, BLUE)] + [b'no']
+  train = sources.Records(np.zeros(3, np.int32), files.__getitem__)
+  # Broken, it is black; as an image of class 1 it would claim the dark one.
+  dark = flat((1, 0, 0))
+  found = baselines.scores(train, np.array([0, 2, 1]), dark, np.array([1]))
+  assert set(found.values()) == {0.0}
