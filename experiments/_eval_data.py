@@ -2,6 +2,8 @@
 
 import ml_collections
 
+from semppl_jax import config
+
 # Which training images have labels; none set: all of them.
 _LABELS = {
   'imagenet': {},
@@ -13,11 +15,33 @@ _LABELS = {
 }
 
 
+# Variant run: those of the run whose folder --config.checkpoint names.
+_OF_THE_RUN = (
+  'batch_size',
+  *(
+    f'dataset.{name}'
+    for name in (
+      'name', 'path', 'image_size', 'train_split', 'test_split',
+      'unlabelled_split', 'num_examples', 'num_classes', 'validation',
+      'validation_rule', 'seed',
+    )
+  ),
+  *(
+    f'labels.{name}'
+    for name in ('per_class', 'fraction', 'file', 'subset', 'seed')
+  ),
+  *(f'crops.{name}' for name in ('size', 'area', 'aspect', 'flip', 'center')),
+)  # fmt: skip
+
+
 def use(cfg: ml_collections.ConfigDict, variant: str) -> None:
   """Sets data set, labels and crops of an evaluation."""
+  if variant == 'run':
+    config.leave_open(cfg, *_OF_THE_RUN)
+    return
   if variant not in _LABELS:
     raise ValueError(
-      f'Unknown variant {variant!r}; known: {", ".join(_LABELS)}'
+      f'Unknown variant {variant!r}; known: {", ".join(_LABELS)}, run'
     )
   cfg.labels.update(_LABELS[variant])
   if variant.startswith('imagenet'):

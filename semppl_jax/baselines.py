@@ -10,6 +10,7 @@ import numpy as np
 from semppl_jax import encoder_scores
 from semppl_jax.data import pipeline, sources
 
+NAMES = ('baseline_pixels_top1', 'baseline_histogram_top1')
 _PIXELS = 16  # a side of the small image
 _HISTOGRAM = 64  # a side of the image whose colours are counted
 _BINS = (8, 4, 4)  # of hue, saturation, value
@@ -36,11 +37,10 @@ def scores(
     square roots of the shares of 8 x 4 x 4 bins of hue, saturation and value.
   """
   known = np.flatnonzero(labels >= 0)
-  names = ('baseline_pixels_top1', 'baseline_histogram_top1')
   if not len(known) or not len(test):
-    return dict.fromkeys(names)
+    return dict.fromkeys(NAMES)
   result = {}
-  for name, features in zip(names, (_pixels, _histograms)):
+  for name, features in zip(NAMES, (_pixels, _histograms)):
     keys, readable = features(sources.Rows(train, known))
     queries, judged = features(test)
     result[name] = encoder_scores.accuracy(

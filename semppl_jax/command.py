@@ -16,6 +16,7 @@ from semppl_jax.config import nearest_name
 TASKS = {
   'train': ('main', 'train SemPPL: --config=EXPERIMENT --workdir=DIR'),
   'evaluate': ('main', 'evaluate a checkpoint: --config=eval_... likewise'),
+  'compare': ('compare', 'SemPPL and its rivals on your folder: one table'),
   'launch': ('launch', 'train with a process for each GPU: --processes=N ...'),
   'check': ('check', 'look at a run before it starts: same flags'),
   'report': ('report.__main__', 'a web page of one run or several: DIR ...'),

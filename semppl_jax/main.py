@@ -73,11 +73,13 @@ def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
 
 def train_or_evaluate(cfg: Any, workdir: str) -> None:
   """Does what the config asks for, and prints the results as a table."""
-  from semppl_jax import hosts, plots, tasks
+  from semppl_jax import hosts, plots, tasks, verdict
 
   results = tasks.of(cfg)(cfg, workdir)
   if hosts.is_first():
     print(plots.table(results))
+    if judged := verdict.line(results):
+      print(judged)
     print(f'Results, plots and checkpoints: {workdir}')
     page = f'python -m semppl_jax.report {shlex.quote(workdir)}'
     print(f'A page about it: {page}')

@@ -19,7 +19,9 @@ from semppl_jax import (
   memory,
   parallel,
   plausibility,
+  recipe,
   run_log,
+  run_settings,
   runs,
   structs,
   train_state,
@@ -46,6 +48,7 @@ def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
   """
   if 'checkpoint' in cfg:
     return _evaluation(cfg)
+  cfg = recipe.complete(cfg, workdir)
   run = runs.prepare(cfg)
   if workdir:
     claims.check(
@@ -80,6 +83,7 @@ def _outputs(run: runs.Run, size: int) -> int:
 
 
 def _evaluation(cfg: ml_collections.ConfigDict) -> list[str]:
+  cfg = run_settings.complete(cfg)
   several = cfg.task in ('robustness', 'transfer')
   run = (eval_runs.without_data if several else eval_runs.prepare)(cfg)
   lines = [f'settings: fine; checkpoint: {run.weights}']

@@ -16,6 +16,7 @@ import numpy as np
 
 from semppl_jax import (
   alike,
+  baselines,
   checkpoint,
   claims,
   config,
@@ -25,6 +26,7 @@ from semppl_jax import (
   parallel,
   plausibility,
   pretrain_step,
+  recipe,
   resuming,
   run_data,
   run_log,
@@ -46,7 +48,7 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   a job of several processes all of them call this, with a folder that all see.
 
   Args:
-    cfg: the resolved config.
+    cfg: the config; what it leaves open is chosen first.
     workdir: a folder of this experiment's own.
 
   Returns:
@@ -60,6 +62,7 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     Interrupted: SIGINT or SIGTERM; the state is saved.
   """
   alike.check(cfg.to_dict() | {'workdir': workdir})
+  cfg = recipe.complete(cfg, workdir)
   run = hosts.together(lambda: runs.prepare(cfg))
   plausibility.tell(run)
   with claims.claimed(
@@ -202,8 +205,9 @@ def finish(
       class_names=run.data.class_names,
     )
   step = int(state.step[0])
-  results = {'step': step} | scores | {
+  results = {'step': step} | scores | _without_network(run) | {
       'num_labels': int(np.sum(run.labels >= 0)),
+      'test_images': 0 if test is None else len(test),
       'unreadable_images': unreadable.on_all_hosts(),
       'rollbacks': len(past.rollbacks),
       'seconds': past.seconds,
@@ -214,3 +218,21 @@ def finish(
   if hosts.is_first():
     metrics_lib.write_json(os.path.join(workdir, RESULTS), results)
   return hosts.agree(metrics_lib.plain(results))
+
+
+def _without_network(run: runs.Run) -> dict[str, float | None]:
+  """What the most frequent class, pixels and colours give on the test images.
+
+  None where there are no test images; the baselines also where there are more
+  images than evaluation.baseline_images.
+  """
+  test, names = run.data.test, baselines.NAMES
+  if test is None:
+    return dict.fromkeys(('chance_top1', *names))
+  counts = np.bincount(test.labels[test.labels >= 0], minlength=1)
+  chance = float(counts.max() / counts.sum()) if counts.sum() else None
+  looked_at = int(np.sum(run.labels >= 0)) + len(test)
+  if looked_at > run.cfg.evaluation.baseline_images:
+    return {'chance_top1': chance} | dict.fromkeys(names)
+  found = baselines.scores(run.data.train, run.labels, test, test.labels)
+  return {'chance_top1': chance} | found

@@ -5,7 +5,14 @@ from typing import Any
 
 import ml_collections
 
-from semppl_jax import eval_tasks, follow, pretraining, robustness, transfer
+from semppl_jax import (
+  eval_tasks,
+  follow,
+  pretraining,
+  robustness,
+  run_settings,
+  transfer,
+)
 from semppl_jax.errors import UserError
 
 Task = Callable[[ml_collections.ConfigDict, str], dict[str, Any]]
@@ -65,7 +72,14 @@ def of(config: ml_collections.ConfigDict) -> Task:
   """What a config asks for; the config itself is checked there."""
   if not is_evaluation(config):
     return pretraining.pretrain
+  return _evaluate
+
+
+def _evaluate(
+  config: ml_collections.ConfigDict, workdir: str
+) -> dict[str, Any]:
+  config = run_settings.complete(config)
   if config.follow:
-    return follow.follow
+    return follow.follow(config, workdir)
   tables = {'robustness': robustness.run, 'transfer': transfer.run}
-  return tables.get(config.task, eval_tasks.run_task)
+  return tables.get(config.task, eval_tasks.run_task)(config, workdir)

@@ -1,5 +1,6 @@
 """Eight CPU devices, asked for before JAX starts; tests take the first D."""
 
+import importlib.metadata
 import os
 import tempfile
 
@@ -10,9 +11,12 @@ if not {'PYTEST_XDIST_WORKER', 'SEMPPL_TEST_CACHE'} & set(os.environ):
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-)
+_FLAGS = ' --xla_backend_optimization_level=0'
+# Fusions compile twice as fast without it. XLA ends at a flag it does not know.
+_VERSION = importlib.metadata.version('jaxlib').split('.')
+if tuple(map(int, _VERSION[:2])) < (0, 11):
+  _FLAGS += ' --xla_cpu_use_fusion_emitters=false'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + _FLAGS
 
 import jax  # noqa: E402, it reads the environment
 import pytest  # noqa: E402

@@ -248,7 +248,9 @@ def test_neighbours_are_those_that_voted(whole, reported):
   np.testing.assert_array_equal(said.guesses, features.guesses)
   np.testing.assert_allclose(said.embeddings, features.embeddings, rtol=1e-5)
   right = f'{np.mean(features.votes == run.data.train.labels[rows]):.1%}'
-  assert reported.texts['confusion'].startswith(f'Confusion\n{right}\n')
+  said_of_both = reported.texts['confusion']
+  assert said_of_both.startswith(f'Confusion\n{right}\n of the unlabelled')
+  assert ' of the test images: ' in said_of_both
   ids = np.asarray(found.state.queue.ids)[0]
   assert set(said.neighbours.ravel()) <= {*ids.tolist(), -1}
   for vote, share, neighbours in zip(said.votes, said.share, said.neighbours):
@@ -407,7 +409,7 @@ def test_what_comes_from_files_is_text(whole, copy, monkeypatch):
   names = [evil, '"><script>', "' onerror='x"]
   truth = np.array([0, 1, 2, 0])
   shown = markup.join(
-    results.confusion(truth, truth[::-1], names),
+    results.confusion(truth, truth[::-1], names, evil),
     charts.scatter(np.eye(4, 2), truth, names, title=evil),
     pictures.picture(np.zeros((4, 4, 3)), names[1]),
   )
@@ -426,19 +428,21 @@ def test_the_end_of_a_run_says_how_to_make_its_page(monkeypatch, capsys):
 
 def test_a_confusion_has_true_classes_in_its_rows():
   truth, guesses = np.array([[0, 1], [0, 1], [1, 1], [-1, 0], [0, -1]]).T
-  text = _Page(results.confusion(truth, guesses, ['cat', 'dog'])).texts['']
-  assert text.startswith('33.3%\n: 1 of 3 are right.\ncat\ndog\nright\n')
+  matrix = results.confusion(truth, guesses, ['cat', 'dog'], 'pets')
+  text = _Page(matrix).texts['']
+  assert text.startswith('33.3%\n of the pets: 1 of 3 are right.\ncat\ndog\n')
   assert '\ncat\n·\n2\n0.0%\ndog\n·\n1\n100.0%\n' in text
 
 
 def test_many_classes_become_a_list_of_mistakes():
   truth = np.repeat(np.arange(30), 4)
   guesses = np.where(np.arange(120) < 3, 7, truth)
-  text = _Page(results.confusion(truth, guesses, list('ab' * 15))).texts['']
+  names = list('ab' * 15)
+  text = _Page(results.confusion(truth, guesses, names, 'x')).texts['']
   assert '97.5%' in text and '117 of 120' in text
   assert text.endswith('Images\na\nb\n3\n')
-  with pytest.raises(markup.Absent):
-    results.confusion(truth, np.full(120, -1), ['a'])
+  none = results.confusion(truth, np.full(120, -1), ['a'], 'test images')
+  assert 'None of the test images has both' in none
 
 
 def test_a_long_line_keeps_its_extremes():

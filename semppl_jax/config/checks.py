@@ -33,6 +33,13 @@ def look_up(cfg: ml_collections.ConfigDict, key: str) -> Any:
   return cfg
 
 
+def find(settings: Any, key: str) -> Any:
+  """A value in nested dicts, as JSON has them, by its dotted name, or None."""
+  for part in key.split('.'):
+    settings = settings.get(part) if isinstance(settings, dict) else None
+  return settings
+
+
 def check_kinds(
   cfg: ml_collections.ConfigDict,
   like: ml_collections.ConfigDict,

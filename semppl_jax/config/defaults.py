@@ -9,6 +9,8 @@ it or we know it from memory of the papers only.
 import ml_collections
 from ml_collections import config_dict
 
+from semppl_jax.config import checks
+
 # Settings that change how a run is watched, not what it computes.
 COSMETIC = (
   'log_every_steps',
@@ -28,6 +30,7 @@ COSMETIC = (
   'watchdog.chance_factor',
   'watchdog.max_label_share',
   'dataset.workers',
+  'evaluation.baseline_images',  # a look at the data, not at the network
   'dataset.on_corrupt',  # until it stops a run, both do the same
 )
 
@@ -38,6 +41,8 @@ ADDED = {
   'queue.target_query_epochs': 0.0,
   'queue.balance': 0.0,
   'views.background': 'grey',
+  'evaluation.baseline_images': 10_000,
+  'minutes': 10.0,
 }
 
 
@@ -48,6 +53,8 @@ def default() -> ml_collections.ConfigDict:
   cfg.seed = 0  # of weights, batches, views and draws
   cfg.batch_size = 4096  # B, global [ours]
   cfg.num_epochs = 300.0  # passes over all training images [ours]
+  # Of training that num_epochs is chosen for, where it is open; see `recipe`
+  cfg.minutes = 10.0
   cfg.num_devices = 0  # 0: all that JAX sees
   cfg.log_every_steps = 10  # from line to line of metrics.jsonl
   cfg.checkpoint_every_steps = 500  # and after the last step
@@ -232,9 +239,45 @@ def default() -> ml_collections.ConfigDict:
       'k': 1,  # neighbours of knn_top1 among the labelled training images
       'probes': True,  # logistic regression on the frozen encoder at the end
       'probe_c': 1.0,  # its inverse L2 strength, on standardised features
+      # Pixels and colours are tried, too, where labelled and test images
+      # together are not more than this; 0: never
+      'baseline_images': 10_000,
     }
   )
   return cfg
+
+
+def leave_open(cfg: ml_collections.ConfigDict, *keys: str) -> None:
+  """Leaves settings to `recipe`, which chooses them for the images.
+
+  Args:
+    cfg: is changed: the settings are None, and of their type when they are set.
+    *keys: dotted names.
+  """
+  for key in keys:
+    section, _, name = key.rpartition('.')
+    inside = cfg[section] if section else cfg
+    kind = type(inside[name])
+    del inside[name]
+    inside[name] = config_dict.placeholder(kind)
+
+
+def open_keys(
+  cfg: ml_collections.ConfigDict,
+  like: ml_collections.ConfigDict | None = None,
+) -> list[str]:
+  """Dotted names of the settings that are open.
+
+  Args:
+    cfg: the settings.
+    like: the defaults; None: those of pre-training.
+  """
+  usual = dict(checks.flat(default() if like is None else like))
+  return [
+    key
+    for key, value in checks.flat(cfg)
+    if value is None and usual.get(key) is not None
+  ]
 
 
 def semantic_invariance_weight(cfg: ml_collections.ConfigDict) -> float:

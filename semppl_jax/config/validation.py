@@ -27,6 +27,7 @@ SHARED_CHOICES = {  # with evaluation
   'dataset.validation_rule': ('stratified', 'first'),
 }
 _RANGES = SHARED_RANGES | {
+  'minutes': (0, None),
   'batch_size': (2, None),
   'accumulate': (1, None),
   'labels.share': (0, 1),
@@ -60,6 +61,7 @@ _RANGES = SHARED_RANGES | {
   'evaluation.k': (1, None),
   'evaluation.center': (0.01, 1),
   'evaluation.train_images': (0, None),
+  'evaluation.baseline_images': (0, None),
   'encoder.bn_decay': (0, 1),
   'encoder.bn_eps': (0, None),
   'classifier.weight': (0, None),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from semppl_jax import plots
+from semppl_jax import plots, verdict
 from semppl_jax.report import markup
 from semppl_jax.report.markup import Html, tag
 from semppl_jax.report.pictures import name as class_name
@@ -36,6 +36,17 @@ SCORES = {
   ),
   'top1': ('Top-1', 'test images whose class is the first guess'),
   'top5': ('Top-5', 'test images whose class is among five guesses'),
+}
+# What needs no network, beside them; not among a run's own scores.
+BASELINES = {
+  'baseline_pixels_top1': (
+    'Pixels',
+    'logistic regression on 16 x 16 pixels of the labelled images',
+  ),
+  'baseline_histogram_top1': (
+    'Colours',
+    'logistic regression on colour histograms of the labelled images',
+  ),
 }
 _MOST_CLASSES = 20  # of a confusion matrix; more: the worst pairs
 _MOST_PAIRS = 20
@@ -87,7 +98,7 @@ def scores(run: RunFiles, num_classes: int) -> Html:
       _bar(run.results[key], num_classes),
       tag('span', _percent(run.results[key]), class_='value'),
     )
-    for key, (title, text) in SCORES.items()
+    for key, (title, text) in (SCORES | BASELINES).items()
     if _is_number(run.results.get(key))
   ]
   bars = tag(
@@ -99,7 +110,9 @@ def scores(run: RunFiles, num_classes: int) -> Html:
     if key in run.results and run.results[key] is None
   ]
   chance = f' The thin line is chance, 1 in {num_classes}.'
+  judged = verdict.line(run.results)
   return markup.join(
+    tag('p', judged) if judged else None,
     bars if rows else None,
     markup.note(
       ('Not measured here: ' + ', '.join(absent) + '.') if absent else '',
@@ -113,7 +126,7 @@ def _others(run: RunFiles) -> Html | None:
   rows = [
     (key.replace('_', ' '), plots.number_text(key, value))
     for key, value in run.results.items()
-    if key not in SCORES and not isinstance(value, (dict, list))
+    if key not in SCORES | BASELINES and not isinstance(value, (dict, list))
   ]
   label = 'All other numbers of results.json'
   if not rows:
@@ -177,7 +190,7 @@ def _bar(value: float, num_classes: int) -> Html:
 
 
 def confusion(
-  truth: np.ndarray, guesses: np.ndarray, names: Sequence[str]
+  truth: np.ndarray, guesses: np.ndarray, names: Sequence[str], which: str
 ) -> Html:
   """Rows: the true classes; columns: the guessed ones.
 
@@ -185,27 +198,28 @@ def confusion(
     truth: [n] int, -1: unknown, does not count.
     guesses: [n] int, -1: none, does not count.
     names: of the classes.
+    which: images they are.
   """
   judged = (truth >= 0) & (guesses >= 0)
   if not judged.any():
-    raise markup.Absent(
-      'No unlabelled image has both a pseudo-label and a known class.'
+    return markup.note(
+      f'None of the {which} has both a pseudo-label and a known class.'
     )
   counts = np.zeros((len(names), len(names)), int)
   np.add.at(counts, (truth[judged], guesses[judged]), 1)
   right = f'{np.trace(counts):,} of {judged.sum():,} are right'
   share = _percent(np.trace(counts) / judged.sum())
-  said = tag('p', tag('b', share), f': {right}.')
+  said = tag('p', tag('b', share), f' of the {which}: {right}.')
   if len(names) > _MOST_CLASSES:
     return markup.join(said, _worst_pairs(counts, names))
   return markup.join(
     said,
-    _matrix(counts, names),
+    _matrix(counts, names, which),
     markup.note('Rows: true class. Columns: pseudo-label. Last: share right.'),
   )
 
 
-def _matrix(counts: np.ndarray, names: Sequence[str]) -> Html:
+def _matrix(counts: np.ndarray, names: Sequence[str], which: str) -> Html:
   rows = []
   for i, row in enumerate(counts):
     total = max(row.sum(), 1)
@@ -227,7 +241,7 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> Html:
   whole = tag(
     'table', tag('thead', columns), tag('tbody', *rows), class_='confusion'
   )
-  return markup.scrolling(whole, 'Confusion matrix of the pseudo-labels')
+  return markup.scrolling(whole, f'Confusion matrix, {which}')
 
 
 def _worst_pairs(counts: np.ndarray, names: Sequence[str]) -> Html:

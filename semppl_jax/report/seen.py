@@ -125,12 +125,24 @@ def views(seen: Seen) -> Html:
 
 
 def confusion(seen: Seen) -> Html:
-  """True classes against pseudo-labels."""
-  _need(seen, seen.unlabelled, 'Every training image has a label.')
-  said = seen.unlabelled
-  matrix = results.confusion(said.truth, _guesses(seen, said), _names(seen))
-  hidden = int((seen.run.labels < 0).sum())
-  chosen = f'{len(said.rows):,} of {hidden:,} unlabelled training images.'
+  """True classes against pseudo-labels, of unlabelled and of test images."""
+  parts = []
+  if seen.unlabelled is not None:
+    hidden = int((seen.run.labels < 0).sum())
+    which = 'unlabelled training images'
+    parts.append(_confusion(seen, seen.unlabelled, which, hidden))
+  if seen.test is not None and seen.run.data.test is not None:
+    count = len(seen.run.data.test)
+    parts.append(_confusion(seen, seen.test, seen.tested, count))
+  if not parts:
+    _need(seen, None, 'Every training image has a label.')
+  return markup.join(*parts)
+
+
+def _confusion(seen: Seen, said: network.Said, which: str, count: int) -> Html:
+  guesses = _guesses(seen, said)
+  matrix = results.confusion(said.truth, guesses, _names(seen), which)
+  chosen = f'{len(said.rows):,} of {count:,} {which}.'
   by_whom = (
     '' if seen.run.cfg.classifier.detached else ' Guesses of the classifier.'
   )

@@ -1,0 +1,202 @@
+"""What experiments/folder.py leaves open is chosen, told, kept and valid."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import digits, folder
+from semppl_jax import (
+  claims,
+  config,
+  parallel,
+  preflight,
+  pretrain_step,
+  pretraining,
+  recipe,
+)
+from semppl_jax.errors import UserError
+from tests import tiny
+
+
+def make(path, side=20, colour=True, unlabelled=12, labelled=2):
+  """DIR with two classes; returns its path as text."""
+  random = np.random.RandomState(0)
+  shape = (side, side + 4, 3) if colour else (side, side + 4)
+
+  def save(place, count):
+    (path / place).mkdir(parents=True)
+    for i in range(count):
+      image = random.randint(0, 256, shape).astype(np.uint8)
+      Image.fromarray(image).save(path / place / f'{i}.png')
+
+  for part, count in (('train', labelled), ('test', 3)):
+    for name in ('cat', 'dog'):
+      save(f'{part}/{name}', count)
+  save('unlabelled', unlabelled)
+  return str(path)
+
+
+def settings(path, method='semppl', **changes):
+  cfg = folder.get_config(method)
+  cfg.dataset.path = path
+  cfg.num_devices = 1
+  cfg.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  return cfg
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """A computer whose pass takes a tenth of a second."""
+  monkeypatch.setattr(recipe, 'seconds_of_passes', lambda *_: 0.1)
+
+
+_LOOKS = [
+  recipe.Look(images, labelled, 3, side, colour, masks, devices, accelerator)
+  for images, labelled, side, colour, masks, devices, accelerator in (
+    *itertools.product(
+      (16, 520, 100_000), (3,), (6, 28, 400), (False, True), ('',), (1, 8),
+      (False, True),
+    ),
+    (4, 4, 64, True, 'DIR/masks', 1, False),
+    (2, 1, 1, True, '', 1, False),
+    (2_000_000, 2_000_000, 500, True, '', 8, True),
+  )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('method', folder.METHODS)
+@pytest.mark.parametrize('seen', _LOOKS)
+def test_what_is_chosen_is_valid(seen, method, quick, monkeypatch):
+  monkeypatch.setattr(recipe, 'look', lambda *_: seen)
+  cfg = recipe.complete(settings('DIR', method), None)
+  assert not config.open_keys(cfg)
+  config.validate(cfg, seen.devices)
+  sizes = cfg.views.small_size, cfg.views.large_size
+  assert 6 <= sizes[0] <= sizes[1] and cfg.dataset.image_size >= sizes[1]
+  assert cfg.batch_size <= max(seen.images, 2 * seen.devices)
+  assert cfg.loss.num_negatives < cfg.batch_size
+  assert (cfg.views.saliency > 0) == bool(cfg.dataset.masks)
+  # Grey images have no hue, and a mirrored sign is another one.
+  assert (cfg.views.hue > 0) == (cfg.views.flip > 0) == seen.colour
+
+
+def test_images_are_looked_at(tmp_path, quick, capsys):
+  devices = jax.devices()[:1]
+  for colour, side in ((True, 20), (False, 30)):
+    path = make(tmp_path / str(side), side, colour)
+    found = recipe.look(settings(path), devices)
+    assert (found.side, found.colour) == (side, colour)
+    assert (found.images, found.labelled, found.classes) == (16, 4, 2)
+  cfg = recipe.complete(settings(path), None)
+  assert cfg.views.large_size == 30
+  said = capsys.readouterr().err
+  assert 'Chosen for 16 training images in grey, 30 px, 4 of them' in said
+  assert 'views.large_size=30' in said and 'must not be mirrored' in said
+
+
+def test_what_is_given_stays(tmp_path, quick, capsys):
+  path = make(tmp_path / 'images')
+  given = {
+    'views__large_size': 12, 'labels__per_class': 1, 'batch_size': 6,
+    'num_epochs': 7.0, 'views__hue': 0.3,
+  }  # fmt: skip
+  cfg = recipe.complete(settings(path, **given), None)
+  for key, value in given.items():
+    assert config.look_up(cfg, key.replace('__', '.')) == value
+  assert cfg.labels.fraction == 0  # one way of saying it is enough
+  assert cfg.encoder.stem == 'small' and cfg.loss.num_negatives == 5
+  assert cfg.loss.exclude_after_epochs == 1.75
+  assert 'hue' not in capsys.readouterr().err
+  # Nothing open: nothing happens.
+  complete = digits.get_config()
+  assert recipe.complete(complete, None) is complete
+
+
+@pytest.mark.parametrize(
+  'minutes, steps', [(0.1, 200), (10, 3923), (1000, 20_000)]
+)
+def test_epochs_fill_the_minutes(minutes, steps, quick, monkeypatch):
+  seen = recipe.Look(520, 40, 8, 64, True, '', 1, False)
+  monkeypatch.setattr(recipe, 'look', lambda *_: seen)
+  cfg = recipe.complete(settings('DIR', minutes=float(minutes)), None)
+  # (600 s - 90 s) / (1.3 x 0.1 s)
+  assert cfg.num_epochs * 520 / 64 == pytest.approx(steps, rel=0.01)
+  phases = cfg.queue.target_query_epochs, cfg.loss.exclude_after_epochs
+  shares = [phase / cfg.num_epochs for phase in phases]
+  assert shares == pytest.approx([0.06, 0.25], rel=0.01)
+  with pytest.raises(UserError, match='minutes is 0 and num_epochs is open'):
+    recipe.complete(settings('DIR', minutes=0.0), None)
+
+
+def test_a_pass_is_measured():
+  values = {
+    'encoder.name': 'digits', 'encoder.stem': 'small', 'batch_size': 4,
+    'encoder.projector_hidden': 8, 'encoder.embedding_size': 4,
+    'views.large_size': 8, 'views.small_size': 4,
+  }  # fmt: skip
+  cfg = settings('DIR')
+  both = recipe.seconds_of_passes(cfg, values, jax.devices()[0])
+  assert 0 < both < 10
+
+
+def test_masks_of_these_images_are_used(tmp_path, quick, monkeypatch, capsys):
+  path = make(tmp_path / 'images')
+  (tmp_path / 'images' / 'masks').mkdir()
+  opened = []
+  monkeypatch.setattr(
+    recipe.masks_lib, 'Masks', lambda *arguments: opened.append(arguments)
+  )
+  cfg = recipe.complete(settings(path), None)
+  assert cfg.dataset.masks == f'{path}/masks' and cfg.views.saliency == 0.7
+  assert opened[0][0] == cfg.dataset.masks
+  monkeypatch.undo()
+  monkeypatch.setattr(recipe, 'seconds_of_passes', lambda *_: 0.1)
+  cfg = recipe.complete(settings(path), None)  # an empty folder has none
+  assert cfg.dataset.masks == '' and cfg.views.saliency == 0
+  assert 'Trained without masks' in capsys.readouterr().err
+
+
+def test_a_run_keeps_what_was_chosen(tmp_path, quick, monkeypatch):
+  path, workdir = make(tmp_path / 'images'), tmp_path / 'run'
+  first = recipe.complete(settings(path), str(workdir))
+  claims.claim(str(workdir), first.to_dict())
+  # The computer has become busy, and more images are there.
+  monkeypatch.setattr(recipe, 'seconds_of_passes', lambda *_: 9.9)
+  make(tmp_path / 'images' / 'unlabelled' / 'more')
+  again = recipe.complete(settings(path), str(workdir))
+  assert again.to_dict() == first.to_dict()
+  claims.claim(str(workdir), again.to_dict())
+  longer = recipe.complete(settings(path, minutes=30.0), str(workdir))
+  with pytest.raises(UserError, match='other settings: minutes'):
+    claims.claim(str(workdir), longer.to_dict())
+
+
+def test_training_and_check_choose(tmp_path, quick, monkeypatch, capsys):
+  monkeypatch.setattr(pretrain_step, 'train_step', tiny.light_step)
+  monkeypatch.setattr(parallel, 'some_devices', lambda _: jax.devices()[:1])
+  cfg = settings(make(tmp_path / 'images'), num_epochs=2.0, progress=False)
+  lines = preflight.look(cfg, None)
+  assert '4 steps of 8 images' in lines[0]
+  results = pretraining.pretrain(cfg, str(tmp_path / 'run'))
+  assert results['step'] == 4 and results['test_images'] == 6
+  assert results['chance_top1'] == 0.5
+  for name in ('baseline_pixels_top1', 'baseline_histogram_top1'):
+    assert 0 <= results[name] <= 1
+  kept = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert kept['views']['large_size'] == 20 and kept['batch_size'] == 8
+  assert pretraining.pretrain(cfg, str(tmp_path / 'run')) == results
+
+
+def test_baselines_have_a_limit(tmp_path, quick, monkeypatch):
+  monkeypatch.setattr(pretrain_step, 'train_step', tiny.light_step)
+  limited = {'num_epochs': 1.0, 'evaluation__baseline_images': 9}
+  cfg = settings(make(tmp_path / 'images'), progress=False, **limited)
+  results = pretraining.pretrain(cfg, str(tmp_path / 'run'))  # 4 + 6 images
+  assert results['baseline_pixels_top1'] is None
+  assert results['chance_top1'] == 0.5
