@@ -5,6 +5,7 @@ import pytest
 from tests import kills
 
 
+@pytest.mark.long  # test_pretraining has runs that end at any step
 def test_three_kills(tmp_path):
   """With a step that compiles at once: the rest is the run's own."""
   assert len(kills.kill(3, 0, tmp_path, light=True)) == 3

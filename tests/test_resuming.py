@@ -29,6 +29,7 @@ _BACK = {'watchdog__action': 'roll_back', 'checkpoint_every_steps': 1}
 @pytest.fixture(autouse=True)
 def _light(monkeypatch):
   monkeypatch.setattr(pretrain_step, 'train_step', tiny.light_step)
+  tiny.remember_steps(monkeypatch)
 
 
 def _run(workdir, **changes):

@@ -376,7 +376,9 @@ def tuned(path, *sets, **changes):
   return cfg
 
 
-@pytest.mark.parametrize('num_devices', [1, 4])
+@pytest.mark.parametrize(
+  'num_devices', [pytest.param(1, marks=pytest.mark.long), 4]
+)
 def test_fine_tuning(data_dir, tmp_path, trainings, monkeypatch, num_devices):
   """Rates are chosen without the validation images; then all are used."""
   decays = []

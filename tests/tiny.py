@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import config, parallel, runs, structs, train_state
+from semppl_jax import config, loop, parallel, runs, structs, train_state
 
 NUM_CLASSES = 3
 BATCH = 16
@@ -83,6 +83,20 @@ def run_steps(mapped, state, batches, num_devices, seed=0, parts=1):
 
 def prepare(**changes):
   return runs.prepare(make_config(num_devices=1, **changes))
+
+
+def remember_steps(monkeypatch):
+  """Runs with the same settings share one traced step, as its tests allow."""
+  make, made = loop.mapped, {}
+
+  def mapped(job, step):
+    setup = step.keywords['setup']
+    key = (step.func, str(setup.cfg), tuple(job.devices))
+    if key not in made:
+      made[key] = make(job, step)
+    return made[key]
+
+  monkeypatch.setattr(loop, 'mapped', mapped)
 
 
 def light_step(state, batch, key, *, setup):
