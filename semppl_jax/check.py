@@ -1,11 +1,11 @@
-"""Looks at a run before it starts: settings, data, devices, memory, disk.
+"""Looks at a run before it starts: settings, data, devices, memory, time, disk.
 
   python -m semppl_jax.check --config=experiments/digits.py --workdir=runs/x
 
 Takes the flags of `semppl_jax.main`, and in a job of several processes runs on
-all of them; --workdir may be left out. Nothing is compiled, so that it takes
-seconds, and what needs compiling is estimated. The exit status is 0, or 2 with
-a line that says what is wrong.
+all of them; --workdir may be left out. The step is not compiled, so that it
+takes seconds, and what would need it is estimated. The exit status is 0, or 2
+with a line that says what is wrong.
 """
 
 from typing import Any

@@ -30,11 +30,14 @@ from semppl_jax.errors import UserError
 
 # Temporary memory beside the convolutions' outputs, as XLA compiles the step
 # for an H100 (README has the table), rounded up; without and with remat.
+_QUICK = 5e8  # bytes of convolutions' outputs, of a pass that is timed
 _KEPT = {False: 2.25, True: 0.9}
 
 
 def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
-  """Settings, data, devices, memory and disk; nothing is compiled.
+  """Settings, data, devices, memory, time and disk.
+
+  The step is not compiled; of a small network one pass is, to time it.
 
   Args:
     cfg: the resolved config, of any task.
@@ -56,7 +59,7 @@ def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
     )
   plausibility.tell(run)
   batch, data = _data(run)
-  lines = [_settings(run), data, *_memory(run, batch)]
+  lines = [_settings(run), data, *_memory(run, batch), *_time(run)]
   return lines + ([_disk(run, workdir)] if workdir else [])
 
 
@@ -147,6 +150,24 @@ def _memory(run: runs.Run, batch: structs.Batch) -> list[str]:
         'accumulate, remat=True, precision=bfloat16 or a smaller batch_size.'
       )
   return [f'devices: {_devices(run.devices)}', line]
+
+
+def _time(run: runs.Run) -> list[str]:
+  """An estimate for a small network, one whose pass takes a moment."""
+  cfg, number = run.cfg, len(run.devices)
+  on_each = cfg.batch_size // number
+  if floor(run) * on_each > _QUICK:
+    return []
+  values = dict(config.flat(cfg)) | {'batch_size': on_each}
+  mine = parallel.here(run.devices)[0]
+  step = recipe.OVERHEAD * recipe.seconds_of_passes(cfg, values, mine)
+  if run.devices[0].platform == 'cpu':
+    step *= number  # they share the cores
+  minutes = (step * run.setup.total_steps + recipe.ELSEWHERE) / 60
+  return [
+    f'time: about {minutes:.0f} min, {run.setup.total_steps:,} steps of '
+    f'{step:.2g} s; compiling and the evaluation at the end are in it'
+  ]
 
 
 def _disk(run: runs.Run, workdir: str) -> str:

@@ -111,6 +111,11 @@ def _fit(
 ) -> tuple[train_state.TrainState, resuming.Past]:
   unreadable = run_log.Unreadable(os.path.join(job.workdir, UNREADABLE))
   start = int(state.step[0])
+  if run.cfg.progress:
+    run_log.say(
+      'Compiling the step, once: about half a minute for a small network, '
+      'minutes for a large one.'
+    )
   return loop.fit(
     job,
     take,

@@ -35,8 +35,8 @@ from semppl_jax.errors import UserError
 MASKS = 'masks'  # DIR/masks, where `python -m semppl_jax.saliency` may write
 _LOOKED_AT = 64  # images
 _COLOUR = 0.02  # mean spread of an image's channels, above which it has colour
-_OVERHEAD = 1.3  # a step's time over that of its networks' passes
-_ELSEWHERE = 90.0  # seconds that compiling and the evaluation at the end take
+OVERHEAD = 1.3  # a step's time over that of its networks' passes
+ELSEWHERE = 90.0  # seconds that compiling and the evaluation at the end take
 _FEWEST_STEPS, _MOST_STEPS = 200, 20_000
 
 
@@ -305,8 +305,8 @@ def _duration(
     raise UserError(
       f'minutes is {cfg.minutes:g} and num_epochs is open: set one of them.'
     )
-  seconds = _OVERHEAD * seconds_of_passes(cfg, values, devices[0])
-  steps = (60 * cfg.minutes - _ELSEWHERE) / seconds
+  seconds = OVERHEAD * seconds_of_passes(cfg, values, devices[0])
+  steps = (60 * cfg.minutes - ELSEWHERE) / seconds
   steps = int(min(max(steps, _FEWEST_STEPS), _MOST_STEPS))
   epochs = round(steps * values['batch_size'] / seen.images, 2)
   return Choice(

@@ -8,7 +8,7 @@ from semppl_jax import config, eval_config, metrics
 from semppl_jax.errors import UserError
 
 # Key of an evaluation -> key of the run; what is not here has the same name.
-_CALLED = {
+CALLED = {
   'crops.size': 'views.large_size',
   'crops.center': 'evaluation.center',
   'crops.area': 'views.large_area',
@@ -33,7 +33,7 @@ def complete(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   begun = metrics.read_json(os.path.join(cfg.checkpoint, 'config.json'))
   cfg = cfg.copy_and_resolve_references()
   for key in wanted:
-    value = config.find(begun, _CALLED.get(key, key))
+    value = config.find(begun, CALLED.get(key, key))
     if value is None:
       raise UserError(
         f'{key} is to be that of the run that the checkpoint is of, but '
