@@ -17,10 +17,11 @@ def test_everything_is_told(tmp_path):
   cfg = tiny.make_config(num_devices=2)
   lines = preflight.look(cfg, str(tmp_path / 'not' / 'there'))
   heads = [line.split(':')[0] for line in lines]
-  assert heads == ['settings', 'data', 'devices', 'memory', 'disk']
+  assert heads == ['settings', 'data', 'devices', 'memory', 'time', 'disk']
   assert '5 steps of 16 images' in lines[0]
   assert '40 training images, 12 of them with a label, of 3 classes' in lines[1]
   assert '8 images at once on each device' in lines[3]
+  assert '5 steps of' in lines[4]
   assert not (tmp_path / 'not').exists()
 
 
@@ -89,3 +90,20 @@ def test_on_the_command_line(arguments, status, words):
   assert words in told
   if status:
     assert len(told.splitlines()) == 1
+
+
+def test_the_time_of_a_small_network_is_estimated(monkeypatch):
+  cfg = tiny.make_config(num_devices=2, num_epochs=200.0)
+  passes = []
+
+  def seconds(cfg, values, device):
+    passes.append(values['batch_size'])
+    return 0.5
+
+  monkeypatch.setattr(preflight.recipe, 'seconds_of_passes', seconds)
+  (line,) = (x for x in preflight.look(cfg, None) if x.startswith('time'))
+  # 500 steps of 2 devices, which share the cores; 1.3 for what is no pass.
+  assert line.startswith('time: about 12 min, 500 steps of 1.3 s')
+  assert passes == [8]
+  monkeypatch.setattr(preflight, '_QUICK', 1)
+  assert not any(x.startswith('time') for x in preflight.look(cfg, None))
