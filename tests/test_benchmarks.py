@@ -2,11 +2,20 @@
 
 import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
 
-from benchmarks import digits, embed, emoji_folder, folder, soak
+from benchmarks import (
+  digits,
+  drawn_folders,
+  embed,
+  emoji_folder,
+  folder,
+  soak,
+)
+from semppl_jax.data import folders
 
 
 def _row(**values):
@@ -110,3 +119,19 @@ def test_embedding_compiles_for_one_size_alone(tmp_path, monkeypatch, capsys):
   assert (
     f'| digits | {10 / found["seconds"][0]:.0f} |' in capsys.readouterr().out
   )
+
+
+@pytest.mark.parametrize('kind', drawn_folders.KINDS)
+def test_drawn_folders_are_the_same_again(kind, tmp_path):
+  few = {'labelled': 1, 'unlabelled': 2, 'test': 1}
+  files = []
+  for name, seed in (('one', 3), ('again', 3), ('other', 4)):
+    drawn_folders.make(kind, tmp_path / name, seed=seed, **few)
+    found = folders.search(str(tmp_path / name))
+    assert not found.notes and np.sum(np.array(found.labels) >= 0) == len(
+      found.test
+    )
+    assert len(found.train) == 3 * len(found.class_names)
+    paths = [pathlib.Path(p) for p in (*found.train, *found.test)]
+    files.append([p.read_bytes() for p in paths])
+  assert files[0] == files[1] != files[2]
