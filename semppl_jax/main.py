@@ -73,10 +73,13 @@ def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
 
 def train_or_evaluate(cfg: Any, workdir: str) -> None:
   """Does what the config asks for, and prints the results as a table."""
-  from semppl_jax import hosts, plots, tasks, verdict
+  from semppl_jax import hosts, tasks
 
   results = tasks.of(cfg)(cfg, workdir)
   if hosts.is_first():
+    # Later still: it takes seconds, and a mistake is told without it.
+    from semppl_jax import plots, verdict
+
     print(plots.table(results))
     if judged := verdict.line(results):
       print(judged)

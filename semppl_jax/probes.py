@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn import exceptions, linear_model
 
 from semppl_jax.errors import UserError
 
@@ -97,12 +96,17 @@ class _Fits:
   """Fits of one model, each from where the one before has ended."""
 
   def __init__(self, max_iterations: int):
+    # Late: it takes seconds to import.
+    from sklearn import linear_model
+
     self.unfinished = 0
     self.model = linear_model.LogisticRegression(
       solver='lbfgs', max_iter=max_iterations, warm_start=True
     )
 
   def fit(self, x: np.ndarray, labels: np.ndarray, strength: float) -> None:
+    from sklearn import exceptions
+
     classes, sizes = np.unique(labels, return_counts=True)
     if len(classes) < 2:
       raise UserError('All images to learn from are of one class.')

@@ -11,6 +11,7 @@ import semppl_jax
 from semppl_jax import (
   checkpoint,
   metrics,
+  plots,
   pretrain_step,
   pretraining,
   runs,
@@ -30,6 +31,7 @@ _BACK = {'watchdog__action': 'roll_back', 'checkpoint_every_steps': 1}
 def _light(monkeypatch):
   monkeypatch.setattr(pretrain_step, 'train_step', tiny.light_step)
   tiny.remember_steps(monkeypatch)
+  monkeypatch.setattr(plots, 'plots', lambda *_, **__: None)
 
 
 def _run(workdir, **changes):

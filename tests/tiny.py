@@ -32,7 +32,8 @@ def make_config(**changes):
   cfg.loss.update(num_negatives=4, num_semantic_positives=2)
   cfg.queue.update(capacity=16, block_size=3)
   cfg.optimizer.update(name='adamw', learning_rate=0.02, warmup_epochs=0.5)
-  cfg.evaluation.update(batch_size=16, center=1.0)
+  # Pixels and colours: test_recipe and test_baselines look at them.
+  cfg.evaluation.update(batch_size=16, center=1.0, baseline_images=0)
   cfg.update_from_flattened_dict(
     {key.replace('__', '.'): value for key, value in changes.items()}
   )
