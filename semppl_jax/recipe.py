@@ -226,14 +226,14 @@ def _views(seen: Look, known: Mapping[str, Any]) -> Choice:
 
 def _colours(seen: Look, known: Mapping[str, Any]) -> Choice:
   """Weak changes of colour, which tells classes apart; none of grey images."""
-  del known
+  masks = known.get('dataset.masks', seen.masks)
   jitter = (0.2, 0.2, 0.1, 0.02) if seen.colour else (0.4, 0.4, 0.0, 0.0)
   names = ('brightness', 'contrast', 'saturation', 'hue')
   values = {f'views.{name}': x for name, x in zip(names, jitter, strict=True)}
   values |= {
     'views.flip': 0.5 if seen.colour else 0.0,
-    'dataset.masks': seen.masks,
-    'views.saliency': 0.7 if seen.masks else 0.0,
+    'dataset.masks': masks,
+    'views.saliency': 0.7 if masks else 0.0,
   }
   reason = (
     'images in colour: it may tell classes apart, and left and right mean the '
@@ -241,7 +241,7 @@ def _colours(seen: Look, known: Mapping[str, Any]) -> Choice:
     if seen.colour
     else 'images in grey: no colours to change; signs must not be mirrored'
   )
-  if seen.masks:
+  if masks:
     reason += '; masks are there: other backgrounds in most views'
   elif seen.colour and seen.side >= 32:
     reason += (
@@ -305,7 +305,11 @@ def _duration(
     raise UserError(
       f'minutes is {cfg.minutes:g} and num_epochs is open: set one of them.'
     )
-  seconds = OVERHEAD * seconds_of_passes(cfg, values, devices[0])
+  # On a CPU devices share the cores; others have a part of the batch each.
+  part = values['batch_size'] // (len(devices) if seen.accelerator else 1)
+  seconds = OVERHEAD * seconds_of_passes(
+    cfg, {**values, 'batch_size': part}, devices[0]
+  )
   steps = (60 * cfg.minutes - ELSEWHERE) / seconds
   steps = int(min(max(steps, _FEWEST_STEPS), _MOST_STEPS))
   epochs = round(steps * values['batch_size'] / seen.images, 2)

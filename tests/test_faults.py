@@ -42,7 +42,7 @@ def test_some_calls_of_a_save_and_of_a_reading_fail(shim, tmp_path):
   )  # fmt: skip
   assert len(seen) >= 12
   assert sum('No checkpoint can be written' in line for line in seen) >= 3
-  assert sum('cannot be read now' in line for line in seen) >= 2
+  assert sum('cannot be read now' in line for line in seen) >= 1
 
 
 @pytest.mark.long

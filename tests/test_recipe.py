@@ -113,6 +113,8 @@ def test_what_is_given_stays(tmp_path, quick, capsys):
   assert cfg.encoder.stem == 'small' and cfg.loss.num_negatives == 5
   assert cfg.loss.exclude_after_epochs == 1.75
   assert 'hue' not in capsys.readouterr().err
+  masks = recipe.complete(settings(path, dataset__masks='elsewhere'), None)
+  assert masks.dataset.masks == 'elsewhere' and masks.views.saliency == 0.7
   # Nothing open: nothing happens.
   complete = digits.get_config()
   assert recipe.complete(complete, None) is complete

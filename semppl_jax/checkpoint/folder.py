@@ -200,7 +200,8 @@ def system_error(error: BaseException) -> tuple[str, int | None]:
   # TensorStore tells its whole specification; the system's word is inside, and
   # its number sometimes.
   found = re.search(
-    r': ([^:\[]*) \[(os_error_code|tensorstore_spec)=', str(error)
+    r': ([^:\[]*) \[(os_error_code|tensorstore_spec|source locations)=',
+    str(error),
   )
   if found:
     return found[1], _NUMBERS.get(found[1])
