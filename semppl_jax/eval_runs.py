@@ -46,6 +46,8 @@ def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
   """
   run = without_data(cfg, step)
   data = datasets.load(cfg.dataset)
+  for note in data.notes:
+    run_log.say(f'Note: {note}.')
   if data.test is None or not np.any(data.test.labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no test image '

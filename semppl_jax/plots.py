@@ -6,6 +6,7 @@ Figures are made without pyplot, hence without a display and global state.
 """
 
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,7 +85,10 @@ def plots(
     )
   for name, figure in figures.items():
     if figure is not None:
-      figure.savefig(folder / f'{name}.png', dpi=120)
+      with warnings.catch_warnings():
+        # Class names in any script; what the font lacks is drawn as a box.
+        warnings.filterwarnings('ignore', message='Glyph .* missing from')
+        figure.savefig(folder / f'{name}.png', dpi=120)
 
 
 def table(results: Mapping[str, Any]) -> str:

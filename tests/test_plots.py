@@ -224,3 +224,13 @@ def test_table():
     'ok                         True',
   ]
   assert plots.table({}) == ''
+
+
+def test_class_names_in_any_script_warn_of_nothing(tmp_path, recwarn):
+  log(tmp_path, rows(3))
+  random = np.random.RandomState(0)
+  found = pictures(
+    tmp_path, random.randn(20, 4), np.arange(20) % 2, ['猫', '강아지']
+  )
+  assert 'tsne.png' in found
+  assert not [w for w in recwarn if 'Glyph' in str(w.message)]
