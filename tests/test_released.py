@@ -79,6 +79,7 @@ def test_a_name_that_is_none(monkeypatch, tmp_path):
     released.find('x')
 
 
+@pytest.mark.long  # the test above builds them, too
 def test_every_released_encoder_can_be_built():
   """As the evaluation builds them; shapes only."""
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
