@@ -14,6 +14,7 @@ import simclr
 
 from semppl_jax import encoders, errors, networks
 from semppl_jax.encoders import Architecture
+from tests import tiny
 
 ARCHS = (
   'TinyResNet', 'ResNet18', 'ResNet34', 'ResNet50_w1', 'ResNet50_w2',
@@ -233,7 +234,7 @@ def test_sk_unit_trains_as_simclr(stride):
   fresh = jax.tree.map(np.zeros_like, state)
   # In float64, because the squeezed layer's BatchNorm sees two values only:
   # what Haiku's one-pass variance loses of them in float32 shows, up to 7e-4.
-  with jax.enable_x64(True):
+  with tiny.enable_x64(True):
     double = lambda tree: jax.tree.map(lambda x: x.astype(np.float64), tree)
     args = double(params), double(fresh), double(file['input'])
     (output, _), new_state = sk_unit(stride)(*args, True)

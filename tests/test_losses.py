@@ -11,6 +11,7 @@ import pytest
 import reference
 
 from semppl_jax import errors, losses
+from tests import tiny
 
 TAU = 0.3
 FORMS = losses.STOP_GRADIENTS
@@ -272,7 +273,7 @@ def test_invariance_gradient(form, which):
     )
     return (weights * losses.invariance(logits, stop_gradient=form)).sum()
 
-  with jax.enable_x64(True):
+  with tiny.enable_x64(True):
     grads = jax.jit(jax.grad(total))(jnp.asarray(arrays[which]))
     assert grads.dtype == jnp.float64
   step, numeric = 1e-5, np.zeros(arrays[which].shape)
@@ -298,7 +299,7 @@ def test_contrastive_gradient():
     )
     for m in range(4)
   )
-  with jax.enable_x64(True):
+  with tiny.enable_x64(True):
     grads = jax.jit(jax.grad(total))(jnp.asarray(case.online))
   for place in itertools.product(*map(range, grads.shape)):
     up, down = case.online.copy(), case.online.copy()
@@ -335,7 +336,7 @@ def test_computes_in_float32_at_least(given, computed):
       losses.classification(classes, np.array([1, 3, 0, -1, 2])),
     )
 
-  with jax.enable_x64(True):
+  with tiny.enable_x64(True):
     given_vectors = case._replace(
       online=case.online.astype(given), targets=case.targets.astype(given)
     )

@@ -1,6 +1,7 @@
 """The smallest whole setting: what the tests of the step and the loop train."""
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from semppl_jax import config, loop, parallel, runs, structs, train_state
 
 NUM_CLASSES = 3
+# Where JAX 0.7 has it, and where it is now.
+enable_x64 = getattr(jax, 'enable_x64', None) or jax.experimental.enable_x64
 BATCH = 16
 
 
