@@ -7,6 +7,7 @@ number of devices.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -168,7 +169,13 @@ def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
     tree: leaves [D, ...], or of a host's part of D devices.
     devices: all devices of the job.
   """
-  mesh = jax.sharding.Mesh(np.asarray(here(devices)), (AXIS,))
+  mine = here(devices)
+  if not getattr(jax.config, 'jax_pmap_shmap_merge', True):
+    # The pmap of JAX 0.7 has a layout of its own.
+    default = functools.partial(jax.sharding.PmapSharding.default, devices=mine)
+    put = lambda x: jax.device_put(x, default(np.shape(x), 0))
+    return jax.tree.map(put, tree)
+  mesh = jax.sharding.Mesh(np.asarray(mine), (AXIS,))
   layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
   return jax.device_put(tree, layout)
 
