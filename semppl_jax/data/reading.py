@@ -12,12 +12,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
-from grain import experimental
+from absl import logging
 
 from semppl_jax.data import canvas
 from semppl_jax.errors import UserError
+
+_verbosity = logging.get_verbosity()
+logging.set_verbosity(logging.ERROR)  # beside older jaxlibs it warns of itself
+import grain  # noqa: E402
+from grain import experimental  # noqa: E402
+
+logging.set_verbosity(_verbosity)
 
 _MOST_IN_A_PIECE = 64  # images; a canvas of 512 x 512 is 0.8 MB
 _MOST_THREADS = 32  # of a process: Python's own share of the work is serial
