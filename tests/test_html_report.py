@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -504,3 +505,18 @@ def test_a_browser_needs_no_sideways_scrolling(width, several, whole, tmp_path):
   assert scroll <= width and right <= width
   assert shown == images and broken == 0
   assert images or several
+
+
+def test_scores_stand_beside_what_needs_no_network():
+  found = {
+    'knn_top1': 0.5, 'chance_top1': 0.125, 'baseline_pixels_top1': 0.2,
+    'baseline_histogram_top1': 0.3, 'test_images': 160,
+  }  # fmt: skip
+  run = types.SimpleNamespace(results=found)
+  text = _Page(results.scores(run, 8)).texts['']
+  assert text.startswith('Verdict: ahead of what needs no network: kNN 50.0%')
+  for title, value in (('kNN', '50.0%'), ('Pixels', '20.0%')):
+    assert f'\n{title}\n' in text and f'\n{value}\n' in text
+  assert 'Colours' in text and 'Colours' not in str(
+    results.headline(types.SimpleNamespace(results=found, rows=[]))
+  )

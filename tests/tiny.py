@@ -10,7 +10,9 @@ from semppl_jax import config, loop, parallel, runs, structs, train_state
 
 NUM_CLASSES = 3
 # Where JAX 0.7 has it, and where it is now.
-enable_x64 = getattr(jax, 'enable_x64', None) or jax.experimental.enable_x64
+enable_x64 = (
+  jax if hasattr(jax, 'enable_x64') else jax.experimental
+).enable_x64
 BATCH = 16
 
 
