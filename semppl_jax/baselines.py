@@ -83,6 +83,12 @@ def histogram(image: np.ndarray) -> np.ndarray:
 def _small(source: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
   """The middles of all images, [N, size, size, 3] float32 in [0, 1]."""
   crop = pipeline.Images(crop=(size, 1.0))
-  parts = list(pipeline.in_order(source, batch_size=256, images=crop))
+  # The run itself tells of images that cannot be decoded.
+  quietly = lambda name, reason: None
+  parts = list(
+    pipeline.in_order(
+      source, batch_size=256, images=crop, on_unreadable=quietly
+    )
+  )
   images, readable = (np.concatenate(column) for column in zip(*parts))
   return images, readable

@@ -30,8 +30,8 @@ from semppl_jax.errors import UserError
 
 # Temporary memory beside the convolutions' outputs, as XLA compiles the step
 # for an H100 (README has the table), rounded up; without and with remat.
-_QUICK = 5e8  # bytes of convolutions' outputs, of a pass that is timed
 _KEPT = {False: 2.25, True: 0.9}
+_QUICK = 5e8  # bytes of convolutions' outputs, of a pass that is timed
 
 
 def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
