@@ -10,10 +10,11 @@ terms) and supervised (the labelled images alone); `semppl-jax compare` trains
 all three.
 
 What is not the digits': the classifier's gradient trains the encoder, in all
-variants; a quarter of each batch is labelled; colours change little, for they
-tell classes apart, and nothing is blurred. With foreground masks in DIR/masks,
+variants; a quarter of each batch is labelled; nothing is blurred. With
+foreground masks in DIR/masks,
   python -m semppl_jax.saliency --dataset=folder --path=DIR --out=DIR/masks
-most large views have another background. What was tried: docs/trials.md.
+most large views have another background, and colours change less, for those of
+objects tell classes apart. What was tried: docs/trials.md.
 
 Run: python -m semppl_jax.main --config=experiments/folder.py \
   --config.dataset.path=DIR --workdir=runs/mine
@@ -45,6 +46,7 @@ _OPEN = (
   'views.contrast',
   'views.saturation',
   'views.hue',
+  'views.grayscale',
   'loss.num_negatives',
   'loss.exclude_after_epochs',
   'queue.capacity',

@@ -224,30 +224,39 @@ def _views(seen: Look, known: Mapping[str, Any]) -> Choice:
   )
 
 
+# Brightness, contrast, saturation, hue; and the share of grey views.
+_NO_COLOURS = (0.4, 0.4, 0.0, 0.0, 0.0)
+_WEAK = (0.2, 0.2, 0.1, 0.02, 0.0)
+_MODERATE = (0.4, 0.4, 0.4, 0.1, 0.2)
+
+
 def _colours(seen: Look, known: Mapping[str, Any]) -> Choice:
-  """Weak changes of colour, which tells classes apart; none of grey images."""
+  """Changes of colour, flips and foregrounds."""
   masks = known.get('dataset.masks', seen.masks)
-  jitter = (0.2, 0.2, 0.1, 0.02) if seen.colour else (0.4, 0.4, 0.0, 0.0)
-  names = ('brightness', 'contrast', 'saturation', 'hue')
-  values = {f'views.{name}': x for name, x in zip(names, jitter, strict=True)}
+  if not seen.colour:
+    changes = _NO_COLOURS
+    reason = 'images in grey: no colours to change; signs must not be mirrored'
+  elif masks:
+    changes = _WEAK
+    reason = (
+      'masks are there: other backgrounds in most views, so that colours left '
+      'are those of objects; left and right mean the same'
+    )
+  else:
+    changes = _MODERATE
+    reason = (
+      'images in colour, where colours may tell classes apart or not (if they '
+      'do, weaker changes may be better); left and right mean the same. Objects '
+      f'on busy backgrounds gain from masks in DIR/{MASKS}: '
+      'python -m semppl_jax.saliency'
+    )
+  names = ('brightness', 'contrast', 'saturation', 'hue', 'grayscale')
+  values = {f'views.{name}': x for name, x in zip(names, changes, strict=True)}
   values |= {
     'views.flip': 0.5 if seen.colour else 0.0,
     'dataset.masks': masks,
     'views.saliency': 0.7 if masks else 0.0,
   }
-  reason = (
-    'images in colour: it may tell classes apart, and left and right mean the '
-    'same'
-    if seen.colour
-    else 'images in grey: no colours to change; signs must not be mirrored'
-  )
-  if masks:
-    reason += '; masks are there: other backgrounds in most views'
-  elif seen.colour and seen.side >= 32:
-    reason += (
-      f'. Objects on busy backgrounds gain from masks in DIR/{MASKS}: '
-      'python -m semppl_jax.saliency'
-    )
   return Choice(values, reason)
 
 

@@ -84,6 +84,7 @@ def test_what_is_chosen_is_valid(seen, method, quick, monkeypatch):
   assert (cfg.views.saliency > 0) == bool(cfg.dataset.masks)
   # Grey images have no hue, and a mirrored sign is another one.
   assert (cfg.views.hue > 0) == (cfg.views.flip > 0) == seen.colour
+  assert (cfg.views.grayscale > 0) == (seen.colour and not seen.masks)
 
 
 def test_images_are_looked_at(tmp_path, quick, capsys):
