@@ -245,9 +245,9 @@ def _colours(seen: Look, known: Mapping[str, Any]) -> Choice:
   else:
     changes = _MODERATE
     reason = (
-      'images in colour, where colours may tell classes apart or not (if they '
-      'do, weaker changes may be better); left and right mean the same. Objects '
-      f'on busy backgrounds gain from masks in DIR/{MASKS}: '
+      'images in colour, which may tell classes apart or not (if they do, '
+      'weaker changes may be better); left and right mean the same. Objects on '
+      f'busy backgrounds gain from masks in DIR/{MASKS}: '
       'python -m semppl_jax.saliency'
     )
   names = ('brightness', 'contrast', 'saturation', 'hue', 'grayscale')
