@@ -151,6 +151,7 @@ def test_listener_hears_a_second_compilation():
   assert first and third and not second
 
 
+@pytest.mark.long
 def test_bare_program_is_the_networks_alone():
   run = _run()
   counts = {
