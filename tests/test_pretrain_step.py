@@ -317,7 +317,7 @@ def _trained(num_devices, labels):
   return tiny.run_steps(step, state, batches, num_devices)
 
 
-_FIRST_DEVICES_ONLY = [0, 1, 2, 0] + [-1] * 12  # two of eight
+_FIRST_DEVICES_ONLY = [0, 1, 2, 0] + [-1] * 12  # one of four, two of eight
 
 
 @functools.cache
@@ -331,6 +331,7 @@ def _on_one_device(labels):
     pytest.param(2, _LABELS, marks=pytest.mark.long),
     pytest.param(4, _LABELS, marks=pytest.mark.long),
     pytest.param(8, _LABELS, marks=pytest.mark.long),
+    pytest.param(4, _FIRST_DEVICES_ONLY, marks=pytest.mark.long),
     (8, _FIRST_DEVICES_ONLY),
   ],
 )
