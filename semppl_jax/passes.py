@@ -15,7 +15,7 @@ def encode(
   bn_state: Any,
   groups: tuple[jax.Array, ...],
   *,
-  one_pass: bool = False,
+  one_pass: bool,
 ) -> tuple[structs.Outputs, Any]:
   """Passes views through a network in training mode, in order.
 

@@ -12,6 +12,8 @@ if not {'PYTEST_XDIST_WORKER', 'SEMPPL_TEST_CACHE'} & set(os.environ):
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 _FLAGS = ' --xla_backend_optimization_level=0'
+# Two workers use both cores as it is.
+_FLAGS += ' --xla_cpu_parallel_codegen_split_count=1'
 # Fusions compile twice as fast without it. XLA ends at a flag it does not know.
 _VERSION = importlib.metadata.version('jaxlib').split('.')
 if tuple(map(int, _VERSION[:2])) < (0, 11):

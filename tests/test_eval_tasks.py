@@ -7,6 +7,7 @@ import signal
 import golden
 import numpy as np
 import pytest
+import tiny
 
 from semppl_jax import (
   checkpoint,
@@ -41,6 +42,13 @@ def make_config(task, **changes):
     {key.replace('__', '.'): value for key, value in changes.items()}
   )
   return cfg
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+  """A checkpoint whose network compiles in half the time of the release's."""
+  folder = tmp_path_factory.mktemp('small')
+  return tiny.write_checkpoint(folder / 'small.safetensors', CLASSES)
 
 
 def read(path):
@@ -82,10 +90,16 @@ def test_a_task_writes_its_results(task, tmp_path, capsys):
     eval_tasks.run_task(cfg, str(tmp_path))
 
 
-def test_cached_features_train_the_same_classifier(tmp_path):
-  online = make_config('linear', crops__augment=False, num_epochs=2.0)
+def test_cached_features_train_the_same_classifier(small, tmp_path):
+  online = make_config(
+    'linear', crops__augment=False, num_epochs=2.0, checkpoint=small
+  )
   cached = make_config(
-    'linear', crops__augment=False, num_epochs=2.0, features='cached'
+    'linear',
+    crops__augment=False,
+    num_epochs=2.0,
+    checkpoint=small,
+    features='cached',
   )
   found = [
     eval_tasks.run_task(cfg, str(tmp_path / name))
@@ -97,9 +111,9 @@ def test_cached_features_train_the_same_classifier(tmp_path):
   same_losses(tmp_path / 'online', tmp_path / 'cached', rtol=1e-5)
 
 
-def test_the_number_of_devices_changes_nothing(tmp_path):
+def test_the_number_of_devices_changes_nothing(small, tmp_path):
   for number in (1, 4):
-    cfg = make_config('semi_supervised', num_devices=number)
+    cfg = make_config('semi_supervised', checkpoint=small, num_devices=number)
     eval_tasks.run_task(cfg, str(tmp_path / str(number)))
   same_losses(tmp_path / '1', tmp_path / '4', rtol=1e-4)
 
@@ -125,9 +139,13 @@ def test_only_labelled_images_are_used(tmp_path, monkeypatch):
   np.testing.assert_array_equal(labels, run.labels[ids])
 
 
-def test_an_interrupted_evaluation_goes_on_exactly(tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_goes_on_exactly(
+  small, tmp_path, monkeypatch
+):
   whole = tmp_path / 'whole'
-  eval_tasks.run_task(make_config('semi_supervised'), str(whole))
+  eval_tasks.run_task(
+    make_config('semi_supervised', checkpoint=small), str(whole)
+  )
   parts = tmp_path / 'parts'
   original = pipeline.batches
 
@@ -139,22 +157,26 @@ def test_an_interrupted_evaluation_goes_on_exactly(tmp_path, monkeypatch):
 
   monkeypatch.setattr(pipeline, 'batches', batches)
   with pytest.raises(signals.Interrupted) as stopped:
-    eval_tasks.run_task(make_config('semi_supervised'), str(parts))
+    eval_tasks.run_task(
+      make_config('semi_supervised', checkpoint=small), str(parts)
+    )
   assert stopped.value.code == 128 + signal.SIGTERM
   # The third batch is drawn while the second one waits on the devices.
   assert len(lines(parts)) == 2 and not (parts / 'results.json').exists()
   monkeypatch.setattr(pipeline, 'batches', original)
-  eval_tasks.run_task(make_config('semi_supervised'), str(parts))
+  eval_tasks.run_task(
+    make_config('semi_supervised', checkpoint=small), str(parts)
+  )
   same_losses(whole, parts, rtol=0)
   one, other = map(weights.load_checkpoint, (whole, parts))
   assert weights.digest(one) == weights.digest(other)
   assert one.kind == 'run' and one.step == 5
-  assert str(one).startswith('tiny 1x, step 5')
+  assert str(one).startswith('one_block 1x, small stem, step 5')
 
 
-def test_the_grid_chooses_by_held_out_images(tmp_path, monkeypatch):
+def test_the_grid_chooses_by_held_out_images(small, tmp_path, monkeypatch):
   """The best pair is taken; its training has not seen the held-out part."""
-  cfg = make_config('semi_supervised')
+  cfg = make_config('semi_supervised', checkpoint=small)
   cfg.grid.update(learning_rates=(0.1, 0.2), encoder_learning_rates=(0.0, 0.01))
   scores = {
     '0.1_0.0': 0.5, '0.1_0.01': 0.75, '0.2_0.0': 0.75, '0.2_0.01': 0.25
@@ -186,9 +208,9 @@ def test_the_grid_chooses_by_held_out_images(tmp_path, monkeypatch):
   assert rates == best
 
 
-def test_pairs_that_diverge_lose(tmp_path):
+def test_pairs_that_diverge_lose(small, tmp_path):
   """Found in the search, again on resume; all of them: one clear line."""
-  cfg = make_config('semi_supervised')
+  cfg = make_config('semi_supervised', checkpoint=small)
   cfg.grid.update(learning_rates=(1e30, 0.1), encoder_learning_rates=(0.01,))
   results = eval_tasks.run_task(cfg, str(tmp_path / 'some'))
   assert results['learning_rate'] == 0.1
@@ -202,8 +224,10 @@ def test_pairs_that_diverge_lose(tmp_path):
     eval_tasks.run_task(cfg, str(tmp_path / 'all'))
 
 
-def test_the_last_good_checkpoint_is_kept(tmp_path):
-  cfg = make_config('semi_supervised', checkpoint_every_steps=1)
+def test_the_last_good_checkpoint_is_kept(small, tmp_path):
+  cfg = make_config(
+    'semi_supervised', checkpoint=small, checkpoint_every_steps=1
+  )
   cfg.grid.update(learning_rates=(1e8,), encoder_learning_rates=(1e8,))
   with pytest.raises(errors.UserError, match='last good checkpoint is that of'):
     eval_tasks.run_task(cfg, str(tmp_path))

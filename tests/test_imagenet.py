@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tfds_data
+import tiny
 from PIL import Image
 
 from experiments import (
@@ -64,7 +65,7 @@ def make_config(data_dir, num_devices, variant='resnet_50_1x_1pct', **changes):
   )  # fmt: skip
   cfg.dataset.update(path=str(data_dir), image_size=64)
   cfg.encoder.update(
-    name='digits', stem='small', projector_hidden=16, embedding_size=8
+    name=tiny.ENCODER, stem='small', projector_hidden=16, embedding_size=8
   )
   cfg.views.update(
     large_size=16, small_size=12, num_large=2, num_small=1, jitter=0.0,

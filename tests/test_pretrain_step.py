@@ -1,5 +1,6 @@
 """The step against slow references, and for every number of devices."""
 
+import collections
 import functools
 import re
 
@@ -117,9 +118,14 @@ class _Expected:
 
   def vote(self, labels, queries):
     """Nearest labelled image of the batch, for every view in every queue."""
-    entered = np.flatnonzero(labels >= 0)
-    result = labels.copy()
-    for m in np.flatnonzero(labels < 0):
+    voted, _ = self.votes(labels, queries)
+    return np.where(labels >= 0, labels, voted)
+
+  def votes(self, labels, queries, blind=False):
+    """Labels voted for, all images', and the winner's share of the votes."""
+    voted, share = [], []
+    for m in range(len(labels)):
+      entered = [i for i in np.flatnonzero(labels >= 0) if not blind or i != m]
       votes = {}
       for v in range(2):
         for w in range(2):
@@ -128,8 +134,26 @@ class _Expected:
           label = labels[entered[best]]
           number, total = votes.get(label, (0, 0.0))
           votes[label] = number + 1, total + similarity[best]
-      result[m] = max(votes, key=lambda y: (votes[y], -y))
-    return result
+      voted.append(max(votes, key=lambda y: (votes[y], -y)))
+      share.append(votes[voted[-1]][0] / 4)
+    return np.array(voted), np.array(share)
+
+  def metrics(self, labels):
+    """What is told of the votes; all but the labelled images get a label."""
+    known = labels >= 0
+    _, share = self.votes(labels, self.online)
+    blind, _ = self.votes(labels, self.online, blind=True)
+    spread = np.std(self.targets, axis=1).mean() * np.sqrt(8)
+    return {
+      'vote_share': share[~known].mean(),
+      'labelled_vote_accuracy': np.mean(blind[known] == labels[known]),
+      'pseudo_label_share': 1.0,
+      'positive_share': 1.0,
+      'top_label_share': np.bincount(self.labels[~known]).max() / sum(~known),
+      'queue_fill': sum(known) / 16,
+      'embedding_std': spread,
+      'loss_classifier': 0.0,
+    }
 
   def _draw(self, cfg, batch, keys):
     """Semantic positives [S, V_L, B, d], through the queue's own sampler."""
@@ -183,6 +207,8 @@ def test_step_equals_a_slow_reference(exclude, early):
   terms = expected.terms(cfg.loss.temperature)
   for name, value in terms.items():
     np.testing.assert_allclose(scalars[name][0], value, rtol=2e-5)
+  for name, value in expected.metrics(batch.labels).items():
+    np.testing.assert_allclose(scalars[name][0], value, 2e-5, err_msg=name)
   total = (
     0.3 * (terms['loss_augm'] + 0.2 * terms['loss_sempos'])
     + 5.0 * terms['inv_augm']
@@ -296,12 +322,20 @@ def test_optimiser_sees_the_gradient_of_the_config_loss():
   np.testing.assert_allclose(slope, optax.tree.norm(grads), rtol=1e-2)
 
 
+_TRACES = collections.Counter()
+
+
 @functools.cache
 def _gradient_step(num_devices):
   """The real networks' step; the gradients stand in its opt_state."""
   run = tiny.prepare()
   run = run._replace(setup=run.setup._replace(optimizer=optax.trace(0.0)))
-  return run, _map(run.setup, num_devices)
+
+  def step(*arguments):
+    _TRACES[num_devices] += 1
+    return pretrain_step.train_step(*arguments, setup=run.setup)
+
+  return run, tiny.map_step(step, num_devices)
 
 
 @functools.cache
@@ -392,18 +426,8 @@ def test_the_classifier_learns_from_true_labels_alone():
 
 
 def test_the_step_is_traced_once():
-  run, _ = _gradient_step(1)
-  traces = []
-
-  def step(*args):
-    traces.append(1)
-    return pretrain_step.train_step(*args, setup=run.setup)
-
-  batches = [tiny.make_batch(_LABELS, seed) for seed in range(3)]
-  mapped = tiny.map_step(step, 2)
-  state = train_state.from_portable(_begin(), jax.devices()[:2])
-  tiny.run_steps(mapped, state, batches, 2)
-  assert len(traces) == 1
+  _trained(1, _LABELS)
+  assert _TRACES[1] == 1
 
 
 @pytest.mark.long
@@ -415,7 +439,7 @@ def test_lars_trains_too():
   batches = [tiny.make_batch(_LABELS, seed) for seed in range(3)]
   after, seen = tiny.run_steps(step, state, batches, 1)
   assert all(np.isfinite(s['loss'][0]) for s, _ in seen)
-  weights = lambda s: s.online_params['digits_res_net/~/initial_conv']['w']
+  weights = lambda s: s.online_params['one_block_res_net/~/initial_conv']['w']
   length = np.linalg.norm(weights(state))
   moved = np.linalg.norm(weights(after) - weights(state))
   # The trust ratio bounds a step: coefficient x rate x the weight's length.

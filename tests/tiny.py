@@ -6,7 +6,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import config, loop, parallel, runs, structs, train_state
+from semppl_jax import (
+  config,
+  encoders,
+  loop,
+  networks,
+  parallel,
+  runs,
+  structs,
+  train_state,
+  weight_files,
+)
 
 NUM_CLASSES = 3
 # Where JAX 0.7 has it, and where it is now.
@@ -14,6 +24,12 @@ enable_x64 = (
   jax if hasattr(jax, 'enable_x64') else jax.experimental
 ).enable_x64
 BATCH = 16
+# Half of what the smallest of the package's encoders takes to compile.
+ENCODER = 'one_block'
+encoders.ENCODERS[ENCODER] = encoders.Encoder(
+  'one_block_res_net', (1,), (16,), bottleneck=False, strides=(2,),
+  stem_channels=8,
+)  # fmt: skip
 
 
 def make_config(**changes):
@@ -28,7 +44,7 @@ def make_config(**changes):
   cfg.dataset.num_classes = NUM_CLASSES
   cfg.labels.per_class = 4
   cfg.encoder.update(
-    name='digits', stem='small', projector_hidden=16, embedding_size=8
+    name=ENCODER, stem='small', projector_hidden=16, embedding_size=8
   )
   cfg.views.update(
     num_large=2, num_small=1, large_size=8, small_size=6, jitter=0.0,
@@ -43,6 +59,27 @@ def make_config(**changes):
     {key.replace('__', '.'): value for key, value in changes.items()}
   )
   return cfg
+
+
+def write_checkpoint(path, num_classes, image_size=8):
+  """A checkpoint of random weights, for evaluations; it is of step 5."""
+  nets = networks.build(
+    encoder=ENCODER, stem='small', projector_hidden=16, embedding_size=8,
+    num_classes=num_classes,
+  )  # fmt: skip
+  images = jnp.zeros((2, image_size, image_size, 3))
+  random = np.random.RandomState(0)
+
+  def draw(path, like):
+    if path[-1].key == 'w':
+      return random.normal(0, like.size**-0.25, like.shape).astype(like.dtype)
+    return np.ones(like.shape, like.dtype)
+
+  shapes = jax.eval_shape(nets.init, jax.random.key(0), images)
+  params, state = jax.tree_util.tree_map_with_path(draw, shapes)
+  contents = weight_files.Contents(params, state, 5, 'safetensors')
+  weight_files.write_safetensors(path, contents)
+  return str(path)
 
 
 def make_batch(labels, seed=0):
