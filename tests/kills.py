@@ -11,7 +11,7 @@ doing (see `kills_marks`) and what lay on the disk when it was dead. A moment is
 drawn from the seed: a place, the how many-th time that it is entered in this
 life, and a delay from then on.
 
-A life is a fork that runs `main` (see `kills_forks`), or with --command a
+A life is a fork that runs `main` (see `forks`), or with --command a
 process of its own; --light: with a step that compiles at once.
 """
 

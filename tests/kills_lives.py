@@ -75,11 +75,11 @@ class Commands:
 
 
 class Forks:
-  """Every life is a fork of one process, see `kills_forks`."""
+  """Every life is a fork of one process, see `forks`."""
 
   def __init__(self, environment):
     self._parent = subprocess.Popen(
-      [sys.executable, '-m', 'tests.kills_forks'],
+      [sys.executable, '-m', 'tests.forks'],
       env=_environment(environment), cwd=ROOT, text=True,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
@@ -96,6 +96,7 @@ class Forks:
     request = {
       'argv': _arguments(workdir, options),
       'log': str(log),
+      'errors': str(log),
       'environment': environment,
     }
     self._parent.stdin.write(json.dumps(request) + '\n')

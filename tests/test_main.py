@@ -1,5 +1,6 @@
 """The command line, as a user's shell sees it."""
 
+import json
 import os
 import pathlib
 import signal
@@ -28,6 +29,37 @@ def _call(tmp_path, *arguments, config=_DIGITS):
   )
 
 
+@pytest.fixture(scope='module')
+def forks():
+  """Imports once what takes longer than the mistakes that are looked for."""
+  with subprocess.Popen(
+    [sys.executable, '-m', 'tests.forks'], cwd=_ROOT, text=True,
+    env=os.environ | {'OPENBLAS_NUM_THREADS': '1'},  # no threads before a fork
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+  ) as process:  # fmt: skip
+    yield process
+
+
+@pytest.fixture
+def call(forks, tmp_path):
+  """As `_call`, in a fork of a process that has imported the package."""
+
+  def run(*arguments, config=_DIGITS):
+    files = {name: tmp_path / f'{name}.txt' for name in ('log', 'errors')}
+    argv = [f'--config={config}', f'--workdir={tmp_path / "run"}', *arguments]
+    request = {k: str(path) for k, path in files.items()}
+    request |= {'argv': argv, 'environment': {}}
+    forks.stdin.write(json.dumps(request) + '\n')
+    forks.stdin.flush()
+    _, status = forks.stdout.readline(), int(forks.stdout.readline())
+    said = [path.read_text() for path in files.values()]
+    for path in files.values():
+      path.unlink()
+    return subprocess.CompletedProcess(argv, status, *said)
+
+  return run
+
+
 @pytest.mark.parametrize(
   'argument, words',
   [
@@ -41,8 +73,8 @@ def _call(tmp_path, *arguments, config=_DIGITS):
     ('--config.labels.per_class=0', ('labels.per_class', 'semantic term')),
   ],
 )
-def test_a_mistake_is_one_line_and_status_2(argument, words, tmp_path):
-  done = _call(tmp_path, argument)
+def test_a_mistake_is_one_line_and_status_2(argument, words, call, tmp_path):
+  done = call(argument)
   assert done.returncode == 2, done.stderr
   lines = [x for x in done.stderr.splitlines() if x.startswith('error: ')]
   assert len(lines) == 1, done.stderr
@@ -52,14 +84,14 @@ def test_a_mistake_is_one_line_and_status_2(argument, words, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_an_unknown_config_file_and_an_unknown_variant(tmp_path):
-  done = _call(tmp_path, config='experiments/nope.py')
+def test_an_unknown_config_file_and_an_unknown_variant(call):
+  done = call(config='experiments/nope.py')
   assert done.returncode == 2
   assert done.stderr.strip() == (
     "error: --config: there is no file 'experiments/nope.py'."
   )
   variant = str(_ROOT / 'experiments' / 'imagenet.py:5pct')
-  done = _call(tmp_path, config=variant)
+  done = call(config=variant)
   assert done.returncode == 2
   assert "'5pct'; known: resnet_50_1x_1pct, " in done.stderr
   assert 'Traceback' not in done.stderr
@@ -79,9 +111,9 @@ _TINY = _ROOT / 'tests' / 'golden_data' / 'release_checkpoint_tiny.pkl'
   ],
 )
 def test_a_wrong_checkpoint_is_one_line_and_status_2(
-  checkpoint, words, tmp_path
+  checkpoint, words, call, tmp_path
 ):
-  done = _call(tmp_path, f'--config.checkpoint={checkpoint}', config=_KNN)
+  done = call(f'--config.checkpoint={checkpoint}', config=_KNN)
   assert done.returncode == 2, done.stderr
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
   assert words in done.stderr
@@ -95,8 +127,8 @@ def test_a_wrong_checkpoint_is_one_line_and_status_2(
     (_DIGITS, 'linear', 'known: pretrain'),
   ],
 )
-def test_a_wrong_task_is_one_line(config, task, words, tmp_path):
-  done = _call(tmp_path, f'--config.task={task}', config=config)
+def test_a_wrong_task_is_one_line(config, task, words, call):
+  done = call(f'--config.task={task}', config=config)
   assert done.returncode == 2 and words in done.stderr, done.stderr
   assert 'Traceback' not in done.stderr
 

@@ -1,11 +1,12 @@
 """Starts runs as forks of a process that has imported the package: a script.
 
-  python -m tests.kills_forks
+  python -m tests.forks
 
-Reads {"argv", "log", "environment"} from its input, a JSON line each; answers
-with the process id of the run, and with its status when it has ended. A fork
-is sound here because the parent has one thread and no JAX backend, which is
-looked at; what a run then does is `main` and nothing else.
+Reads {"argv", "log", "errors", "environment"} from its input, a JSON line each:
+arguments, files for its output and its errors, and what else it finds in its
+environment. Answers with the process id, and with its status when it has ended.
+A fork is sound here because the parent has one thread and no JAX backend, which
+is looked at; what a run then does is `main` and nothing else.
 """
 
 import json
@@ -20,10 +21,10 @@ assert pretraining  # what takes long to import
 def _become(request):
   """In the child: the command line that was asked for."""
   os.setsid()
-  log = os.open(request['log'], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-  nothing = os.open(os.devnull, os.O_RDONLY)
-  for source, target in ((nothing, 0), (log, 1), (log, 2)):
-    os.dup2(source, target)
+  write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+  os.dup2(os.open(request['log'], write), 1)
+  os.dup2(os.open(request['errors'], write), 2)
   os.environ.update(request['environment'])
   sys.argv = ['main', *request['argv']]
 
