@@ -97,17 +97,22 @@ def test_invariance_by_hand(form):
 
 
 def test_classification_by_hand():
-  logits = np.array([[0.0, np.log(3)], [1000, 0], [1, 2]], np.float32)
-  labels = np.array([1, 1, -1])
+  third = [0.0, np.log(3)]
+  logits = np.array([third, [1000, 0], [1, 2], third], np.float32)
+  labels = np.array([1, 1, -1, 0])
 
   def total(x):
     views = losses.classification(jnp.stack([x, -x]), labels)  # [2, b]
     return views[0].sum(), views
 
   grads, value = jax.jit(jax.grad(total, has_aux=True))(logits)
-  expected = [[np.log(4 / 3), 1000, 0], [np.log(4), 0, 0]]
+  expected = [
+    [np.log(4 / 3), 1000, 0, np.log(4)],
+    [np.log(4), 0, 0, np.log(4 / 3)],
+  ]
   np.testing.assert_allclose(value, expected, rtol=1e-6)
-  expected = [[0.25, -0.25], [1, -1], [0, 0]]  # softmax - one-hot, or nothing
+  # Softmax - one-hot, or nothing.
+  expected = [[0.25, -0.25], [1, -1], [0, 0], [-0.75, 0.75]]
   np.testing.assert_allclose(grads, expected, atol=1e-6)
 
 
