@@ -324,7 +324,7 @@ def test_new_bottlenecks_pass_their_shortcut_on():
   block = lambda: encoders.Block(16, 1, False, parts, 'block')
   init, apply = hk.transform_with_state(lambda x: block()(x, True))
   x = jnp.asarray(golden.fill('x', (2, 4, 4, 16), 1))
-  output, _ = apply(*init(jax.random.key(0), x), None, x)
+  output, _ = apply(*jax.jit(init)(jax.random.key(0), x), None, x)
   np.testing.assert_array_equal(output, np.maximum(x, 0))
 
 

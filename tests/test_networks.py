@@ -213,7 +213,7 @@ def _gradient(rounded=False, **options):
     encoder='digits', stem='small', projector_hidden=16, embedding_size=8,
     cross_replica=False, num_classes=3, **options,
   )  # fmt: skip
-  params, state = nets.init(jax.random.key(0), images)
+  params, state = jax.jit(nets.init)(jax.random.key(0), images)
   if rounded:
     params = jax.tree.map(
       lambda x: x.astype(jnp.bfloat16).astype('float32'), params
@@ -223,7 +223,7 @@ def _gradient(rounded=False, **options):
     outputs, new = nets.online(params, state, images, True)
     return jnp.mean(outputs.prediction[:, 0] * jnp.arange(64.0)), (outputs, new)
 
-  grads, outcome = jax.grad(loss, has_aux=True)(params)
+  grads, outcome = jax.jit(jax.grad(loss, has_aux=True))(params)
   leaves = jax.tree.leaves((grads, outcome))
   assert all(x.dtype in (jnp.float32, jnp.int32) for x in leaves)
   return np.concatenate([x.ravel() for x in jax.tree.leaves(grads)]), outcome[0]
@@ -255,7 +255,7 @@ def test_bfloat16_products_take_bfloat16():
     encoder='digits', stem='small', cross_replica=False, precision='bfloat16'
   )
   images = jnp.zeros((2, 8, 8, 3))
-  params, state = nets.init(jax.random.key(0), images)
+  params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
   text = str(jax.make_jaxpr(nets.online, static_argnums=3)(
     params, state, images, True
   ))  # fmt: skip
@@ -269,7 +269,7 @@ def test_remat_is_of_every_block(remat):
     encoder='digits', stem='small', cross_replica=False, remat=remat
   )
   images = jnp.zeros((2, 8, 8, 3))
-  params, state = nets.init(jax.random.key(0), images)
+  params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
   text = str(jax.make_jaxpr(nets.online, static_argnums=3)(
     params, state, images, True
   ))  # fmt: skip

@@ -346,7 +346,15 @@ def test_middle_crops_in_order():
   assert all(known.all() for _, known in found)
 
 
-@pytest.mark.parametrize('size, batch_size', [(7, 3), (6, 3), (2, 5), (9, 2)])
+@pytest.mark.parametrize(
+  'size, batch_size',
+  [
+    (7, 3),
+    (2, 5),
+    pytest.param(6, 3, marks=pytest.mark.long),
+    pytest.param(9, 2, marks=pytest.mark.long),
+  ],
+)
 def test_workers_keep_the_order_of_evaluation(parsed_flags, size, batch_size):
   source = encoded([(2, 2)] * size)
   crop = pipeline.Images(crop=(2, 1.0))

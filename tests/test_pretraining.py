@@ -19,6 +19,7 @@ from semppl_jax import (
   checkpoint,
   config,
   metrics,
+  plots,
   pretraining,
   runs,
   signals,
@@ -57,6 +58,12 @@ def _traced_once():
   with pytest.MonkeyPatch.context() as patch:
     tiny.remember_steps(patch)
     yield
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(monkeypatch):
+  """One run draws them: `whole`, which is there before."""
+  monkeypatch.setattr(plots, 'plots', lambda *_, **__: None)
 
 
 @pytest.fixture(scope='module')
