@@ -465,7 +465,15 @@ assert checkpoint.steps(workdir) == [2]
 """
 
 
-@pytest.mark.parametrize('room', [0, 30, 400, 100_000])
+@pytest.mark.parametrize(
+  'room',
+  [
+    30,
+    100_000,
+    pytest.param(0, marks=pytest.mark.long),
+    pytest.param(400, marks=pytest.mark.long),
+  ],
+)
 def test_a_file_that_cannot_grow_destroys_nothing(tmp_path, room):
   """As on a full disk, whichever thread writes; needs no privileges."""
   done = subprocess.run(

@@ -51,7 +51,17 @@ def jitted(apply):
   return jax.jit(apply, static_argnums=3)
 
 
-@pytest.mark.parametrize('arch', ARCHS)
+# The deepest one has all their names; these take as long to trace.
+_AS_DEEP = ('ResNet101_w1', 'ResNet152_w1', 'ResNet200_w1')
+
+
+@pytest.mark.parametrize(
+  'arch',
+  [
+    pytest.param(arch, marks=[pytest.mark.long] * (arch in _AS_DEEP))
+    for arch in ARCHS
+  ],
+)
 def test_trees_equal_the_release(arch):
   nets = encoder_of(arch, projector_hidden=4, embedding_size=2)
   images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
@@ -262,8 +272,15 @@ def test_padding_matters_to_strided_convolutions():
     assert error > 0.1 if differs else error < 5e-6
 
 
-@pytest.mark.parametrize('side', (64, 75))
-@pytest.mark.parametrize('model', ('resnet50_1x', 'resnet50_1x_sk'))
+@pytest.mark.parametrize(
+  'model, side',
+  [
+    ('resnet50_1x', 64),
+    ('resnet50_1x_sk', 75),
+    pytest.param('resnet50_1x', 75, marks=pytest.mark.long),
+    pytest.param('resnet50_1x_sk', 64, marks=pytest.mark.long),
+  ],
+)
 def test_encoder_equals_simclr(model, side):
   architecture = SIMCLR[model]
   make = lambda: encoders.ResNet(architecture, BN)

@@ -13,6 +13,7 @@ from semppl_jax import (
   claims,
   config,
   parallel,
+  plots,
   preflight,
   pretrain_step,
   pretraining,
@@ -52,8 +53,9 @@ def settings(path, method='semppl', **changes):
 
 @pytest.fixture
 def quick(monkeypatch):
-  """A computer whose pass takes a tenth of a second."""
+  """A computer whose pass takes a tenth of a second; and no plots."""
   monkeypatch.setattr(recipe, 'seconds_of_passes', lambda *_: 0.1)
+  monkeypatch.setattr(plots, 'plots', lambda *_, **__: None)
 
 
 _LOOKS = [

@@ -7,6 +7,7 @@ import signal
 import golden
 import numpy as np
 import pytest
+import tiny
 import transfer_data
 from transfer_data import CLASSES, PER_CLASS, TEST_PER_CLASS
 
@@ -389,8 +390,10 @@ def test_fine_tuning(data_dir, tmp_path, trainings, monkeypatch, num_devices):
     return network(self)
 
   monkeypatch.setattr(weights.Checkpoint, 'network', spied)
-  cfg = tuned(data_dir, 'pets', num_devices=num_devices)
-  results = transfer.run(cfg, str(tmp_path))
+  small = tiny.write_checkpoint(tmp_path / 'small.safetensors', 0, 16)
+  cfg = tuned(data_dir, 'pets', num_devices=num_devices, checkpoint=small)
+  results = transfer.run(cfg, str(tmp_path / 'run'))
+  tmp_path = tmp_path / 'run'
   assert results == read(tmp_path / 'results.json')
   _, validation = transfer_sets.load('pets', tuned(data_dir).dataset)
   assert len(trainings) == 3
