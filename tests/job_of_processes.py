@@ -4,15 +4,18 @@
 
 Trains the tiny experiment. KEY: kill_at, signal_at (a step before whose batch
 this process gets SIGKILL or SIGTERM), or a key of the config, dots as __.
+Nothing is plotted: importing what draws takes longer than the training.
 """
 
 import ast
 import os
 import signal
 import sys
+import types
 
 import jax
 
+import semppl_jax
 from semppl_jax import hosts, pretraining, runs
 from semppl_jax.errors import UserError
 from tests import tiny
@@ -40,6 +43,7 @@ def main():
       yield batch
 
   runs.input_batches = watched
+  semppl_jax.plots = types.SimpleNamespace(plots=lambda *_, **__: None)
   try:
     cfg = tiny.make_config(**options)
     print(pretraining.pretrain(cfg, sys.argv[5]))
