@@ -41,10 +41,10 @@ class Setup(NamedTuple):
   optimizer: optax.GradientTransformation  # without its learning rate
   total_steps: int
   warmup_steps: int
-  target_query_steps: int = 0  # in which target projections ask for votes
+  target_query_steps: int  # in which target projections ask for votes
   # After which negatives of the same pseudo-label are excluded, if at all.
-  exclude_after_steps: int = 0
-  class_share: np.ndarray | None = None  # [K] of the labels, for balanced votes
+  exclude_after_steps: int
+  class_share: np.ndarray | None  # [K] of the labels, for balanced votes
 
 
 class Keys(NamedTuple):

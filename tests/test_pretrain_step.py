@@ -74,6 +74,9 @@ def _linear_setup(cfg, optimizer):
     optimizer=optimizer,
     total_steps=10,
     warmup_steps=2,
+    target_query_steps=0,
+    exclude_after_steps=0,
+    class_share=None,
   )
   passes = {'projector/~/bn': {'passes': np.zeros((), np.int32)}}
   other = {'projector': {'w': params['projector']['w'][:, ::-1].copy()}}
