@@ -68,6 +68,8 @@ def get_config(method='semppl'):
   cfg.classifier.detached = False
   cfg.views.update(background='colours', blur=(0.0, 0.0))
   cfg.loss.semantic_invariance_weight = 1.0
+  # Views of some folders are hard to tell apart for 180 steps of 812.
+  cfg.watchdog.chance_patience = 300
   config.leave_open(cfg, *_OPEN)
   if method != 'semppl':
     cfg.loss.update(

@@ -29,7 +29,6 @@ STATUS = 3
 _STOPPED = 'stopped.json'  # in the run's folder
 _WINDOW = 100  # steps of which the median of the loss is taken
 _LATE = 3  # times `patience`, and twice the warm-up: the start is over
-_LONGER = 5  # so many times that, for a loss_augm that falls
 
 
 class AlarmError(UserError):
@@ -144,9 +143,9 @@ class Watchdog:
   A start is no collapse: votes, embeddings and losses of an untrained network
   mean nothing yet. So what is watched alarms only if it was healthy after the
   warm-up, for `patience` steps in a row, or if it still is not when twice the
-  warm-up and three times `patience` are over (five times as long for a
-  loss_augm that has begun to fall: hard views take their time). The loss is
-  compared with that of steps after the warm-up only.
+  warm-up and three times `patience` are over (for loss_augm: `chance_patience`,
+  as hard views take their time). The loss is compared with that of steps after
+  the warm-up only.
 
   Args:
     limits: the `watchdog` section of the config; None: NaN and infinity only.
@@ -209,7 +208,7 @@ class Watchdog:
       return
     for name, what in self._complaints(scalars).items():
       self._count(name, step, bad=bool(what))
-      if what and self._must_alarm(name, step, scalars):
+      if what and self._must_alarm(name, step):
         first = step - self._rows[name] + 1
         what = f'From step {first} to {step} {what}'
         raise AlarmError(step, first - 2, what, name)
@@ -223,22 +222,15 @@ class Watchdog:
       if self._good_rows[name] >= self._limits.patience:
         self._healthy[name] = True
 
-  def _must_alarm(
-    self, name: str, step: int, scalars: Mapping[str, float]
-  ) -> bool:
+  def _must_alarm(self, name: str, step: int) -> bool:
     """Whether what is bad now will not mend itself."""
     patience = self._limits.patience
     late = _LATE * patience
-    if name == 'chance' and self._is_on_its_way(scalars['loss_augm']):
-      late *= _LONGER
+    if name == 'chance':
+      late = self._limits.chance_patience
     is_late = step >= 2 * self._warmup_steps + late
     was_healthy = self._healthy.get(name, False)
     return self._rows[name] >= patience and (was_healthy or is_late)
-
-  def _is_on_its_way(self, loss: float) -> bool:
-    """Whether a third of the way from chance to the limit is done."""
-    limit = self._limits.chance_factor
-    return loss < (2 + limit) / 3 * self._chance
 
   def _complaints(self, scalars: Mapping[str, float]) -> dict[str, str]:
     """What is wrong with a step's metrics; an empty string: nothing.

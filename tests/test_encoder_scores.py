@@ -140,7 +140,7 @@ def test_features_are_in_order_for_any_number_of_devices():
       )
     )
   one, four = found
-  assert one.embeddings.shape == (40, 64) and one.votes.shape == (40,)
+  assert one.embeddings.shape == (40, 16) and one.votes.shape == (40,)
   np.testing.assert_allclose(one.embeddings, four.embeddings, atol=1e-5)
   np.testing.assert_array_equal(one.votes, four.votes)
   np.testing.assert_array_equal(one.guesses, four.guesses)

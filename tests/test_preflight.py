@@ -26,7 +26,7 @@ def test_everything_is_told(tmp_path):
 
 
 def test_floor_of_the_activations():
-  run = runs.prepare(tiny.make_config(precision='bfloat16', num_devices=1))
+  run = tiny.prepare(precision='bfloat16', encoder__name='digits')
   # The stem at full side; then two blocks, each of two convolutions and a
   # shortcut, at half of it. Two large views of 8 pixels, a small one of 6.
   elements = lambda s: s * s * 32 + (s // 2) ** 2 * 3 * (32 + 64)

@@ -1,5 +1,6 @@
 """When a run is stopped: what counts as bad, for how long, and who is told."""
 
+import contextlib
 import json
 import types
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import digits, folder
 from semppl_jax import config, watchdog
 
 _LIMITS = types.SimpleNamespace(
@@ -14,6 +16,7 @@ _LIMITS = types.SimpleNamespace(
   loss_factor=5.0,
   min_spread=0.1,
   chance_factor=1.0,
+  chance_patience=9,
   max_label_share=0.9,
 )
 _HEALTHY = {
@@ -289,13 +292,24 @@ def test_an_alarm_says_its_kind():
   assert caught.value.kind == 'labels'
 
 
-@pytest.mark.parametrize('loss, alarm', [(0.99, 9), (0.97, 45)])
-def test_a_loss_that_falls_slowly_has_time(loss, alarm):
-  # Views that are hard to tell apart: emoji on other backgrounds, their colours
-  # changed, stood at 0.95 of chance at step 108, and fell. A third of the way
-  # from chance to the limit is 0.977.
-  limits = types.SimpleNamespace(**vars(_LIMITS) | {'chance_factor': 0.93})
+@pytest.mark.parametrize('patience', [9, 45])
+def test_a_loss_that_falls_slowly_has_time(patience):
+  limits = types.SimpleNamespace(
+    **vars(_LIMITS) | {'chance_factor': 0.93, 'chance_patience': patience}
+  )
   dog = watchdog.Watchdog(limits, chance=1.0)
   with pytest.raises(watchdog.AlarmError, match='could not tell') as caught:
-    _feed(dog, 1, *[{'loss_augm': loss}] * 60)
-  assert caught.value.step == alarm
+    _feed(dog, 1, *[{'loss_augm': 0.97}] * 60)
+  assert caught.value.step == patience
+
+
+def test_folders_whose_views_are_hard_have_time():
+  """Emoji whose colours change moderately: below 0.93 of chance at step 180."""
+  falls = np.interp(range(1, 300), [1, 60, 180, 300], [1, 0.974, 0.931, 0.88])
+  for cfg, steps in ((folder.get_config(), 299), (digits.get_config(), 110)):
+    dog = watchdog.Watchdog(cfg.watchdog, warmup_steps=25, chance=1.0)
+    seen = 0
+    with contextlib.suppress(watchdog.AlarmError):
+      for seen, loss in enumerate(falls, start=1):
+        dog.look(seen, _HEALTHY | {'loss_augm': loss})
+    assert seen == steps

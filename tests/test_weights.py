@@ -408,7 +408,7 @@ def a_run(tmp_path_factory):
 def test_run_to_file_and_back(ending, a_run, tmp_path):
   workdir, state = a_run
   found = weights.load_checkpoint(workdir, step=0)
-  assert found.architecture == encoders.Architecture('digits', stem='small')
+  assert found.architecture == encoders.Architecture(tiny.ENCODER, 1, 'small')
   assert found.kind == 'run' and found.step == 0
   jax.tree.map(
     np.testing.assert_array_equal, dict(found.params), state.online_params

@@ -28,6 +28,7 @@ COSMETIC = (
   'watchdog.loss_factor',
   'watchdog.min_spread',
   'watchdog.chance_factor',
+  'watchdog.chance_patience',
   'watchdog.max_label_share',
   'dataset.workers',
   'evaluation.baseline_images',  # a look at the data, not at the network
@@ -223,6 +224,8 @@ def default() -> ml_collections.ConfigDict:
       # Of loss_augm: times what chance gives, log(1 + num_negatives); 0: off
       # [ours]
       'chance_factor': 0.93,
+      # Steps after twice the warm-up in which it may still be above that [ours]
+      'chance_patience': 60,
       # Of the way from the largest class's share of the labels to 1, which the
       # most frequent pseudo-label's share may go; 1: off [ours]
       'max_label_share': 0.9,

@@ -57,6 +57,7 @@ _RANGES = SHARED_RANGES | {
   'watchdog.loss_factor': (0, None),
   'watchdog.min_spread': (0, None),
   'watchdog.chance_factor': (0, None),
+  'watchdog.chance_patience': (0, None),
   'watchdog.max_label_share': (0, 1),
   'evaluation.k': (1, None),
   'evaluation.center': (0.01, 1),
