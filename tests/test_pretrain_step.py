@@ -302,6 +302,21 @@ def test_the_target_follows_the_new_online_weights():
   np.testing.assert_allclose(target, online, rtol=1e-6)
 
 
+def test_weights_that_decay_are_those_of_the_online_network():
+  cfg, batch = tiny.make_config(), tiny.make_batch(_LABELS)
+  cfg.optimizer.learning_rate = 10.0
+  after = []
+  for decay in (0.0, 0.5):
+    setup, state, _ = _linear_setup(cfg, optax.add_decayed_weights(decay))
+    new, [(scalars, _)] = tiny.run_steps(_map(setup), state, [batch], 1)
+    after.append(parallel.first(new.online_params))
+  rate = scalars['learning_rate'][0]
+  before = parallel.first(state.online_params)
+  for module, leaves in before.items():
+    decayed = after[0][module]['w'] - after[1][module]['w']
+    np.testing.assert_allclose(decayed, 0.5 * rate * leaves['w'], atol=1e-5)
+
+
 def test_optimiser_sees_the_gradient_of_the_config_loss():
   """Central differences in the directions of the parameters themselves."""
   cfg = tiny.make_config(loss__invariance_weight=0.0)
