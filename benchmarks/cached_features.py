@@ -15,7 +15,10 @@ import tempfile
 import jax
 from absl import app, flags, logging
 
-from semppl_jax import encoders, eval_config, eval_tasks, networks, weights
+from semppl_jax.config import eval_config
+from semppl_jax.evaluation import eval_tasks
+from semppl_jax.models import encoders, networks
+from semppl_jax.weights import loading
 
 _ENCODER = flags.DEFINE_string('encoder', 'resnet18', 'A plain encoder.')
 _SIZE = flags.DEFINE_integer('size', 64, 'Pixels.')
@@ -32,8 +35,8 @@ def random_checkpoint(path: str) -> None:
   images = jax.random.uniform(jax.random.key(1), shape)
   trees = jax.jit(nets.init)(jax.random.key(0), images)
   params, state = jax.tree.map(jax.device_get, trees)
-  found = weights.Checkpoint(params, state, architecture, 0, 'random', {})
-  weights.save_safetensors(path, found)
+  found = loading.Checkpoint(params, state, architecture, 0, 'random', {})
+  loading.save_safetensors(path, found)
 
 
 def seconds(features: str, checkpoint: str, workdir: str) -> dict[str, float]:

@@ -21,7 +21,8 @@ import numpy as np
 from absl import logging
 
 from experiments import digits, digits_relicv2, digits_supervised
-from semppl_jax import metrics, pretraining
+from semppl_jax import pretraining
+from semppl_jax.workdir import metrics
 
 METHODS = {
   'SemPPL': digits,

@@ -16,7 +16,8 @@ import numpy as np
 from absl import logging
 
 from benchmarks import digits
-from semppl_jax import eval_tasks, metrics
+from semppl_jax.evaluation import eval_tasks
+from semppl_jax.workdir import metrics
 
 # Name in the table: experiment, variant.
 TASKS = {

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from semppl_jax import pickles
+from semppl_jax.weights import release_pickle
 
 _MEGABYTES = flags.DEFINE_integer('megabytes', 200, 'Bytes of all arrays.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Runs; the fastest one counts.')
@@ -87,7 +87,7 @@ def unpickle(path: str) -> Any:
     return _Unpickler(file).load()
 
 
-READERS = {'ours': pickles.read, "Python's, restricted": unpickle}
+READERS = {'ours': release_pickle.read, "Python's, restricted": unpickle}
 
 
 def measure(reader: str, path: str) -> dict[str, float]:

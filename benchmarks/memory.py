@@ -5,8 +5,8 @@
 
 For each network of a released checkpoint at full size: the compiler's account
 of the step at --per_device images, its temporary memory beside the floor, and
-images that fit on a device of --gigabytes, at this account (memory.advice says
-the same when a run does not fit). Floor: what the backward pass cannot do
+images that fit on a device of --gigabytes, at this account (it is what
+device_memory.advice says when a run does not fit). Floor: what the backward pass cannot do
 without, the output of each convolution of the online network, once, for all six
 views; what BatchNorm and ReLU make of it can be computed again. Parameters,
 optimiser and queue (of 20 images' slots for each image here) come on top.
@@ -20,7 +20,9 @@ import ml_collections
 
 from benchmarks import command, cost, programs, targets
 from experiments import imagenet
-from semppl_jax import memory, preflight, tables
+from semppl_jax import preflight
+from semppl_jax.train import device_memory
+from semppl_jax.workdir import tables
 
 WAYS = ('float32', 'bfloat16', 'bfloat16+remat')
 
@@ -43,7 +45,7 @@ def measure(
   run = programs.prepare(settings(network, way, per_device))
   program = programs.described(run)
   lowered = programs.lower(program, target.devices)
-  need = memory.need(target.compile(lowered))
+  need = device_memory.need(target.compile(lowered))
   return {
     'network': network,
     'way': way,
@@ -63,8 +65,10 @@ def show(rows: list[dict[str, Any]], gigabytes: float) -> str:
   cells = []
   for row in rows:
     each = row['temporary'] / row['per_device']
-    need = memory.Need(row['state'], row['temporary'])
-    fits = memory.largest_batch(need, row['per_device'], int(gigabytes * 1e9))
+    need = device_memory.Need(row['state'], row['temporary'])
+    fits = device_memory.largest_batch(
+      need, row['per_device'], int(gigabytes * 1e9)
+    )
     cells.append(
       [
         row['network'],

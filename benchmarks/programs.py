@@ -15,15 +15,11 @@ import numpy as np
 import optax
 
 from experiments import imagenet
-from semppl_jax import (
-  label_queue,
-  parallel,
-  passes,
-  pretrain_step,
-  runs,
-  structs,
-  train_state,
-)
+from semppl_jax import structs
+from semppl_jax.distributed import parallel
+from semppl_jax.memory import label_queue
+from semppl_jax.models import passes
+from semppl_jax.train import pretrain_step, runs, train_state
 
 TENTH = 10
 

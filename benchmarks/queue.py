@@ -19,7 +19,8 @@ import jax
 
 from benchmarks import command, hlo, programs, queue_parts, targets
 from experiments import imagenet
-from semppl_jax import memory, tables
+from semppl_jax.train import device_memory
+from semppl_jax.workdir import tables
 
 # Images of the compiled step; what SemPPL sends is proportional to it.
 PER_DEVICE = 16
@@ -72,7 +73,7 @@ def arithmetic(
 def search_memory(batch_size: int, capacities: list[int]) -> dict[int, int]:
   """{C: bytes that the kNN needs beside its arguments, on one device}."""
   return {
-    capacity: memory.need(
+    capacity: device_memory.need(
       queue_parts.Parts(batch_size, capacity).search().compile()
     ).temporary
     for capacity in capacities

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from benchmarks import programs
 from experiments import imagenet
-from semppl_jax import label_queue, negatives, parallel
+from semppl_jax.distributed import parallel
+from semppl_jax.losses import negatives
+from semppl_jax.memory import label_queue
 
 
 class Parts:

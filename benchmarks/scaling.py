@@ -17,7 +17,8 @@ import jax
 
 from benchmarks import command, hlo, programs, queue_parts, targets
 from experiments import imagenet
-from semppl_jax import runs, tables
+from semppl_jax.train import runs
+from semppl_jax.workdir import tables
 
 DEVICES = (1, 2, 4, 8)
 TIMES = 20  # C / B

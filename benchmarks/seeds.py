@@ -19,9 +19,11 @@ import jax
 import numpy as np
 
 from experiments import digits
-from semppl_jax import parallel, pretrain_step, pretraining, runs, train_state
+from semppl_jax import pretraining
 from semppl_jax.data import subsets
-from semppl_jax.watchdog import AlarmError
+from semppl_jax.distributed import parallel
+from semppl_jax.train import pretrain_step, runs, train_state
+from semppl_jax.train.watchdog import AlarmError
 
 STEPS, STEPS_OF_BROKEN = 120, 150
 FIRST_SEED = 101

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import command
-from semppl_jax import metrics, tables
+from semppl_jax.workdir import metrics, tables
 
 ROOT = pathlib.Path(__file__).parent.parent
 PARTS = 10

@@ -27,7 +27,8 @@ import jax
 import numpy as np
 
 from benchmarks import command, cost, peaks, programs, turns
-from semppl_jax import memory, runs, tables
+from semppl_jax.train import device_memory, runs
+from semppl_jax.workdir import tables
 
 TORCH_ENCODERS = ('resnet18', 'resnet50')
 
@@ -46,12 +47,14 @@ def largest(args: argparse.Namespace, share: float) -> int:
   Three programs have a state of their own, so that not all of it is free.
   """
   device = jax.devices()[0]
-  available = memory.limit(device)
+  available = device_memory.limit(device)
   if available is None:
     return 16
   run = programs.prepare(settings(args, 32))
   compiled = programs.lower(programs.described(run), run.devices).compile()
-  fits = memory.largest_batch(memory.need(compiled), 32, share * available)
+  fits = device_memory.largest_batch(
+    device_memory.need(compiled), 32, share * available
+  )
   return max(16, fits // 8 * 8)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
-from semppl_jax import parallel
+from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 
 # NVIDIA's figures for the H100 SXM, in the form in which XLA wants them.

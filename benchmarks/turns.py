@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks import programs
-from semppl_jax import parallel
+from semppl_jax.distributed import parallel
 
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 

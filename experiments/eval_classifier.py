@@ -12,7 +12,7 @@ Run: python -m semppl_jax.main --config=experiments/eval_classifier.py:digits \
 """
 
 from experiments import _eval_data
-from semppl_jax import eval_config
+from semppl_jax.config import eval_config
 
 
 def get_config(variant='imagenet'):

@@ -9,7 +9,7 @@ Run: python -m semppl_jax.main --config=experiments/eval_knn.py:digits_20 \
 """
 
 from experiments import _eval_data
-from semppl_jax import eval_config
+from semppl_jax.config import eval_config
 
 
 def get_config(variant='imagenet_1pct'):

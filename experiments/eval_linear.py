@@ -21,7 +21,7 @@ Fast, without augmentation: --config.features=cached \
 """
 
 from experiments import _eval_data
-from semppl_jax import eval_config
+from semppl_jax.config import eval_config
 
 
 def get_config(variant='imagenet'):

@@ -37,7 +37,7 @@ OBJECTNET is the unpacked archive of https://objectnet.dev (objectnet-1.0), with
 images/ and mappings/. Its licence forbids to train on it.
 """
 
-from semppl_jax import eval_config
+from semppl_jax.config import eval_config
 
 
 def get_config(variant='all'):

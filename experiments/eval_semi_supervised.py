@@ -15,7 +15,7 @@ Run: python -m semppl_jax.main \
 """
 
 from experiments import _eval_data
-from semppl_jax import eval_config
+from semppl_jax.config import eval_config
 
 
 def get_config(variant='imagenet_1pct'):

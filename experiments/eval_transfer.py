@@ -36,7 +36,7 @@ Run: python -m semppl_jax.main --config=experiments/eval_transfer.py:linear \
 A part: --config.transfer.sets="('cifar10','dtd')"
 """
 
-from semppl_jax import eval_config
+from semppl_jax.config import eval_config
 
 _VARIANTS = ('linear', 'fine_tune')
 

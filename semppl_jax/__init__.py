@@ -9,19 +9,21 @@ semppl_jax.evaluate(config, workdir)
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from semppl_jax import optimised_python
 from semppl_jax.errors import CheckpointError, UserError
+from semppl_jax.utils import optimised_python
 
 if TYPE_CHECKING:
-  from semppl_jax import config, eval_config, networks
+  from semppl_jax import config
+  from semppl_jax.config import eval_config
   from semppl_jax.model import (
     FileEmbeddings,
     Model,
     PseudoLabels,
     load_pretrained,
   )
+  from semppl_jax.models import networks
   from semppl_jax.tasks import evaluate, pretrain
-  from semppl_jax.weights import Checkpoint, load_checkpoint
+  from semppl_jax.weights.loading import Checkpoint, load_checkpoint
 
 __all__ = [
   'Checkpoint',
@@ -42,25 +44,26 @@ __version__ = '0.1.0'
 
 optimised_python.refuse()
 
-# Where a name lives; None: it is a module.
+# Where a name lives, or which module it is.
 _HOMES = {
-  'Checkpoint': 'weights',
+  'Checkpoint': 'weights.loading',
   'FileEmbeddings': 'model',
   'Model': 'model',
   'PseudoLabels': 'model',
-  'config': None,
-  'eval_config': None,
+  'config': 'config',
+  'eval_config': 'config.eval_config',
   'evaluate': 'tasks',
-  'load_checkpoint': 'weights',
+  'load_checkpoint': 'weights.loading',
   'load_pretrained': 'model',
-  'networks': None,
+  'networks': 'models.networks',
   'pretrain': 'tasks',
 }
+_MODULES = ('config', 'eval_config', 'networks')
 
 
 def __getattr__(name: str) -> Any:
   # Late: JAX takes seconds to import, and a wrong flag needs no JAX.
   if name not in _HOMES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  home = importlib.import_module(f'semppl_jax.{_HOMES[name] or name}')
-  return getattr(home, name) if _HOMES[name] else home
+  home = importlib.import_module(f'semppl_jax.{_HOMES[name]}')
+  return home if name in _MODULES else getattr(home, name)

@@ -14,7 +14,8 @@ from semppl_jax import main as main_lib
 
 
 def _check(cfg: Any, workdir: str | None) -> None:
-  from semppl_jax import alike, hosts, preflight
+  from semppl_jax import preflight
+  from semppl_jax.distributed import alike, hosts
 
   alike.check(cfg.to_dict() | {'workdir': workdir})
   lines = hosts.together(lambda: preflight.look(cfg, workdir))

@@ -55,7 +55,8 @@ def run(workdir: str, arguments: Sequence[str]) -> int:
 
 def _as(folder: str) -> list[str]:
   """Arguments that give another run as many steps."""
-  from semppl_jax import config, metrics
+  from semppl_jax import config
+  from semppl_jax.workdir import metrics
 
   settings = metrics.read_json(os.path.join(folder, 'config.json'))
   found = {key: config.find(settings, key) for key in _SAME}
@@ -63,8 +64,8 @@ def _as(folder: str) -> list[str]:
 
 
 def _tell(workdir: str) -> None:
-  from semppl_jax import metrics, tables
   from semppl_jax.report import page
+  from semppl_jax.workdir import metrics, tables
 
   folders = {m: os.path.join(workdir, m) for m in METHODS}
   results = {
@@ -89,7 +90,7 @@ def table(
   Args:
     results: of results.json, by method.
   """
-  from semppl_jax import verdict
+  from semppl_jax.evaluation import verdict
 
   percent = lambda found, key: (
     None if found.get(key) is None else round(100 * found[key], 1)

@@ -12,12 +12,13 @@ import argparse
 import pathlib
 import sys
 
-from semppl_jax import encoders, weights
 from semppl_jax.errors import UserError
+from semppl_jax.models import encoders
+from semppl_jax.weights import loading
 
 _WRITERS = {
-  '.safetensors': weights.save_safetensors,
-  '.pkl': weights.save_release,
+  '.safetensors': loading.save_safetensors,
+  '.pkl': loading.save_release,
 }
 
 
@@ -29,11 +30,11 @@ def convert(
   padding: str | None = None,
   mapping: str | None = None,
   overwrite: bool = False,
-) -> weights.Checkpoint:
+) -> loading.Checkpoint:
   """Reads `source`, checks it, and writes `target`.
 
   Args:
-    source: see `weights.load_checkpoint`, like the next three.
+    source: see `loading.load_checkpoint`, like the next three.
     target: a path that ends in .safetensors or .pkl.
     step: which checkpoint of a run.
     padding: what is not said by the source.
@@ -54,14 +55,14 @@ def convert(
     )
   if pathlib.Path(target).exists() and not overwrite:
     raise UserError(f'{target} is there already; --overwrite replaces it.')
-  found = weights.load_checkpoint(
+  found = loading.load_checkpoint(
     source, step=step, padding=padding, mapping=mapping
   )
   _WRITERS[ending](target, found)
   return found
 
 
-def lacking(found: weights.Checkpoint) -> str | None:
+def lacking(found: loading.Checkpoint) -> str | None:
   """Why DeepMind's code cannot use the encoder; None: it can."""
   name, _, stem, selective_kernels, padding = found.architecture
   reasons = []

@@ -25,8 +25,10 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from semppl_jax import config, eval_config, signals
+from semppl_jax import config
+from semppl_jax.config import eval_config
 from semppl_jax.errors import UserError
+from semppl_jax.train import signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Experiment config, e.g. experiments/digits.py.',
@@ -62,7 +64,7 @@ def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
     if name in needed and flag.value is None:
       raise UserError(f'--{name} is missing; see --help.')
   # Imported late: a wrong flag is refused before JAX starts.
-  from semppl_jax import hosts
+  from semppl_jax.distributed import hosts
 
   told = hosts.Address(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -73,12 +75,14 @@ def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
 
 def train_or_evaluate(cfg: Any, workdir: str) -> None:
   """Does what the config asks for, and prints the results as a table."""
-  from semppl_jax import hosts, tasks
+  from semppl_jax import tasks
+  from semppl_jax.distributed import hosts
 
   results = tasks.of(cfg)(cfg, workdir)
   if hosts.is_first():
     # Later still: it takes seconds, and a mistake is told without it.
-    from semppl_jax import plots, verdict
+    from semppl_jax.evaluation import verdict
+    from semppl_jax.workdir import plots
 
     print(plots.table(results))
     if judged := verdict.line(results):
@@ -165,7 +169,7 @@ def _guarded(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
   try:
     _run(argv, task, needed)
   except RuntimeError as e:
-    from semppl_jax import hosts
+    from semppl_jax.distributed import hosts
 
     if hosts.count() == 1:
       raise
@@ -194,7 +198,7 @@ def _exit(message: str, status: int = UserError.status) -> None:
 
 def _leave(status: int) -> None:
   """Ends; in a job of several processes without waiting for the others."""
-  hosts = sys.modules.get('semppl_jax.hosts')  # None: no JAX yet
+  hosts = sys.modules.get('semppl_jax.distributed.hosts')  # None: no JAX yet
   if hosts and hosts.is_connected():
     # At the usual exit JAX waits for them, maybe for minutes.
     sys.stderr.flush()

@@ -15,20 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from semppl_jax import (
-  encoder_scores,
-  encoders,
-  hosts,
-  inference,
-  parallel,
-  pseudo_labels,
-  recognition,
-  run_log,
-  trees,
-  weights,
-)
 from semppl_jax.data import given, pipeline
+from semppl_jax.distributed import hosts, parallel
 from semppl_jax.errors import CheckpointError, UserError
+from semppl_jax.evaluation import encoder_scores, inference
+from semppl_jax.memory import pseudo_labels
+from semppl_jax.models import encoders
+from semppl_jax.weights import loading, recognition, trees
+from semppl_jax.workdir import run_log
 
 _IMAGENET = 224, 0.875  # size of the crop, its side / the shorter side
 _BATCHES = 8, 64  # images at a time: few, many
@@ -71,7 +65,7 @@ class Model:
 
   def __init__(
     self,
-    checkpoint: weights.Checkpoint,
+    checkpoint: loading.Checkpoint,
     *,
     image_size: int | None = None,
     center: float | None = None,
@@ -342,7 +336,7 @@ def load_pretrained(
       used.
     UserError: see Model.
   """
-  found = weights.load_checkpoint(name, **options)
+  found = loading.load_checkpoint(name, **options)
   if found.note:
     run_log.say(f'{name}: {found}')
   return Model(found, image_size=image_size, center=center)

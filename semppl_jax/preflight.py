@@ -11,22 +11,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import (
-  claims,
-  config,
-  eval_runs,
-  hosts,
-  memory,
-  parallel,
+from semppl_jax import config, structs
+from semppl_jax.distributed import hosts, parallel
+from semppl_jax.errors import UserError
+from semppl_jax.evaluation import eval_runs
+from semppl_jax.train import (
+  device_memory,
   plausibility,
   recipe,
-  run_log,
-  run_settings,
   runs,
-  structs,
   train_state,
 )
-from semppl_jax.errors import UserError
+from semppl_jax.workdir import claims, run_log, run_settings
 
 # Temporary memory beside the convolutions' outputs, as XLA compiles the step
 # for an H100 (README has the table), rounded up; without and with remat.
@@ -80,7 +76,7 @@ def _outputs(run: runs.Run, size: int) -> int:
   nets = run.setup.nets
   params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
   predict = lambda *arguments: nets.online(*arguments, True)[0].prediction
-  return memory.convolution_outputs(
+  return device_memory.convolution_outputs(
     predict, params, state, images, axis=parallel.AXIS
   )
 
@@ -135,15 +131,15 @@ def _memory(run: runs.Run, batch: structs.Batch) -> list[str]:
   images = 2 * _bytes(batch)
   state = (_bytes(_state(run)) + images) / len(parallel.here(run.devices))
   activations = int(at_once * floor(run) * _KEPT[cfg.remat])
-  need = memory.Need(int(state), activations)
+  need = device_memory.Need(int(state), activations)
   line = (
     f'memory: {at_once} images at once on each device take about '
     f'{_size(need.total)}, {_size(state)} of it the state and images that wait'
   )
-  there = memory.capacity(run.devices[0])
+  there = device_memory.capacity(run.devices[0])
   if there:
     line += f', of {_size(there)}'
-    fits = memory.largest_batch(need, at_once, there)
+    fits = device_memory.largest_batch(need, at_once, there)
     if fits < at_once:
       raise UserError(
         f'{line}: about {fits} images would fit. Use more devices, a larger '

@@ -14,28 +14,22 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from semppl_jax import (
-  alike,
-  baselines,
-  checkpoint,
-  claims,
-  config,
-  encoder_scores,
-  hosts,
+from semppl_jax import checkpoint, config
+from semppl_jax.data import sources, subsets
+from semppl_jax.distributed import alike, hosts, parallel
+from semppl_jax.evaluation import baselines, encoder_scores
+from semppl_jax.train import (
   loop,
-  parallel,
   plausibility,
   pretrain_step,
   recipe,
   resuming,
-  run_data,
-  run_log,
   runs,
   train_state,
   watchdog,
 )
-from semppl_jax import metrics as metrics_lib
-from semppl_jax.data import sources, subsets
+from semppl_jax.workdir import claims, run_data, run_log
+from semppl_jax.workdir import metrics as metrics_lib
 
 RESULTS = 'results.json'
 UNREADABLE = 'unreadable.jsonl'  # images that others stood in for, if any
@@ -179,7 +173,7 @@ def finish(
   past: resuming.Past,
 ) -> dict[str, Any]:
   """Evaluates the final state, writes the plots and, last, results.json."""
-  from semppl_jax import plots  # late: plots take seconds to import
+  from semppl_jax.workdir import plots
 
   begun = time.monotonic()
   unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))

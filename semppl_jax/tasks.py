@@ -5,15 +5,10 @@ from typing import Any
 
 import ml_collections
 
-from semppl_jax import (
-  eval_tasks,
-  follow,
-  pretraining,
-  robustness,
-  run_settings,
-  transfer,
-)
+from semppl_jax import pretraining
 from semppl_jax.errors import UserError
+from semppl_jax.evaluation import eval_tasks, follow, robustness, transfer
+from semppl_jax.workdir import run_settings
 
 Task = Callable[[ml_collections.ConfigDict, str], dict[str, Any]]
 

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import tqdm
 from array_record.python import array_record_module
 
-from semppl_jax import files
 from semppl_jax.data import tfrecords
 from semppl_jax.errors import UserError
+from semppl_jax.utils import files
 
 _INFO = 'dataset_info.json'
 

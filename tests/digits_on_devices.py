@@ -13,7 +13,7 @@ import numpy as np
 jax.config.update('jax_num_cpu_devices', 8)
 
 from experiments import digits  # noqa: E402
-from semppl_jax import pretrain_step, runs  # noqa: E402
+from semppl_jax.train import pretrain_step, runs  # noqa: E402
 from tests import tiny  # noqa: E402
 
 

@@ -25,9 +25,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semppl_jax import pickles
 from semppl_jax.errors import CheckpointError
-from semppl_jax.pickles import names
+from semppl_jax.weights import release_pickle
+from semppl_jax.weights.release_pickle import names
 
 GOLDEN = pathlib.Path(
   __file__, '../golden_data/release_checkpoint_tiny.pkl'
@@ -275,7 +275,7 @@ def check(data: bytes, path: pathlib.Path) -> str:
   result, text = None, ''
   with watched() as events:
     try:
-      result = pickles.read(path)
+      result = release_pickle.read(path)
     except CheckpointError as error:
       text = str(error)
   seconds = time.thread_time() - start

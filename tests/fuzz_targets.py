@@ -21,16 +21,7 @@ from absl import flags
 from PIL import Image
 from tensorboardX import record_writer
 
-from semppl_jax import (
-  checkpoint,
-  claims,
-  main,
-  metrics,
-  name_matching,
-  to_array_record,
-  weight_files,
-  weights,
-)
+from semppl_jax import checkpoint, main, to_array_record
 from semppl_jax.data import (
   array_files,
   images,
@@ -41,6 +32,8 @@ from semppl_jax.data import (
   tfrecords,
 )
 from semppl_jax.errors import UserError
+from semppl_jax.weights import loading, name_matching, weight_files
+from semppl_jax.workdir import claims, metrics
 from tests import fuzz_mutations, golden, objectnet_data, tfds_data
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -66,13 +59,13 @@ def _contents(folder: pathlib.Path) -> Files:
 
 
 def _weights(folder):
-  found = weights.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
-  weights.save_safetensors(folder / 'x.safetensors', found)
+  found = loading.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
+  loading.save_safetensors(folder / 'x.safetensors', found)
   return [_contents(folder)]
 
 
 def _read_weights(folder):
-  found = weights.load_checkpoint(folder / 'x.safetensors')
+  found = loading.load_checkpoint(folder / 'x.safetensors')
   for tree in (found.params, found.state):
     for leaves in tree.values():
       assert all(np.isfinite(leaf).all() for leaf in leaves.values())

@@ -15,9 +15,10 @@ import types
 
 import jax
 
-import semppl_jax
-from semppl_jax import hosts, pretraining, runs
+from semppl_jax import pretraining, workdir
+from semppl_jax.distributed import hosts
 from semppl_jax.errors import UserError
+from semppl_jax.train import runs
 from tests import tiny
 
 
@@ -43,7 +44,7 @@ def main():
       yield batch
 
   runs.input_batches = watched
-  semppl_jax.plots = types.SimpleNamespace(plots=lambda *_, **__: None)
+  workdir.plots = types.SimpleNamespace(plots=lambda *_, **__: None)
   try:
     cfg = tiny.make_config(**options)
     print(pretraining.pretrain(cfg, sys.argv[5]))

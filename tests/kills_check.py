@@ -6,8 +6,9 @@ import pathlib
 import threading
 import time
 
-from semppl_jax import checkpoint, metrics
+from semppl_jax import checkpoint
 from semppl_jax.checkpoint import folder as folder_lib
+from semppl_jax.workdir import metrics
 
 CLOCKS = ('seconds', 'images_per_second', 'evaluation_seconds')
 _ONE_AT_A_TIME = threading.Lock()  # orbax, in this process

@@ -7,7 +7,7 @@ one that compiles at once: each life of a run makes its program anew.
 
 import os
 
-from semppl_jax import pretrain_step
+from semppl_jax.train import pretrain_step
 from tests import kills_marks, tiny
 
 

@@ -37,7 +37,10 @@ class Marks:
 
 def watch(path: str) -> None:
   """Marks from here on; the package itself does not know of it."""
-  from semppl_jax import checkpoint, metrics, parallel, pretraining, runs
+  from semppl_jax import checkpoint, pretraining
+  from semppl_jax.distributed import parallel
+  from semppl_jax.train import runs
+  from semppl_jax.workdir import metrics
 
   marks = Marks(path)
   for owner, name, place in (

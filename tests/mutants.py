@@ -28,17 +28,17 @@ from typing import NamedTuple
 _ROOT = pathlib.Path(__file__).parent.parent
 # What is broken, and who should notice.
 TESTS = {
-  'pretrain_step': ('pretrain_step',),
-  'objective': ('pretrain_step',),
-  'losses': ('losses',),
-  'negatives': ('negatives',),
-  'label_queue': ('label_queue',),
-  'pseudo_labels': ('pseudo_labels',),
-  'views': ('views', 'view_draws'),
-  'resampling': ('views', 'crops'),
-  'passes': ('passes',),
-  'optimizers': ('optimizers',),
-  'schedules': ('schedules',),
+  'train/pretrain_step': ('pretrain_step',),
+  'methods/objective': ('pretrain_step',),
+  'losses/contrastive': ('losses',),
+  'losses/negatives': ('negatives',),
+  'memory/label_queue': ('label_queue',),
+  'memory/pseudo_labels': ('pseudo_labels',),
+  'augment/views': ('views', 'view_draws'),
+  'augment/resampling': ('views', 'crops'),
+  'models/passes': ('passes',),
+  'train/optimizers': ('optimizers',),
+  'train/schedules': ('schedules',),
 }
 _COMPARES = {
   ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,

@@ -1,4 +1,4 @@
-"""The floors of the house: an import may only lead downstairs."""
+"""The layers of the package: an import may only lead to a lower one."""
 
 import ast
 import pathlib
@@ -10,69 +10,58 @@ import semppl_jax
 
 _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 
-# Rooms on one floor do not import each other; data/ is one room.
-FLOORS = {
-  0: (
-    'errors', 'structs', 'schedules', 'parallel', 'config', 'signals', 'files',
-    'differences', 'resampling', 'hosts', 'optimised_python',
-    'launch',
-  ),
-  1: (
-    'views', 'crops', 'encoders', 'losses', 'negatives', 'label_queue',
-    'pseudo_labels', 'optimizers', 'passes', 'data', 'checkpoint',
-    'claims', 'pickles', 'released', 'name_matching', 'trees', 'metrics',
-    'run_log', 'eval_config', 'probes', 'alike', 'profiling', 'memory',
-    'watchdog', 'verdict',
-  ),
-  2: (
-    'networks', 'resuming', 'weight_files', 'inference', 'tables', 'saliency',
-    'to_array_record', 'plausibility', 'run_data', 'run_settings',
-  ),
-  3: ('train_state', 'objective', 'recognition', 'loop', 'recipe'),
-  4: ('pretrain_step', 'classifier_step', 'weights'),
-  5: ('runs', 'encoder_scores', 'eval_runs', 'plots'),
-  6: (
-    'classifier_fit', 'convert', 'preflight', 'model', 'baselines',
-  ),
-  7: ('grid_search', 'pretraining'),
-  8: ('eval_tasks', 'robustness', 'transfer', 'report'),
-  9: ('follow', 'compare'),
-  10: ('tasks',),
-  11: ('main',),
-  12: ('check',),
-  13: ('command',),
-  14: ('__main__',),
-}  # fmt: skip
-_FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+# Packages of one layer do not import each other.
+LAYERS = {
+  0: ('errors', 'structs', 'utils', 'config'),
+  1: ('distributed', 'losses', 'augment', 'data'),
+  2: ('models', 'memory', 'checkpoint'),
+  3: ('methods', 'weights', 'workdir'),
+  4: ('train',),
+  5: ('evaluation',),
+}
+# What people call: who imports whom of these is fixed, too.
+ENTRY = (
+  'pretraining', 'model', 'convert', 'saliency', 'to_array_record', 'launch',
+  'preflight', 'report', 'compare', 'tasks', 'main', 'check', 'command',
+  '__main__',
+)  # fmt: skip
+_LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
+_LAYER_OF |= {name: 6 + i for i, name in enumerate(ENTRY)}
 # Everyone may raise errors and name arrays.
 _EVERYONES = ('errors', 'structs')
 
 
-def _room(path):
+def _home(path):
   return path.relative_to(_PACKAGE).parts[0].removesuffix('.py')
 
 
-def _imported_rooms(source):
-  """Rooms of semppl_jax that a module's text imports, wherever it does."""
-  rooms = set()
+def _imported_modules(source):
+  """Modules of semppl_jax that a module's text imports, wherever it does."""
+  found = set()
   for node in ast.walk(ast.parse(source)):
     names = []
     if isinstance(node, ast.Import):
       names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom) and node.module:
       names = [f'{node.module}.{alias.name}' for alias in node.names]
-    parts = [name.split('.') for name in names]
-    rooms |= {p[1] for p in parts if p[0] == 'semppl_jax' and len(p) > 1}
-  return rooms
+      names.append(node.module)
+    ours = [name for name in names if name.startswith('semppl_jax.')]
+    found |= {name.removeprefix('semppl_jax.') for name in ours}
+  return found
 
 
-def violations(room, source):
-  """Imports of `source`, a module of `room`, that do not lead downstairs."""
-  here = _FLOOR_OF[room]
+def _imported(source):
+  """Packages, and modules beside them, that a module's text imports."""
+  return {name.split('.')[0] for name in _imported_modules(source)}
+
+
+def violations(home, source):
+  """Imports of `source`, a module of `home`, that lead to no lower layer."""
+  here = _LAYER_OF[home]
   return {
     other
-    for other in _imported_rooms(source) - {room} - set(_EVERYONES)
-    if _FLOOR_OF[other] >= here
+    for other in _imported(source) - {home} - set(_EVERYONES)
+    if _LAYER_OF[other] >= here
   }
 
 
@@ -80,35 +69,70 @@ _MODULES = [p for p in _PACKAGE.rglob('*.py') if p.name != '__init__.py']
 
 
 @pytest.mark.parametrize('path', _MODULES, ids=lambda p: p.stem)
-def test_imports_lead_downstairs(path):
-  assert _room(path) in _FLOOR_OF, f'{path.name} has no floor: give it one'
-  assert not violations(_room(path), path.read_text())
+def test_imports_lead_to_lower_layers(path):
+  assert _home(path) in _LAYER_OF, f'{path.name} has no layer: give it one'
+  assert not violations(_home(path), path.read_text())
 
 
-def test_every_room_exists():
-  assert {_room(p) for p in _MODULES} == set(_FLOOR_OF)
+def test_every_package_exists():
+  assert {_home(p) for p in _MODULES} == set(_LAYER_OF)
+
+
+def _module(path):
+  """'train.loop', or 'train' for a package."""
+  parts = path.relative_to(_PACKAGE).with_suffix('').parts
+  return '.'.join(part for part in parts if part != '__init__')
+
+
+def cycle(imports):
+  """A module that imports itself, by way of others or not; None: there is none.
+
+  Args:
+    imports: {module: modules that it imports}.
+  """
+  left = {name: set(others) for name, others in imports.items()}
+  while left:
+    free = [name for name, others in left.items() if not others & left.keys()]
+    if not free:
+      return min(left)
+    for name in free:
+      del left[name]
+  return None
+
+
+def test_no_module_imports_itself_in_the_end():
+  # A package's own file may name its modules, which may name each other.
+  paths = {_module(p): p for p in _MODULES}
+  imports = {
+    name: _imported_modules(path.read_text()) & (paths.keys() - {name})
+    for name, path in paths.items()
+  }
+  assert any('distributed.parallel' in found for found in imports.values())
+  assert cycle(imports) is None
+
+
+def test_cycles_are_found():
+  assert cycle({'a': {'b'}, 'b': {'c'}, 'c': {'a'}, 'd': {'a'}}) == 'a'
+  assert cycle({'a': {'b', 'c'}, 'b': {'c'}, 'c': set()}) is None
 
 
 def test_upward_and_sideways_imports_are_found():
-  assert violations('losses', 'from semppl_jax import train_state') == {
-    'train_state'
-  }
-  assert violations('losses', 'def f():\n  from semppl_jax import views') == {
-    'views'
-  }
-  assert violations('views', 'import semppl_jax.losses') == {'losses'}
-  assert not violations('views', 'from semppl_jax.errors import UserError')
+  assert violations('losses', 'from semppl_jax.train import loop') == {'train'}
+  inside = 'def f():\n  from semppl_jax.augment import views'
+  assert violations('losses', inside) == {'augment'}
+  assert violations('augment', 'import semppl_jax.losses') == {'losses'}
+  assert not violations('augment', 'from semppl_jax.errors import UserError')
 
 
 def test_only_parallel_maps_over_devices():
   for path in _MODULES:
-    if _room(path) != 'parallel':
+    if _module(path) != 'distributed.parallel':
       assert 'pmap(' not in path.read_text(), path.name
 
 
 def test_only_main_reads_flags():
   for path in _MODULES:
-    if _room(path) != 'main':
+    if _module(path) != 'main':
       pattern = r'import\b.*\bflags\b|config_flags|FLAGS'
       found = re.search(pattern, path.read_text())
       assert not found, path.name

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from semppl_jax import baselines
 from semppl_jax.data import sources
+from semppl_jax.evaluation import baselines
 
 RED, DARK_RED, BLUE = (255, 0, 0), (100, 0, 0), (0, 0, 255)
 

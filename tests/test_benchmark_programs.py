@@ -18,7 +18,8 @@ from benchmarks import (
   targets,
   turns,
 )
-from semppl_jax import errors, parallel
+from semppl_jax import errors
+from semppl_jax.distributed import parallel
 from tests import tiny
 
 _TEXT = """

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from semppl_jax import claims, files
 from semppl_jax.errors import UserError
+from semppl_jax.utils import files
+from semppl_jax.workdir import claims
 
 CONFIG = {'a': 1, 'progress': True, 'loss': {'t': 0.2, 'types': ('A', 'B')}}
 

@@ -7,14 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from semppl_jax import (
-  classifier_step,
-  eval_config,
-  networks,
-  parallel,
-  structs,
-  weights,
-)
+from semppl_jax import structs
+from semppl_jax.config import eval_config
+from semppl_jax.distributed import parallel
+from semppl_jax.evaluation import classifier_step
+from semppl_jax.models import networks
+from semppl_jax.weights import loading
 from tests import tiny
 
 STEPS, BATCH, CLASSES = 6, 8, 5
@@ -36,7 +34,7 @@ def release():
 
 @pytest.fixture(scope='module')
 def checkpoint():
-  return weights.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
+  return loading.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
 
 
 def make_setup(checkpoint, rate, encoder_rate=None, **changes):

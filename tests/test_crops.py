@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import crops, resampling
+from semppl_jax.augment import crops, resampling
 from semppl_jax.errors import UserError
 
 

@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from docs import architecture_picture, pictures, settings
-from semppl_jax import config, eval_config
+from semppl_jax import config
+from semppl_jax.config import eval_config
 from tests.test_architecture import FLOORS
 
 _PARTS = {

@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from semppl_jax import encoder_scores, passes, runs, train_state
 from semppl_jax.data import sources
+from semppl_jax.evaluation import encoder_scores
+from semppl_jax.models import passes
+from semppl_jax.train import runs, train_state
 from tests import tiny
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import simclr
 
-from semppl_jax import encoders, errors, networks
-from semppl_jax.encoders import Architecture
+from semppl_jax import errors
+from semppl_jax.models import encoders, networks
+from semppl_jax.models.encoders import Architecture
 from tests import tiny
 
 ARCHS = (

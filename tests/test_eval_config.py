@@ -2,7 +2,7 @@
 
 import pytest
 
-from semppl_jax import eval_config
+from semppl_jax.config import eval_config
 from semppl_jax.errors import UserError
 
 

@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 import tiny
 
-from semppl_jax import (
-  checkpoint,
-  classifier_fit,
-  errors,
-  eval_config,
-  eval_runs,
-  eval_tasks,
-  signals,
-  weights,
-)
+from semppl_jax import checkpoint, errors
+from semppl_jax.config import eval_config
 from semppl_jax.data import pipeline
+from semppl_jax.evaluation import classifier_fit, eval_runs, eval_tasks
+from semppl_jax.train import signals
+from semppl_jax.weights import loading
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
 CLASSES = 3
@@ -168,8 +163,8 @@ def test_an_interrupted_evaluation_goes_on_exactly(
     make_config('semi_supervised', checkpoint=small), str(parts)
   )
   same_losses(whole, parts, rtol=0)
-  one, other = map(weights.load_checkpoint, (whole, parts))
-  assert weights.digest(one) == weights.digest(other)
+  one, other = map(loading.load_checkpoint, (whole, parts))
+  assert loading.digest(one) == loading.digest(other)
   assert one.kind == 'run' and one.step == 5
   assert str(one).startswith('one_block 1x, small stem, step 5')
 
@@ -304,13 +299,13 @@ def test_knn_needs_the_head_that_it_compares(tmp_path):
   for of in ('projection', 'prediction'):
     cfg = make_config('knn', knn__of=of)
     assert eval_tasks.run_task(cfg, str(tmp_path / of))['top1'] >= 0
-  found = weights.load_checkpoint(TINY)
+  found = loading.load_checkpoint(TINY)
   bare = found._replace(
     params={m: x for m, x in found.params.items() if '~' in m},
     state={m: x for m, x in found.state.items() if 'tiny' in m},
   )
   path = tmp_path / 'bare.safetensors'
-  weights.save_safetensors(path, bare)
+  loading.save_safetensors(path, bare)
   cfg = make_config('knn', knn__of='prediction', checkpoint=str(path))
   with pytest.raises(errors.CheckpointError, match='has no predictor'):
     eval_tasks.run_task(cfg, str(tmp_path / 'none'))

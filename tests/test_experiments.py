@@ -26,16 +26,11 @@ from experiments import (
   imagenet,
   stl10,
 )
-from semppl_jax import (
-  config,
-  eval_config,
-  parallel,
-  pretrain_step,
-  pretraining,
-  released,
-  runs,
-  schedules,
-)
+from semppl_jax import config, pretraining
+from semppl_jax.config import eval_config
+from semppl_jax.distributed import parallel
+from semppl_jax.train import pretrain_step, runs, schedules
+from semppl_jax.weights import released
 from tests import tiny
 
 _FOLDER = pathlib.Path(digits.__file__).parent

@@ -9,8 +9,10 @@ import sys
 import pytest
 from etils.epath import gpath
 
-from semppl_jax import checkpoint, files, metrics
+from semppl_jax import checkpoint
 from semppl_jax.errors import CheckpointError, UserError
+from semppl_jax.utils import files
+from semppl_jax.workdir import metrics
 from tests import faulty_disk, full_disk
 
 _ROOT = pathlib.Path(__file__).parent.parent

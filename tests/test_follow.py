@@ -6,7 +6,9 @@ import shutil
 import jax
 import pytest
 
-from semppl_jax import checkpoint, errors, follow, watchdog
+from semppl_jax import checkpoint, errors
+from semppl_jax.evaluation import follow
+from semppl_jax.train import watchdog
 from tests import test_eval_tasks, tiny
 
 

@@ -9,8 +9,10 @@ import types
 import numpy as np
 import pytest
 
-from semppl_jax import classifier_fit, errors, grid_search, watchdog
+from semppl_jax import errors
 from semppl_jax.data import sources
+from semppl_jax.evaluation import classifier_fit, grid_search
+from semppl_jax.train import watchdog
 
 LABELS = np.array([0, 1] * 10)
 PAIRS = [(0.1, 0.0), (0.1, 0.01), (0.2, 0.0), (0.2, 0.01)]

@@ -12,8 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from semppl_jax import checkpoint, differences, hosts, metrics
+from semppl_jax import checkpoint
+from semppl_jax.distributed import hosts
 from semppl_jax.errors import UserError
+from semppl_jax.utils import differences
+from semppl_jax.workdir import metrics
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _TIMES = ('seconds', 'images_per_second')

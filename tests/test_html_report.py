@@ -11,20 +11,11 @@ import types
 import numpy as np
 import pytest
 
-from semppl_jax import (
-  checkpoint,
-  claims,
-  encoder_scores,
-  main,
-  metrics,
-  parallel,
-  resuming,
-  runs,
-  tasks,
-  train_state,
-)
+from semppl_jax import checkpoint, main, tasks
 from semppl_jax.data import sources
+from semppl_jax.distributed import parallel
 from semppl_jax.errors import CheckpointError
+from semppl_jax.evaluation import encoder_scores
 from semppl_jax.report import __main__ as command
 from semppl_jax.report import (
   charts,
@@ -35,6 +26,8 @@ from semppl_jax.report import (
   pictures,
   results,
 )
+from semppl_jax.train import resuming, runs, train_state
+from semppl_jax.workdir import claims, metrics
 from tests import tiny
 
 _SECTIONS = (

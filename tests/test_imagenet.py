@@ -21,9 +21,12 @@ from experiments import (
   eval_semi_supervised,
   imagenet,
 )
-from semppl_jax import errors, eval_tasks, parallel, pretraining, structs, views
-from semppl_jax import runs as runs_lib
+from semppl_jax import errors, pretraining, structs
+from semppl_jax.augment import views
 from semppl_jax.data import masks
+from semppl_jax.distributed import parallel
+from semppl_jax.evaluation import eval_tasks
+from semppl_jax.train import runs as runs_lib
 
 # 24 training images of four classes, 8 of them labelled; one is broken.
 CLASSES = (0, 1, 500, 999)

@@ -16,7 +16,9 @@ import queue_model
 import scipy.stats
 from hypothesis import strategies as st
 
-from semppl_jax import errors, label_queue, parallel, pseudo_labels
+from semppl_jax import errors
+from semppl_jax.distributed import parallel
+from semppl_jax.memory import label_queue, pseudo_labels
 
 VIEWS, BATCH, SIZE, CAPACITY, DRAWS = 2, 8, 3, 16, 3
 DEVICES = (1, 2, 4, 8)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import reference
 
-from semppl_jax import errors, losses
+from semppl_jax import errors
+from semppl_jax.losses import contrastive
 from tests import tiny
 
 TAU = 0.3
-FORMS = losses.STOP_GRADIENTS
+FORMS = contrastive.STOP_GRADIENTS
 
 
 class Case(NamedTuple):
@@ -50,7 +51,7 @@ def make_case(seed, large=3, small=2, images=5, size=4, num=3, draws=2):
 
 
 def scores_of(case, positives, online=None, mask='own'):
-  return losses.scores(
+  return contrastive.scores(
     case.online if online is None else online,
     positives,
     case.targets[:, case.index],
@@ -66,10 +67,12 @@ def test_scores_by_hand():
   online = np.array([[[1.0, 0.0]]], np.float32)
   positives = np.array([[[0.6, 0.8]]], np.float32)
   negatives = np.array([[[[0.0, 1.0], [-1.0, 0.0]]]], np.float32)
-  logits = losses.scores(online, positives, negatives, temperature=0.5)
+  logits = contrastive.scores(online, positives, negatives, temperature=0.5)
   np.testing.assert_allclose(logits[0, 0, 0], [1.2, 0.0, -2.0], atol=1e-6)
   by_hand = np.log(np.exp(1.2) + 1 + np.exp(-2.0)) - 1.2
-  np.testing.assert_allclose(losses.contrastive(logits), [by_hand], rtol=1e-6)
+  np.testing.assert_allclose(
+    contrastive.contrastive(logits), [by_hand], rtol=1e-6
+  )
 
 
 def test_masked_scores():
@@ -82,7 +85,9 @@ def test_masked_scores():
 
 def test_equal_candidates_give_log_of_their_number():
   logits = np.full([5, 3, 2, 11], 4.0, np.float32)
-  np.testing.assert_allclose(losses.contrastive(logits), np.log(11), rtol=1e-6)
+  np.testing.assert_allclose(
+    contrastive.contrastive(logits), np.log(11), rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -92,7 +97,7 @@ def test_invariance_by_hand(form):
   logits[0, 0] = [5, -7]  # pairs v = w do not count
   there = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
   back = 0.5 * np.log(2 / 3) + 0.5 * np.log(2)
-  value = losses.invariance(logits, stop_gradient=form)
+  value = contrastive.invariance(logits, stop_gradient=form)
   np.testing.assert_allclose(value, [(there + back) / 2], rtol=1e-5)
 
 
@@ -102,7 +107,7 @@ def test_classification_by_hand():
   labels = np.array([1, 1, -1, 0])
 
   def total(x):
-    views = losses.classification(jnp.stack([x, -x]), labels)  # [2, b]
+    views = contrastive.classification(jnp.stack([x, -x]), labels)  # [2, b]
     return views[0].sum(), views
 
   grads, value = jax.jit(jax.grad(total, has_aux=True))(logits)
@@ -120,13 +125,13 @@ def test_classification_by_hand():
 def all_terms(case):
   """Per image: augmentation terms [B], semantic terms [S, B]."""
   large = len(case.targets)
-  kl = lambda x: losses.invariance(x[:large], stop_gradient='entropy')
+  kl = lambda x: contrastive.invariance(x[:large], stop_gradient='entropy')
   augm = scores_of(case, case.targets)
   sempos = jax.vmap(lambda z: scores_of(case, z))(case.positives)
   return (
-    losses.contrastive(augm),
+    contrastive.contrastive(augm),
     kl(augm),
-    jax.vmap(losses.contrastive)(sempos),
+    jax.vmap(contrastive.contrastive)(sempos),
     jax.vmap(kl)(sempos),
   )
 
@@ -158,7 +163,7 @@ def test_terms_equal_plain_loops(seed):
 @pytest.mark.parametrize('form', FORMS)
 def test_one_large_view_has_no_invariance(form):
   case = make_case(0, large=1)
-  total = lambda online: losses.invariance(
+  total = lambda online: contrastive.invariance(
     scores_of(case, case.targets, online)[:1], stop_gradient=form
   ).sum()
   value, grads = jax.jit(jax.value_and_grad(total))(case.online)
@@ -168,7 +173,7 @@ def test_one_large_view_has_no_invariance(form):
 
 def test_images_do_not_mix():
   case = make_case(0)
-  third = lambda online: losses.contrastive(
+  third = lambda online: contrastive.contrastive(
     scores_of(case, case.targets, online, mask=None)
   )[3]
   grads = np.abs(jax.jit(jax.grad(third))(case.online)).sum(axis=(0, 2))  # [B]
@@ -181,8 +186,8 @@ def test_images_do_not_mix():
 def per_image(logits):
   """Contrastive and both invariance terms, summed, for every image."""
   large = logits[: logits.shape[1]]
-  forms = [losses.invariance(large, stop_gradient=form) for form in FORMS]
-  return losses.contrastive(logits) + sum(forms)
+  forms = [contrastive.invariance(large, stop_gradient=form) for form in FORMS]
+  return contrastive.contrastive(logits) + sum(forms)
 
 
 @jax.jit
@@ -269,14 +274,14 @@ def test_invariance_gradient(form, which):
 
   def total(x):
     online, positives, targets = arrays[:which] + [x] + arrays[which + 1 :]
-    logits = losses.scores(
+    logits = contrastive.scores(
       online,
       positives,
       targets[:, case.index],
       temperature=TAU,
       mask=case.mask,
     )
-    return (weights * losses.invariance(logits, stop_gradient=form)).sum()
+    return (weights * contrastive.invariance(logits, stop_gradient=form)).sum()
 
   with tiny.enable_x64(True):
     grads = jax.jit(jax.grad(total))(jnp.asarray(arrays[which]))
@@ -295,7 +300,7 @@ def test_invariance_gradient(form, which):
 
 def test_contrastive_gradient():
   case = make_case(5, large=2, small=1, images=4, size=2, num=2)
-  total = lambda online: losses.contrastive(
+  total = lambda online: contrastive.contrastive(
     scores_of(case, case.targets, online)
   ).sum()
   plain = lambda online: sum(
@@ -331,14 +336,14 @@ def test_computes_in_float32_at_least(given, computed):
   @jax.jit
   def outputs(case):
     logits = scores_of(case, case.targets)[:3]
-    kl = functools.partial(losses.invariance, stop_gradient='entropy')
+    kl = functools.partial(contrastive.invariance, stop_gradient='entropy')
     classes = case.online[0]  # [B, 4]
     return (
       logits,
-      losses.contrastive(logits),
+      contrastive.contrastive(logits),
       kl(logits),
       kl(logits[:1, :1]),
-      losses.classification(classes, np.array([1, 3, 0, -1, 2])),
+      contrastive.classification(classes, np.array([1, 3, 0, -1, 2])),
     )
 
   with tiny.enable_x64(True):
@@ -367,4 +372,4 @@ def test_products_ask_for_full_precision():
 
 def test_unknown_form():
   with pytest.raises(errors.UserError, match="'teachr'.*'entropy', 'teacher'"):
-    losses.invariance(jnp.zeros([2, 2, 1, 2]), stop_gradient='teachr')
+    contrastive.invariance(jnp.zeros([2, 2, 1, 2]), stop_gradient='teachr')

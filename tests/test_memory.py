@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import loop, memory
 from semppl_jax.errors import UserError
+from semppl_jax.train import device_memory, loop
 
 
 def _compiled(argument, result, alias, temporary):
@@ -26,24 +26,26 @@ def _device(limit):
 
 
 def test_donated_results_count_once():
-  assert memory.need(_compiled(10, 8, 6, 100)) == memory.Need(12, 100)
+  assert device_memory.need(_compiled(10, 8, 6, 100)) == device_memory.Need(
+    12, 100
+  )
 
 
 def test_the_largest_batch_by_hand():
   # 0.92 x 1000 - 20 = 900 bytes for activations of 10 bytes an image.
-  found = memory.Need(state=20, temporary=160)
-  assert memory.largest_batch(found, per_device=16, available=1000) == 90
-  assert memory.largest_batch(found, per_device=16, available=20) == 0
+  found = device_memory.Need(state=20, temporary=160)
+  assert device_memory.largest_batch(found, per_device=16, available=1000) == 90
+  assert device_memory.largest_batch(found, per_device=16, available=20) == 0
 
 
 def test_the_line_names_the_batch_and_what_fits():
-  gib = memory.GIB
+  gib = device_memory.GIB
   devices = [_device(10 * gib)] * 2
   compiled = _compiled(gib, 0, 0, 16 * gib)
-  line = memory.advice(64, 2, devices, compiled)
+  line = device_memory.advice(64, 2, devices, compiled)
   assert 'batch_size 64 is 16 images at once on each of 2 devices' in line
   assert '17.0 GiB of 10.0' in line and 'About 8 would fit' in line
-  blind = memory.advice(64, 2, [_device(None)] * 2)
+  blind = device_memory.advice(64, 2, [_device(None)] * 2)
   assert 'would fit' not in blind and 'GiB' not in blind
 
 
@@ -52,7 +54,7 @@ def test_what_a_real_step_needs_grows_with_its_input():
   sizes = []
   for count in (1000, 4000):
     kind = jax.ShapeDtypeStruct((count, 16), jnp.float32)
-    sizes.append(memory.need(step.lower(kind).compile()))
+    sizes.append(device_memory.need(step.lower(kind).compile()))
   assert sizes[1].state - sizes[0].state == 3000 * 16 * 4
   assert sizes[1].temporary > sizes[0].temporary
 
@@ -91,8 +93,8 @@ def test_outputs_that_do_not_come_end_in_one_line():
 
 
 def test_cpu_devices_share_the_machines_memory():
-  each = memory.capacity(jax.devices()[0])
-  assert memory.limit(jax.devices()[0]) is None
+  each = device_memory.capacity(jax.devices()[0])
+  assert device_memory.limit(jax.devices()[0]) is None
   assert each * jax.local_device_count() <= 2**50
   assert each * jax.local_device_count() > 2**30
 

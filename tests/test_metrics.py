@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from semppl_jax import metrics
 from semppl_jax.errors import UserError
+from semppl_jax.workdir import metrics
 
 LOGITS = np.array(
   [

@@ -16,17 +16,13 @@ from PIL import Image
 import semppl_jax
 from benchmarks import turns
 from experiments import digits, eval_knn
-from semppl_jax import (
-  encoder_scores,
-  eval_runs,
-  hosts,
-  label_queue,
-  model,
-  parallel,
-  train_state,
-  trees,
-)
+from semppl_jax import model
 from semppl_jax.data import datasets
+from semppl_jax.distributed import hosts, parallel
+from semppl_jax.evaluation import encoder_scores, eval_runs
+from semppl_jax.memory import label_queue
+from semppl_jax.train import train_state
+from semppl_jax.weights import trees
 from tests import tiny
 
 _REPOSITORY = pathlib.Path(__file__).parent.parent

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from semppl_jax import encoders, name_matching
 from semppl_jax.errors import CheckpointError
+from semppl_jax.models import encoders
+from semppl_jax.weights import name_matching
 
 ROOT = 'sk_res_net50/~/'
 STEM = ('initial_conv_1', 'initial_conv_2', 'initial_batchnorm_0')

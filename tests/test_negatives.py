@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from semppl_jax import errors, negatives
+from semppl_jax import errors
+from semppl_jax.losses import negatives
 
 DRAWS = 20_000
 LABELS = np.array([3, -1, 0, 3, 3, -1, 0, 3, 3, 7], np.int32)  # [B]

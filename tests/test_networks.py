@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import errors, networks, parallel
+from semppl_jax import errors
+from semppl_jax.distributed import parallel
+from semppl_jax.models import networks
 
 SMALL = {
   'encoder': 'digits',

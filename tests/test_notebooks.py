@@ -12,7 +12,10 @@ import nbformat
 import numpy as np
 import pytest
 
-from semppl_jax import encoder_scores, parallel, plots, pretrain_step
+from semppl_jax.distributed import parallel
+from semppl_jax.evaluation import encoder_scores
+from semppl_jax.train import pretrain_step
+from semppl_jax.workdir import plots
 from tests import run_notebooks, tiny
 
 _MOST_BYTES = 400_000

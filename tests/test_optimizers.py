@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from semppl_jax import errors, optimizers
+from semppl_jax import errors
+from semppl_jax.train import optimizers
 
 RELEASE = {
   'weight_decay': 1e-6,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import parallel
+from semppl_jax.distributed import parallel
 
 _VALUES = np.arange(8, dtype=np.float32) ** 2
 _MASKS = (

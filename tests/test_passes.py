@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import passes, structs
+from semppl_jax import structs
+from semppl_jax.models import passes
 
 
 def _apply(params, state, images, is_training):

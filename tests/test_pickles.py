@@ -21,9 +21,9 @@ import pytest
 from fuzz_pickles import call, fragment, state_of, whole
 
 from benchmarks import load_pickle
-from semppl_jax import pickles
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.pickles import reading, stand_ins, tape
+from semppl_jax.weights import release_pickle
+from semppl_jax.weights.release_pickle import reading, stand_ins, tape
 
 _TINY = golden.path('release_checkpoint_tiny.pkl')
 _PROTOCOLS = (2, 3, 4, 5)
@@ -39,7 +39,7 @@ def read(tmp_path):
     path = tmp_path / 'x.pkl'
     path.write_bytes(data)
     with fuzz_pickles.watched() as events:
-      result = pickles.read(path)
+      result = release_pickle.read(path)
     assert events == [('open', str(path))]
     fuzz_pickles.check_values(result)
     return result
@@ -83,7 +83,7 @@ def assert_same(found, wanted):
 
 
 def test_golden_checkpoint():
-  tree = pickles.read(_TINY)
+  tree = release_pickle.read(_TINY)
   assert list(tree) == ['experiment_state', 'step', 'rng']
   assert_same(tree['step'], 1000)
   assert_same(tree['rng'], np.zeros(2, np.uint32))
@@ -565,7 +565,7 @@ def test_files_that_are_none_are_refused(tmp_path):
     ('a\0b', 'is damaged'),
   ):
     with pytest.raises(CheckpointError) as error:
-      pickles.read(str(tmp_path / name))
+      release_pickle.read(str(tmp_path / name))
     assert words in str(error.value) and str(tmp_path) in str(error.value)
   assert issubclass(CheckpointError, UserError)
 
@@ -618,7 +618,7 @@ def test_a_file_that_changes_meanwhile_is_refused(
 
   monkeypatch.setattr(reading, 'Tape', begin)
   with pytest.raises(CheckpointError):
-    pickles.read(path)
+    release_pickle.read(path)
   assert len(passes) == 2
 
 
@@ -699,7 +699,7 @@ def test_a_text_is_not_taken_for_arguments(refusal, target, opcode):
 def test_depth_and_loops_do_not_matter(tmp_path, opcodes):
   path = tmp_path / 'x.pkl'
   path.write_bytes(whole(opcodes))
-  result = pickles.read(path)
+  result = release_pickle.read(path)
   assert type(result) in (list, tuple, dict, type(None))
   del result  # frees it without recursion
 
@@ -716,12 +716,14 @@ def test_only_used_memo_entries_are_kept(tmp_path):
   make = lambda size: random.random(size, np.float32)
   sizes = [500_000] * 5 + [3_000_000] + [500_000] * 9
   path = tmp_path / 'x.pkl'
-  pickles.write(path, {str(i): make(size) for i, size in enumerate(sizes)})
+  release_pickle.write(
+    path, {str(i): make(size) for i, size in enumerate(sizes)}
+  )
   unpickled = pickle.loads(path.read_bytes())
   path.write_bytes(pickle.dumps({'step': 1, 'params': unpickled}, 2))
   del unpickled
   tracemalloc.start()
-  found = pickles.read(path)
+  found = release_pickle.read(path)
   kept, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   arrays, largest = 4 * sum(sizes), 4 * max(sizes)
@@ -739,8 +741,8 @@ def test_write_then_read_is_bitwise(tmp_path):
     'step': 2**40, 'negative': -(2**31) - 1, 'small': -1, 'on': True,
     'off': None, 'rate': 0.1, 'é\n': 'ü', '': False, 3: 4,
   }  # fmt: skip
-  pickles.write(path, tree)
-  assert_same(pickles.read(path), tree)
+  release_pickle.write(path, tree)
+  assert_same(release_pickle.read(path), tree)
   assert os.listdir(tmp_path) == ['x.pkl']
   ours = pickle.loads(path.read_bytes())
   np.testing.assert_equal(ours, tree)
@@ -758,15 +760,15 @@ def test_write_then_read_is_bitwise(tmp_path):
 
 
 def test_the_golden_checkpoint_is_written_as_it_was(tmp_path):
-  tree = pickles.read(_TINY)
-  pickles.write(tmp_path / 'x.pkl', tree)
-  assert_same(pickles.read(tmp_path / 'x.pkl'), tree)
+  tree = release_pickle.read(_TINY)
+  release_pickle.write(tmp_path / 'x.pkl', tree)
+  assert_same(release_pickle.read(tmp_path / 'x.pkl'), tree)
 
 
 def test_writing_needs_little_memory(tmp_path):
   tree = {str(i): np.full(2_000_000, 200, np.uint8) for i in range(5)}
   tracemalloc.start()
-  pickles.write(tmp_path / 'x.pkl', tree)
+  release_pickle.write(tmp_path / 'x.pkl', tree)
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert peak < 8e6
@@ -779,7 +781,7 @@ def test_what_cannot_be_written_leaves_no_trace(tmp_path, leaf):
   path = tmp_path / 'x.pkl'
   path.write_bytes(b'the one before')
   with pytest.raises(TypeError, match='are not written'):
-    pickles.write(path, {'a': np.zeros(3), 'b': leaf})
+    release_pickle.write(path, {'a': np.zeros(3), 'b': leaf})
   assert path.read_bytes() == b'the one before'
   assert os.listdir(tmp_path) == ['x.pkl']
 
@@ -788,7 +790,7 @@ def test_where_nothing_can_be_written(tmp_path):
   with pytest.raises(
     CheckpointError, match='missing/x.pkl cannot be written: '
   ):
-    pickles.write(tmp_path / 'missing' / 'x.pkl', {})
+    release_pickle.write(tmp_path / 'missing' / 'x.pkl', {})
 
 
 def test_mutated_pickles():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semppl_jax import plausibility, preflight, pretraining
+from semppl_jax import preflight, pretraining
+from semppl_jax.train import plausibility
 from tests import tiny
 
 

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import colors, image
 from sklearn import datasets
 
-from semppl_jax import plots
+from semppl_jax.workdir import plots
 
 
 def log(workdir, rows) -> None:

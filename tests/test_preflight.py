@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from semppl_jax import claims, memory, preflight, runs
+from semppl_jax import preflight
 from semppl_jax.errors import UserError
+from semppl_jax.train import device_memory, runs
+from semppl_jax.workdir import claims
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -41,7 +43,7 @@ def test_too_little_memory_says_what_would_fit(monkeypatch):
   state += 2 * preflight._bytes(next(runs.input_batches(run, 0))[0])
   each = 2.25 * preflight.floor(run)
   there = int((state + 20.5 * each) / 0.92)  # an eighth is the allocator's
-  monkeypatch.setattr(memory, 'capacity', lambda device: there)
+  monkeypatch.setattr(device_memory, 'capacity', lambda device: there)
   with pytest.raises(UserError, match='about 20 images would fit'):
     preflight.look(cfg, None)
   cfg.accumulate = 2  # 16 at once

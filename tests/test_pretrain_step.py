@@ -10,17 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from semppl_jax import (
-  label_queue,
-  negatives,
-  networks,
-  parallel,
-  pretrain_step,
-  structs,
-  train_state,
-  views,
-)
-from semppl_jax.train_state import TrainState
+from semppl_jax import structs
+from semppl_jax.augment import views
+from semppl_jax.distributed import parallel
+from semppl_jax.losses import negatives
+from semppl_jax.memory import label_queue
+from semppl_jax.models import networks
+from semppl_jax.train import pretrain_step, train_state
+from semppl_jax.train.train_state import TrainState
 from tests import reference, tiny
 
 _LABELS = [-1, 0, -1, 2, 1, -1, -1, 0, -1, -1, 2, -1, -1, -1, 1, -1]

@@ -15,17 +15,11 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from semppl_jax import (
-  checkpoint,
-  config,
-  metrics,
-  plots,
-  pretraining,
-  runs,
-  signals,
-)
+from semppl_jax import checkpoint, config, pretraining
 from semppl_jax.errors import UserError
-from semppl_jax.watchdog import NotFiniteError
+from semppl_jax.train import runs, signals
+from semppl_jax.train.watchdog import NotFiniteError
+from semppl_jax.workdir import metrics, plots
 from tests import full_disk, tiny
 
 # It compiles in half the time.

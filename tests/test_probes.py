@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from semppl_jax import errors, probes
+from semppl_jax import errors
+from semppl_jax.evaluation import probes
 
 # Training: three of class 0 at -1, one of class 1 at +1; held out: one of each.
 X = np.array([[-1.0], [-1], [-1], [1], [-1], [1]])

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from semppl_jax import profiling
+from semppl_jax.train import profiling
 
 
 @pytest.fixture

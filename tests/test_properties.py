@@ -11,9 +11,10 @@ import queue_model
 import test_label_queue as queues
 from hypothesis import strategies as st
 
-from semppl_jax import negatives, pseudo_labels
 from semppl_jax.data import order, pipeline, sources, subsets
 from semppl_jax.errors import UserError
+from semppl_jax.losses import negatives
+from semppl_jax.memory import pseudo_labels
 
 _SEEDS = st.integers(-(2**63), 2**63 - 1)
 

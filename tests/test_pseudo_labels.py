@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import queue_model
 
-from semppl_jax import pseudo_labels
+from semppl_jax.memory import pseudo_labels
 
 NO_VOTE = -np.inf
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semppl_jax import claims, differences, main, metrics, name_matching
+from semppl_jax import main
 from semppl_jax.data import (
   array_files,
   images,
@@ -20,6 +20,9 @@ from semppl_jax.data import (
   tfds_index,
 )
 from semppl_jax.errors import UserError
+from semppl_jax.utils import differences
+from semppl_jax.weights import name_matching
+from semppl_jax.workdir import claims, metrics
 from tests import tfds_data
 
 DEEP = '[' * 100_000

@@ -9,17 +9,11 @@ import pytest
 from PIL import Image
 
 from experiments import digits, folder
-from semppl_jax import (
-  claims,
-  config,
-  parallel,
-  plots,
-  preflight,
-  pretrain_step,
-  pretraining,
-  recipe,
-)
+from semppl_jax import config, preflight, pretraining
+from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
+from semppl_jax.train import pretrain_step, recipe
+from semppl_jax.workdir import claims, plots
 from tests import tiny
 
 

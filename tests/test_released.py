@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from semppl_jax import encoders, errors, networks, recognition, released, trees
+from semppl_jax import errors
+from semppl_jax.models import encoders, networks
+from semppl_jax.weights import recognition, released, trees
 
 _SITE = 'https://storage.googleapis.com/dm-semppl/'
 

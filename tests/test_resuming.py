@@ -8,18 +8,13 @@ import numpy as np
 import pytest
 
 import semppl_jax
-from semppl_jax import (
-  checkpoint,
-  metrics,
-  plots,
-  pretrain_step,
-  pretraining,
-  runs,
-  weights,
-)
+from semppl_jax import checkpoint, pretraining
 from semppl_jax.errors import CheckpointError
 from semppl_jax.report import network, run_files
-from semppl_jax.watchdog import AlarmError, NotFiniteError
+from semppl_jax.train import pretrain_step, runs
+from semppl_jax.train.watchdog import AlarmError, NotFiniteError
+from semppl_jax.weights import loading
+from semppl_jax.workdir import metrics, plots
 from tests import tiny
 
 _STEPS = 5  # 2 epochs of 40 images in batches of 16
@@ -177,14 +172,14 @@ def test_what_is_only_suspect_stays_on_disk(tmp_path):
   assert caught.value.step == 5
   assert checkpoint.steps(str(tmp_path)) == [1, 2, 3, 4]
   with pytest.raises(CheckpointError, match='step 5, and has no good'):
-    weights.load_checkpoint(tmp_path)
-  assert weights.load_checkpoint(tmp_path, step=3).step == 3
+    loading.load_checkpoint(tmp_path)
+  assert loading.load_checkpoint(tmp_path, step=3).step == 3
   # The same command says so again, at once.
   with pytest.raises(AlarmError, match='From step 1 to 5 '):
     _run(tmp_path, **changes)
   # And who thinks otherwise goes on.
   assert _run(tmp_path, **changes | {'watchdog__min_spread': 0.0})['step'] == 10
-  assert weights.load_checkpoint(tmp_path).step == 10
+  assert loading.load_checkpoint(tmp_path).step == 10
 
 
 def test_readers_take_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
@@ -199,7 +194,7 @@ def test_readers_take_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
     _run(tmp_path, **patient, checkpoint_every_steps=1, keep_checkpoints=9)
   assert checkpoint.steps(str(tmp_path))[-1] == 7
   said = 'stopped by an alarm at step 8'
-  found = weights.load_checkpoint(tmp_path)
+  found = loading.load_checkpoint(tmp_path)
   assert found.step == 4 and said in str(found)
   semppl_jax.load_pretrained(tmp_path)
   assert said in capsys.readouterr().err

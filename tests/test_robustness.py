@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from semppl_jax import (
-  classifier_fit,
-  errors,
-  eval_config,
-  eval_runs,
-  plots,
-  robustness,
-  weights,
-)
+from semppl_jax import errors
+from semppl_jax.config import eval_config
 from semppl_jax.data import images, robustness_sets
+from semppl_jax.evaluation import classifier_fit, eval_runs, robustness
+from semppl_jax.weights import loading
+from semppl_jax.workdir import plots
 from tests import objectnet_data, tfds_data
 
 V2 = ('matched-frequency', 'threshold-0.7', 'topimages')
@@ -50,10 +46,10 @@ FOG = ([0, 0], [0, 1], [1, 1], [0, 0], [0, 1])  # labels at each severity
 
 def write_checkpoint(path, w, b):
   """The tiny encoder with a classifier: w [8, K], b [K]."""
-  found = weights.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
+  found = loading.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
   head = {'w': np.asarray(w, np.float32), 'b': np.asarray(b, np.float32)}
   params = found.params | {'classifier': head}
-  weights.save_safetensors(path, found._replace(params=params))
+  loading.save_safetensors(path, found._replace(params=params))
   return str(path)
 
 
@@ -485,9 +481,9 @@ def test_a_checkpoint_without_imagenets_classifier(partial, tmp_path):
   kind = errors.CheckpointError
   partial.checkpoint = golden.path('release_checkpoint_tiny.pkl')
   refused(partial, tmp_path / 'w', 'tiny.pkl has 10 classes', '1000', kind=kind)
-  found = weights.load_checkpoint(partial.checkpoint)
+  found = loading.load_checkpoint(partial.checkpoint)
   params = {m: x for m, x in found.params.items() if m != 'classifier'}
-  weights.save_safetensors(tmp_path / 'bare', found._replace(params=params))
+  loading.save_safetensors(tmp_path / 'bare', found._replace(params=params))
   partial.checkpoint = str(tmp_path / 'bare')
   refused(partial, tmp_path / 'w', 'bare has no classifier', kind=kind)
   big = np.full((8, 1000), 3e38)

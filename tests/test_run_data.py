@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from semppl_jax import metrics, pretraining, run_data
+from semppl_jax import pretraining
 from semppl_jax.errors import UserError
+from semppl_jax.workdir import metrics, run_data
 from tests import tiny
 
 

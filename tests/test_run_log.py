@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from semppl_jax import run_log
+from semppl_jax.workdir import run_log
 
 
 def test_pseudo_label_accuracy_judges_unlabelled_images_with_one():

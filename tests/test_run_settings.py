@@ -5,8 +5,10 @@ import json
 import pytest
 
 from experiments import digits, eval_knn, eval_linear
-from semppl_jax import config, eval_config, run_settings, tasks
+from semppl_jax import config, tasks
+from semppl_jax.config import eval_config
 from semppl_jax.errors import UserError
+from semppl_jax.workdir import run_settings
 
 
 def _of(module, checkpoint, **changes):

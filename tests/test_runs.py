@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from semppl_jax import runs
 from semppl_jax.data import subsets
 from semppl_jax.errors import UserError
+from semppl_jax.train import runs
 from tests import tiny
 
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from semppl_jax import schedules
+from semppl_jax.train import schedules
 
 SETTINGS = ('A', 'B', 'C_warmup0')
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import seeds
-from semppl_jax import runs
+from semppl_jax.train import runs
 
 
 @pytest.mark.long

@@ -2,7 +2,7 @@
 
 import json
 
-from semppl_jax import tables
+from semppl_jax.workdir import tables
 
 
 def test_a_table_by_hand(tmp_path):

@@ -14,7 +14,11 @@ import numpy as np
 import optax
 import pytest
 
-from semppl_jax import config, losses, networks, optimizers, views
+from semppl_jax import config
+from semppl_jax.augment import views
+from semppl_jax.losses import contrastive
+from semppl_jax.models import networks
+from semppl_jax.train import optimizers
 
 torch = pytest.importorskip('torch')
 from benchmarks import (  # noqa: E402, they need PyTorch
@@ -71,9 +75,9 @@ def test_objective_and_its_gradient_are_ours():
     weights = np.array([1, 1, 1, 1, 1]) / 5, exists / exists.sum()
     parts = []
     for positive in positives:
-      logits = losses.scores(online, positive, negatives, temperature=0.2)
-      steady = losses.invariance(logits[:2], stop_gradient='entropy')
-      parts.append((losses.contrastive(logits), steady))
+      logits = contrastive.scores(online, positive, negatives, temperature=0.2)
+      steady = contrastive.invariance(logits[:2], stop_gradient='entropy')
+      parts.append((contrastive.contrastive(logits), steady))
     (augm, inv_augm), *draws = parts
     sempos, inv_sempos = (sum(x) / 2 for x in zip(*draws))
     near = augm @ weights[0] + 0.2 * sempos @ weights[1]

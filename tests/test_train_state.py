@@ -7,7 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from semppl_jax import label_queue, networks, parallel, train_state
+from semppl_jax.distributed import parallel
+from semppl_jax.memory import label_queue
+from semppl_jax.models import networks
+from semppl_jax.train import train_state
 from tests import tiny
 
 

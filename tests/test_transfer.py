@@ -12,18 +12,13 @@ import transfer_data
 from transfer_data import CLASSES, PER_CLASS, TEST_PER_CLASS
 
 from experiments import eval_transfer
-from semppl_jax import (
-  classifier_fit,
-  errors,
-  eval_config,
-  eval_runs,
-  probes,
-  signals,
-  transfer,
-  weights,
-)
+from semppl_jax import errors
+from semppl_jax.config import eval_config
 from semppl_jax.data import pipeline, transfer_sets
 from semppl_jax.data.transfer_sets import SETS
+from semppl_jax.evaluation import classifier_fit, eval_runs, probes, transfer
+from semppl_jax.train import signals
+from semppl_jax.weights import loading
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
 
@@ -383,13 +378,13 @@ def tuned(path, *sets, **changes):
 def test_fine_tuning(data_dir, tmp_path, trainings, monkeypatch, num_devices):
   """Rates are chosen without the validation images; then all are used."""
   decays = []
-  network = weights.Checkpoint.network
+  network = loading.Checkpoint.network
 
   def spied(self):
     decays.append(self.bn_decay)
     return network(self)
 
-  monkeypatch.setattr(weights.Checkpoint, 'network', spied)
+  monkeypatch.setattr(loading.Checkpoint, 'network', spied)
   small = tiny.write_checkpoint(tmp_path / 'small.safetensors', 0, 16)
   cfg = tuned(data_dir, 'pets', num_devices=num_devices, checkpoint=small)
   results = transfer.run(cfg, str(tmp_path / 'run'))
@@ -469,7 +464,7 @@ def test_the_decay_of_batch_norm_grows_with_the_epoch(
 ):
   """BYOL's max(1 - 10 / steps of an epoch, 0.9): 200 images, one at a time."""
   decays = []
-  load, network = transfer_sets.load, weights.Checkpoint.network
+  load, network = transfer_sets.load, loading.Checkpoint.network
 
   def many(name, cfg):
     data, validation = load(name, cfg)
@@ -483,7 +478,7 @@ def test_the_decay_of_batch_norm_grows_with_the_epoch(
     return network(self)
 
   monkeypatch.setattr(transfer_sets, 'load', many)
-  monkeypatch.setattr(weights.Checkpoint, 'network', spied)
+  monkeypatch.setattr(loading.Checkpoint, 'network', spied)
   with pytest.raises(KeyboardInterrupt):
     transfer.run(tuned(data_dir, 'cars', batch_size=1), str(tmp_path))
   assert decays == [0.9, pytest.approx(0.95)]

@@ -8,10 +8,12 @@ import pytest
 import transfer_data
 from transfer_data import CLASSES, OWN, OWN_PER_CLASS, PER_CLASS, TEST_PER_CLASS
 
-from semppl_jax import config, eval_config, probes
+from semppl_jax import config
+from semppl_jax.config import eval_config
 from semppl_jax.data import images, transfer_sets
 from semppl_jax.data.transfer_sets import SETS
 from semppl_jax.errors import UserError
+from semppl_jax.evaluation import probes
 
 TRAIN = CLASSES * PER_CLASS
 

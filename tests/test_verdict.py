@@ -2,7 +2,7 @@
 
 import pytest
 
-from semppl_jax import verdict
+from semppl_jax.evaluation import verdict
 
 _BASELINES = {
   'chance_top1': 0.2,

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import config, views
+from semppl_jax import config
+from semppl_jax.augment import views
 
 _NUMBER = 1500  # images, each in two large and two small views
 _SIDE = 4

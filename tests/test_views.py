@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semppl_jax import config, errors, views
+from semppl_jax import config, errors
+from semppl_jax.augment import views
 from tests import tiny
 
 GOLDEN = golden.load('color_ops.npz')

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import digits, folder
-from semppl_jax import config, watchdog
+from semppl_jax import config
+from semppl_jax.train import watchdog
 
 _LIMITS = types.SimpleNamespace(
   patience=3,

@@ -16,14 +16,10 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from semppl_jax import checkpoint as checkpoint_lib
-from semppl_jax import (
-  classifier_step,
-  encoders,
-  errors,
-  recognition,
-  trees,
-  weights,
-)
+from semppl_jax import errors
+from semppl_jax.evaluation import classifier_step
+from semppl_jax.models import encoders
+from semppl_jax.weights import loading, recognition, trees
 from tests import tiny
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
@@ -31,7 +27,7 @@ TINY = golden.path('release_checkpoint_tiny.pkl')
 
 @pytest.fixture(scope='module')
 def loaded():
-  return weights.load_checkpoint(TINY)
+  return loading.load_checkpoint(TINY)
 
 
 @pytest.fixture
@@ -51,7 +47,7 @@ def write(folder, content, name='file.pkl'):
 
 def refused(path, *words, **options):
   with pytest.raises(errors.CheckpointError) as error:
-    weights.load_checkpoint(path, **options)
+    loading.load_checkpoint(path, **options)
   text = str(error.value)
   assert '\n' not in text and str(path) in text, text
   for word in words:
@@ -98,7 +94,7 @@ def test_the_releases_tiny_file_reproduces_its_embedding(loaded):
 
 def test_the_releases_linear_evaluation_file():
   """Its classifier gives the release's logits, losses and hits."""
-  found = weights.load_checkpoint(golden.path('release_linear_eval.pkl'))
+  found = loading.load_checkpoint(golden.path('release_linear_eval.pkl'))
   assert found.kind == 'linear evaluation' and found.step == 6
   # Its own classifier has replaced the one of pre-training (10 classes).
   assert found.params['classifier']['w'].shape == (8, 5)
@@ -126,7 +122,7 @@ def test_with_and_without_device_axis(number, content, loaded, tmp_path):
     held = content['experiment_state']
     content['experiment_state'] = _add_axis(held, number)
   content['step'] = np.full([number], 1000) if number else 1000
-  found = weights.load_checkpoint(write(tmp_path, content))
+  found = loading.load_checkpoint(write(tmp_path, content))
   assert_same_weights(found, loaded)
 
 
@@ -135,7 +131,7 @@ def test_leaves_of_jax_and_other_containers(content, loaded, tmp_path):
   held = content['experiment_state']
   held['online_params'] = jax.tree.map(jnp.asarray, held['online_params'])
   held['opt_state'] = {'mu': np.zeros(3)}
-  found = weights.load_checkpoint(write(tmp_path, content))
+  found = loading.load_checkpoint(write(tmp_path, content))
   assert_same_weights(found, loaded)
 
 
@@ -145,7 +141,7 @@ def test_heads_may_be_missing(content, loaded, tmp_path):
     for module in list(tree):
       if module.split('/')[0] in trees.HEADS:
         del tree[module]
-  found = weights.load_checkpoint(write(tmp_path, content))
+  found = loading.load_checkpoint(write(tmp_path, content))
   assert 'projector no, predictor no, classifier no' in str(found)
   nets = found.network()
   assert set(found.params) < set(loaded.params) and nets
@@ -172,16 +168,16 @@ def test_files_that_are_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
   'save, file',
   [
-    (weights.save_safetensors, 'x.safetensors'),
-    (weights.save_release, 'x.pkl'),
+    (loading.save_safetensors, 'x.safetensors'),
+    (loading.save_release, 'x.pkl'),
   ],
 )
 def test_class_names_travel(save, file, loaded, tmp_path):
   names = tuple(f'class {i} ü' for i in range(10))
   save(tmp_path / file, loaded._replace(class_names=names))
-  assert weights.load_checkpoint(tmp_path / file).class_names == names
+  assert loading.load_checkpoint(tmp_path / file).class_names == names
   save(tmp_path / file, loaded)
-  assert weights.load_checkpoint(tmp_path / file).class_names == ()
+  assert loading.load_checkpoint(tmp_path / file).class_names == ()
   save(tmp_path / file, loaded._replace(class_names=names[:3]))
   refused(tmp_path / file, 'names 3 classes, but its classifier has 10')
 
@@ -360,12 +356,12 @@ def test_the_nearest_encoder_is_named(content, tmp_path):
 def test_round_trip_is_bitwise(ending, loaded, tmp_path):
   path = tmp_path / f'file.{ending}'
   save = {
-    'pkl': weights.save_release, 'safetensors': weights.save_safetensors
+    'pkl': loading.save_release, 'safetensors': loading.save_safetensors
   }[ending]  # fmt: skip
   save(path, loaded)
-  found = weights.load_checkpoint(path)
+  found = loading.load_checkpoint(path)
   assert_same_weights(found, loaded)
-  assert weights.digest(found) == weights.digest(loaded)
+  assert loading.digest(found) == loading.digest(loaded)
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -375,7 +371,7 @@ def test_the_releases_format_is_the_releases(loaded, tmp_path):
   Every leaf has the leading device axis that the release takes off.
   """
   path = tmp_path / 'pretrain.pkl'
-  weights.save_release(path, loaded)
+  loading.save_release(path, loaded)
   with path.open('rb') as file:
     found = pickle.load(file)
   assert found['step'] == 1000
@@ -407,7 +403,7 @@ def a_run(tmp_path_factory):
 @pytest.mark.parametrize('ending', ['pkl', 'safetensors'])
 def test_run_to_file_and_back(ending, a_run, tmp_path):
   workdir, state = a_run
-  found = weights.load_checkpoint(workdir, step=0)
+  found = loading.load_checkpoint(workdir, step=0)
   assert found.architecture == encoders.Architecture(tiny.ENCODER, 1, 'small')
   assert found.kind == 'run' and found.step == 0
   jax.tree.map(
@@ -418,15 +414,15 @@ def test_run_to_file_and_back(ending, a_run, tmp_path):
   )
   path = tmp_path / f'file.{ending}'
   save = {
-    'pkl': weights.save_release, 'safetensors': weights.save_safetensors
+    'pkl': loading.save_release, 'safetensors': loading.save_safetensors
   }[ending]  # fmt: skip
   save(path, found)
-  assert_same_weights(weights.load_checkpoint(path), found)
+  assert_same_weights(loading.load_checkpoint(path), found)
 
 
 def test_the_newest_checkpoint_of_a_run_counts(a_run):
   workdir, state = a_run
-  newest = weights.load_checkpoint(workdir)
+  newest = loading.load_checkpoint(workdir)
   assert newest.step == 7
   b = newest.params['classifier']['b']
   np.testing.assert_array_equal(b, state.online_params['classifier']['b'] + 1)
@@ -446,7 +442,7 @@ def test_safetensors_from_elsewhere(loaded, tmp_path):
   path = tmp_path / 'x.safetensors'
   safetensors_numpy.save_file({'layer.weight': np.zeros(3, 'f4')}, path)
   refused(path, "'layer.weight'", 'params/MODULE/NAME')
-  weights.save_safetensors(path, loaded)
+  loading.save_safetensors(path, loaded)
   whole = path.read_bytes()
   for cut in (9, 100, len(whole) // 2, len(whole) - 1):
     path.write_bytes(whole[:cut])
@@ -459,9 +455,9 @@ def test_every_length_of_a_safetensors_header(loaded, tmp_path, monkeypatch):
   seen = set()
   for pad in range(0, 260, 4):
     kind = 'run' + ' ' * pad
-    weights.save_safetensors(path, loaded._replace(kind=kind))
+    loading.save_safetensors(path, loaded._replace(kind=kind))
     seen.add(path.read_bytes()[0])
-    assert weights.digest(weights.load_checkpoint(path)) == weights.digest(
+    assert loading.digest(loading.load_checkpoint(path)) == loading.digest(
       loaded
     )
   assert 0x80 in seen
@@ -487,7 +483,7 @@ def test_every_length_of_a_safetensors_header(loaded, tmp_path, monkeypatch):
 )
 def test_odd_metadata(key, value, words, loaded, tmp_path):
   path = tmp_path / 'x.safetensors'
-  weights.save_safetensors(path, loaded)
+  loading.save_safetensors(path, loaded)
   with safetensors.safe_open(path, 'np') as file:
     metadata = file.metadata() | {key: value}
     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -497,8 +493,8 @@ def test_odd_metadata(key, value, words, loaded, tmp_path):
 
 def test_an_odd_kind_is_not_shown(loaded, tmp_path):
   path = tmp_path / 'x.safetensors'
-  weights.save_safetensors(path, loaded._replace(kind='\x1b[2J\n'))
-  assert str(weights.load_checkpoint(path)).endswith('(safetensors)')
+  loading.save_safetensors(path, loaded._replace(kind='\x1b[2J\n'))
+  assert str(loading.load_checkpoint(path)).endswith('(safetensors)')
 
 
 def test_the_epsilon_of_training_is_kept(a_run, tmp_path):
@@ -508,14 +504,14 @@ def test_the_epsilon_of_training_is_kept(a_run, tmp_path):
   config = json.loads((folder / 'config.json').read_text())
   config['encoder'].update(bn_eps=0.5, bn_decay=0.7)
   (folder / 'config.json').write_text(json.dumps(config))
-  found = weights.load_checkpoint(folder)
+  found = loading.load_checkpoint(folder)
   assert (found.bn_eps, found.bn_decay) == (0.5, 0.7)
   for name, save in (
-    ('x.pkl', weights.save_release),
-    ('x.safetensors', weights.save_safetensors),
+    ('x.pkl', loading.save_release),
+    ('x.safetensors', loading.save_safetensors),
   ):
     save(tmp_path / name, found)
-    again = weights.load_checkpoint(tmp_path / name)
+    again = loading.load_checkpoint(tmp_path / name)
     assert (again.bn_eps, again.bn_decay) == (0.5, 0.7)
     assert again.architecture == found.architecture
   images = jnp.ones((1, 8, 8, 3)) / 3
@@ -534,7 +530,7 @@ def test_arguments_that_do_not_apply(tmp_path):
 
 
 def test_a_target_that_cannot_be_written(loaded, tmp_path):
-  for save in (weights.save_safetensors, weights.save_release):
+  for save in (loading.save_safetensors, loading.save_release):
     with pytest.raises(errors.CheckpointError, match='cannot be written'):
       save(tmp_path / 'none' / 'x', loaded)
     (tmp_path / 'folder').mkdir(exist_ok=True)
@@ -546,18 +542,18 @@ def test_a_target_that_cannot_be_written(loaded, tmp_path):
 def test_padding_is_kept_and_can_be_said(loaded, tmp_path):
   other = loaded.architecture._replace(padding='symmetric')
   path = tmp_path / 'x.safetensors'
-  weights.save_safetensors(path, loaded._replace(architecture=other))
-  assert weights.load_checkpoint(path).architecture == other
-  said = weights.load_checkpoint(path, padding='same')
+  loading.save_safetensors(path, loaded._replace(architecture=other))
+  assert loading.load_checkpoint(path).architecture == other
+  said = loading.load_checkpoint(path, padding='same')
   assert said.architecture.padding == 'same'
-  assert weights.load_checkpoint(TINY).architecture.padding == 'same'
+  assert loading.load_checkpoint(TINY).architecture.padding == 'same'
 
 
 def test_another_weight_is_another_digest(loaded):
   params = copy.deepcopy(dict(loaded.params))
   params['classifier']['b'][3] += 1
   changed = loaded._replace(params=params)
-  assert weights.digest(changed) != weights.digest(loaded)
+  assert loading.digest(changed) != loading.digest(loaded)
 
 
 # -- The released architectures, from synthetic files of the same format --
@@ -579,7 +575,7 @@ def synthetic(architecture):
 def test_a_resnet_50_of_the_released_format(tmp_path):
   architecture = encoders.Architecture('resnet50')
   path = write(tmp_path, synthetic(architecture))
-  found = weights.load_checkpoint(path)
+  found = loading.load_checkpoint(path)
   assert found.architecture == architecture
   assert str(found).startswith('ResNet-50 1x, step 93,800, projector yes')
   assert trees.size(trees.encoder_part(found.params)) == 23_508_032
@@ -590,7 +586,7 @@ def test_a_resnet_50_of_the_released_format(tmp_path):
 def test_twice_as_wide(encoder, tmp_path):
   architecture = encoders.Architecture(encoder, width=2)
   path = write(tmp_path, synthetic(architecture))
-  found = weights.load_checkpoint(path)
+  found = loading.load_checkpoint(path)
   path.unlink()  # of gigabytes
   assert found.architecture == architecture
   size = {'resnet50': 93_907_072, 'resnet200': 250_128_512}[encoder]
@@ -614,13 +610,13 @@ def test_selective_kernels_of_other_names(tmp_path):
   """By structure where it tells; else refused, unless a mapping file says."""
   architecture = encoders.Architecture('resnet50', selective_kernels=True)
   own = write(tmp_path, synthetic(architecture), 'own.pkl')
-  found = weights.load_checkpoint(own)
+  found = loading.load_checkpoint(own)
   assert found.architecture == architecture and not found.mapping
   theirs = _renamed(
     synthetic(architecture),
     lambda m: m.replace('sk_res_net50', 'backbone/~/net'),
   )
-  other = weights.load_checkpoint(write(tmp_path, theirs))
+  other = loading.load_checkpoint(write(tmp_path, theirs))
   assert other.architecture == architecture
   assert set(other.params) == set(found.params)
   assert set(other.state) == set(found.state)
@@ -635,5 +631,5 @@ def test_selective_kernels_of_other_names(tmp_path):
   }
   file = tmp_path / 'mapping.json'
   file.write_text(json.dumps(mapping))
-  mapped = weights.load_checkpoint(hidden, mapping=file)
+  mapped = loading.load_checkpoint(hidden, mapping=file)
   assert set(mapped.params) == set(found.params)

@@ -6,17 +6,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import (
-  config,
-  encoders,
-  loop,
-  networks,
-  parallel,
-  runs,
-  structs,
-  train_state,
-  weight_files,
-)
+from semppl_jax import config, structs
+from semppl_jax.distributed import parallel
+from semppl_jax.models import encoders, networks
+from semppl_jax.train import loop, runs, train_state
+from semppl_jax.weights import weight_files
 
 NUM_CLASSES = 3
 # Where JAX 0.7 has it, and where it is now.

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from semppl_jax import differences, hosts
 from semppl_jax.checkpoint import checksums, folder, writing
+from semppl_jax.distributed import hosts
 from semppl_jax.errors import UserError
+from semppl_jax.utils import differences
 
 _DAMAGED = 'damaged'  # where a damaged checkpoint is put, beside the others
 # Where one goes before it is deleted, file by file: a process that is killed

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import jax
 
-from semppl_jax import hosts
 from semppl_jax.checkpoint import folder
+from semppl_jax.distributed import hosts
 from semppl_jax.errors import UserError
 
 

@@ -22,8 +22,8 @@ import numpy as np
 from array_record.python import array_record_module
 from PIL import Image
 
-from semppl_jax import files
 from semppl_jax.errors import UserError
+from semppl_jax.utils import files
 
 _FORMAT = 1
 _TOOL = 'python -m semppl_jax.saliency'

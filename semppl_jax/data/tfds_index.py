@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from semppl_jax import files
 from semppl_jax.errors import UserError
+from semppl_jax.utils import files
 
 _BLOCK = 1024  # records at a time
 _MANY = 20_000  # records whose reading deserves a progress bar

@@ -7,18 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from semppl_jax import (
-  checkpoint,
-  config,
-  encoder_scores,
-  inference,
-  pseudo_labels,
-  runs,
-  train_state,
-  watchdog,
-)
+from semppl_jax import checkpoint, config
 from semppl_jax.data import pipeline, sources
 from semppl_jax.errors import CheckpointError, UserError
+from semppl_jax.evaluation import encoder_scores, inference
+from semppl_jax.memory import pseudo_labels
+from semppl_jax.train import runs, train_state, watchdog
 
 
 class Said(NamedTuple):

@@ -4,12 +4,12 @@ import datetime
 import pathlib
 from collections.abc import Callable, Sequence
 
-from semppl_jax import files
 from semppl_jax.errors import UserError
 from semppl_jax.report import curves, markup, results, run_files, settings
 from semppl_jax.report import seen as seen_lib
 from semppl_jax.report.markup import Absent, Html, tag
 from semppl_jax.report.run_files import RunFiles
+from semppl_jax.utils import files
 
 _PAPER = 'https://arxiv.org/abs/2301.05158'
 _STYLE = pathlib.Path(__file__).with_name('style.css')

@@ -11,12 +11,13 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from semppl_jax import structs, views
+from semppl_jax import structs
+from semppl_jax.augment import views
 from semppl_jax.data import images as images_lib
 from semppl_jax.data import pipeline
 from semppl_jax.report import markup, network
 from semppl_jax.report.markup import Html, tag
-from semppl_jax.runs import Run
+from semppl_jax.train.runs import Run
 
 _SMALL = 48  # pixels of a side; below, pixels are shown as squares
 _LARGEST = 112  # larger images are shrunk to that

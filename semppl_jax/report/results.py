@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from semppl_jax import plots, verdict
+from semppl_jax.evaluation import verdict
 from semppl_jax.report import markup
 from semppl_jax.report.markup import Html, tag
 from semppl_jax.report.pictures import name as class_name
 from semppl_jax.report.run_files import RunFiles
+from semppl_jax.workdir import plots
 
 # Key of results.json -> what it is called, and what it is.
 SCORES = {

@@ -5,8 +5,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from semppl_jax import metrics, pretraining, resuming, watchdog
+from semppl_jax import pretraining
 from semppl_jax.errors import UserError
+from semppl_jax.train import resuming, watchdog
+from semppl_jax.workdir import metrics
 
 _CONFIG = 'config.json'
 

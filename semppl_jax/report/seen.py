@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semppl_jax import plots, runs
 from semppl_jax.errors import UserError
 from semppl_jax.report import charts, markup, network, pictures, results
 from semppl_jax.report.markup import Absent, Html, tag
 from semppl_jax.report.run_files import RunFiles
+from semppl_jax.train import runs
+from semppl_jax.workdir import plots
 
 _MOST_POINTS = 1000  # of the t-SNE
 _FEWEST_POINTS = 5

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import semppl_jax
-from semppl_jax import config, differences, eval_config
+from semppl_jax import config
+from semppl_jax.config import eval_config
 from semppl_jax.report import markup
 from semppl_jax.report.markup import Html, tag
 from semppl_jax.report.run_files import RunFiles
+from semppl_jax.utils import differences
 
 _PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'scikit-learn')
 _ABSENT = '-'

@@ -1,0 +1,163 @@
+"""A classifier trained on the encoder of a checkpoint; and what it says."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from semppl_jax.data import pipeline, sources
+from semppl_jax.distributed import parallel
+from semppl_jax.evaluation import classifier_step, eval_runs
+from semppl_jax.evaluation.eval_runs import EvalRun
+from semppl_jax.train import loop, resuming, schedules
+from semppl_jax.weights import trees
+
+
+def setup(
+  run: EvalRun,
+  labels: np.ndarray,
+  encode: Callable[..., Any] | None,
+  rate: float,
+  encoder_rate: float | None = None,
+) -> classifier_step.Setup:
+  """What is trained, how fast and how long.
+
+  Args:
+    run: settings.
+    labels: [N], -1: not to be trained on; the others make an epoch.
+    encode: see classifier_step.Setup.
+    rate: learning rate of the classifier, for 256 images.
+    encoder_rate: of the encoder; None: it is frozen.
+  """
+  to_steps = functools.partial(
+    schedules.to_steps,
+    num_examples=int(np.sum(labels >= 0)),
+    batch_size=run.cfg.batch_size,
+  )
+  return classifier_step.Setup(
+    cfg=run.cfg,
+    encode=encode,
+    learning_rate=rate,
+    encoder_learning_rate=encoder_rate,
+    total_steps=to_steps(run.cfg.num_epochs),
+    warmup_steps=to_steps(run.cfg.optimizer.warmup_epochs),
+  )
+
+
+def fit(
+  run: EvalRun,
+  setup: classifier_step.Setup,
+  source: Any,
+  labels: np.ndarray,
+  workdir: str,
+) -> tuple[classifier_step.ClassifierState, float]:
+  """Trains on the images with a label, from the newest checkpoint on.
+
+  Args:
+    run: checkpoint, devices, settings.
+    setup: what is trained.
+    source: N images, or their features.
+    labels: [N], -1: not to be trained on.
+    workdir: of metrics and checkpoints.
+
+  Returns:
+    The last state, leaves [D, ...], and the seconds of training.
+  """
+  is_encoder = lambda module: module.split('/')[0] not in trees.HEADS
+  encoder, bn_state = (
+    {m: x for m, x in tree.items() if is_encoder(m)}
+    for tree in (run.weights.params, run.weights.state)
+  )
+  fresh = classifier_step.init(
+    setup,
+    encoder,
+    bn_state,
+    embedding_size=eval_runs.output_size(run),
+    num_classes=run.data.num_classes,
+  )
+  from_portable = functools.partial(
+    parallel.replicate, num_devices=len(run.devices)
+  )
+
+  def train(saver):
+    state, past = resuming.restore(
+      saver, from_portable(fresh), like=fresh, from_portable=from_portable
+    )
+    start = int(state.step[0])
+    batches = pipeline.batches(
+      source,
+      labels,
+      seed=run.cfg.seed,
+      batch_size=run.cfg.batch_size,
+      start_step=start,
+      num_steps=setup.total_steps - start,
+      labelled_share=1.0,
+      # Features are in memory: workers would each be sent a copy.
+      workers=0 if setup.encode is None else run.cfg.dataset.workers,
+      images=_images(run, setup),
+      on_unreadable=run.unreadable,
+    )
+    job = loop.Job(run.cfg, setup.total_steps, run.devices, workdir, saver)
+    step = functools.partial(classifier_step.train_step, setup=setup)
+    return loop.fit(
+      job,
+      loop.mapped(job, step),
+      state,
+      batches,
+      to_portable=classifier_step.to_portable,
+      past=past,
+    )
+
+  state, past = resuming.saved(workdir, run.cfg, train)
+  return state, past.seconds
+
+
+def _images(run: EvalRun, setup: classifier_step.Setup) -> pipeline.Images:
+  """How what is trained on becomes arrays: see classifier_step.train_step."""
+  if setup.encode is None:
+    return pipeline.Images()
+  if run.cfg.crops.augment:
+    return pipeline.whole(run.cfg.dataset, run.data)
+  return eval_runs.middle(run.cfg)
+
+
+def cached(run: EvalRun) -> tuple[sources.Records, np.ndarray]:
+  """The training images' features, computed once, in place of the images.
+
+  Returns:
+    The features as a source, and the labels [N] of those that can be trained
+    on: an image that cannot be decoded has none.
+  """
+  labelled = np.flatnonzero(run.labels >= 0)
+  params, bn_state = (
+    eval_runs.on_devices(run, tree)
+    for tree in (run.weights.params, run.weights.state)
+  )
+  rows = sources.Rows(run.data.train, labelled)
+  features, readable = eval_runs.embed(run, rows, params, bn_state)  # [L, e]
+  place = np.full(len(run.labels), -1)
+  place[labelled] = np.arange(len(labelled))
+  labels = run.labels.copy()
+  labels[labelled[~readable]] = -1
+  return sources.Records(labels, lambda i: features[place[i]]), labels
+
+
+class Predictions(NamedTuple):
+  """What a classifier says of N images."""
+
+  logits: np.ndarray  # [N, K]
+  readable: np.ndarray  # [N] bool, whether the image could be decoded
+
+
+def predict(
+  run: EvalRun, state: classifier_step.ClassifierState, source: Any
+) -> Predictions:
+  """What the classifier says of all images of a source, in order."""
+  features, readable = eval_runs.embed(
+    run, source, state.online_params, state.online_state
+  )
+  head = parallel.first({'classifier': state.online_params['classifier']})
+  logits = np.asarray(jax.jit(classifier_step.logits)(head, features))
+  return Predictions(logits, readable)

@@ -1,0 +1,172 @@
+"""An evaluation made ready: checkpoint, data, labels, devices; and features."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from semppl_jax import config
+from semppl_jax.config import eval_config
+from semppl_jax.data import datasets, pipeline, sources, subsets
+from semppl_jax.distributed import hosts, parallel
+from semppl_jax.errors import CheckpointError, UserError
+from semppl_jax.evaluation import inference
+from semppl_jax.models import encoders, networks
+from semppl_jax.weights import loading
+from semppl_jax.workdir import claims, run_log
+
+
+class EvalRun(NamedTuple):
+  """What an evaluation is made of."""
+
+  cfg: ml_collections.FrozenConfigDict
+  data: sources.Dataset | None  # None: see `without_data`
+  labels: np.ndarray  # [N] int32 labels of training images that may be used
+  weights: loading.Checkpoint
+  nets: networks.Networks
+  devices: list[jax.Device]
+  unreadable: run_log.Unreadable
+
+
+def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
+  """Checks the config, reads the checkpoint and the data set.
+
+  Args:
+    cfg: the resolved config.
+    step: of a run's checkpoint; None: the newest.
+  """
+  run = without_data(cfg, step)
+  data = datasets.load(cfg.dataset)
+  for note in data.notes:
+    run_log.say(f'Note: {note}.')
+  if data.test is None or not np.any(data.test.labels >= 0):
+    raise UserError(
+      f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no test image '
+      'with a label: there is nothing to evaluate on.'
+    )
+  return run._replace(data=data, labels=_labels(cfg, data))
+
+
+def without_data(
+  cfg: ml_collections.ConfigDict, step: int | None = None
+) -> EvalRun:
+  """`prepare` but for the data set, for evaluations of many."""
+  hosts.alone('Evaluation')
+  devices = parallel.some_devices(cfg.num_devices)
+  eval_config.validate(cfg, len(devices))
+  loaded = loading.load_checkpoint(
+    cfg.checkpoint,
+    step=step,
+    padding=cfg.encoder.padding or None,
+    mapping=cfg.mapping or None,
+  )
+  _check_architecture(cfg, loaded)
+  return EvalRun(
+    cfg=ml_collections.FrozenConfigDict(cfg),
+    data=None,
+    labels=np.zeros(0, np.int32),
+    weights=loaded,
+    nets=loaded.network(),
+    devices=devices,
+    unreadable=run_log.Unreadable(),
+  )
+
+
+def _check_architecture(
+  cfg: ml_collections.ConfigDict, loaded: loading.Checkpoint
+) -> None:
+  found = loaded.architecture
+  for key, value in (('name', found.encoder), ('width', found.width)):
+    wanted = cfg.encoder[key]
+    if wanted and wanted != value:
+      raise CheckpointError(
+        f'{cfg.checkpoint} is a {found}, but encoder.{key} is {wanted!r}.'
+      )
+
+
+def _labels(
+  cfg: ml_collections.ConfigDict, data: sources.Dataset
+) -> np.ndarray:
+  labels = np.asarray(data.train.labels, np.int32)
+  if config.uses_labels(cfg):
+    labels = subsets.visible_labels(cfg.labels, data, cfg.dataset.path)
+  if cfg.task != 'classifier' and not np.any(labels >= 0):
+    raise UserError(
+      f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
+      'training image to learn from.'
+    )
+  return labels
+
+
+def claimed(
+  run: EvalRun, workdir: str
+) -> contextlib.AbstractContextManager[None]:
+  """Refuses a folder of another evaluation, of other weights, or in use."""
+  identity = {'digest': loading.digest(run.weights)}
+  identity |= loading.settings(run.weights)._asdict()
+  settings = run.cfg.to_dict() | {'weights': identity}
+  return claims.claimed(workdir, settings, ignore=eval_config.COSMETIC)
+
+
+def output_size(run: EvalRun) -> int:
+  """e, the size of the encoder's embedding."""
+  return encoders.output_size(run.weights.architecture)
+
+
+def on_devices(run: EvalRun, tree: Any) -> Any:
+  """Copies of a tree on all devices: leaves [D, ...]."""
+  copies = parallel.replicate(tree, len(run.devices))
+  return parallel.place(copies, run.devices)
+
+
+def embed(
+  run: EvalRun, source: Any, params: Any, bn_state: Any, of: str = 'embedding'
+) -> tuple[np.ndarray, np.ndarray]:
+  """What the network makes of the middle of every image.
+
+  Args:
+    run: networks and settings.
+    source: N records, by index.
+    params: leaves [D, ...].
+    bn_state: leaves [D, ...].
+    of: 'embedding' (the encoder's), 'projection' or 'prediction'.
+
+  Returns:
+    [N, e] float32, and which images could be decoded, [N] bool.
+  """
+  (found,), readable = inference.over_images(
+    _forward(run.nets, of), (params, bn_state), source, run.devices,
+    run.cfg.evaluation.batch_size, images=middle(run.cfg),
+    workers=run.cfg.dataset.workers, on_unreadable=run.unreadable,
+  )  # fmt: skip
+  return found, readable
+
+
+# One function for all data sets: JAX compiles anew for every other one.
+@functools.lru_cache(maxsize=4)
+def _forward(
+  nets: networks.Networks, of: str
+) -> Callable[..., tuple[jax.Array]]:
+  """((params, bn_state), images) -> the output that is asked for."""
+
+  def forward(state, views):
+    params, bn_state = state
+    if of == 'embedding':
+      return (nets.encode(params, bn_state, views, False)[0],)
+    if of == 'projection':
+      params, bn_state = map(networks.target_tree, (params, bn_state))
+      return (nets.target(params, bn_state, views, False)[0].projection,)
+    return (nets.online(params, bn_state, views, False)[0].prediction,)
+
+  return forward
+
+
+def middle(cfg: ml_collections.FrozenConfigDict) -> pipeline.Images:
+  """Crops of the middle, as the release's evaluation sees an image."""
+  return pipeline.Images(
+    crop=(cfg.crops.size, cfg.crops.center), on_corrupt=cfg.dataset.on_corrupt
+  )

@@ -1,0 +1,205 @@
+"""What a checkpoint is worth: the tasks of evaluation.
+
+linear: DeepMind's protocol, a classifier on the frozen encoder;
+semi_supervised: all weights fine-tuned on the labelled images;
+knn: neighbours among the labelled images;
+classifier: the one that the checkpoint has.
+Each writes results.json with top1, top5 and loss on the test images, and
+per_class.json.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from semppl_jax.data import sources
+from semppl_jax.errors import CheckpointError, UserError
+from semppl_jax.evaluation import (
+  classifier_fit,
+  classifier_step,
+  encoder_scores,
+  eval_runs,
+  grid_search,
+)
+from semppl_jax.evaluation.classifier_fit import Predictions
+from semppl_jax.evaluation.eval_runs import EvalRun
+from semppl_jax.weights import name_matching
+from semppl_jax.workdir import metrics, run_log
+
+RESULTS = 'results.json'
+
+
+def run_task(
+  cfg: ml_collections.ConfigDict, workdir: str, step: int | None = None
+) -> dict[str, Any]:
+  """Evaluates one checkpoint and writes everything below `workdir`.
+
+  Goes on where it was stopped; a finished evaluation is not touched.
+
+  Args:
+    cfg: the resolved config.
+    workdir: a folder of this evaluation's own.
+    step: of a run's checkpoint; None: the newest.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    UserError: a setting, an input or a checkpoint that cannot work.
+    Interrupted: SIGINT or SIGTERM; what was trained is saved.
+  """
+  run = eval_runs.prepare(cfg, step)
+  _check_heads(run)
+  run_log.say(f'{cfg.checkpoint}: {run.weights}')
+  run_log.say(
+    f'Test images: the middle {cfg.crops.center:.1%} at {cfg.crops.size} px.'
+  )
+  if run.weights.mapping:
+    run_log.say(name_matching.explain(run.weights.mapping))
+  with eval_runs.claimed(run, workdir):
+    done = metrics.read_json(os.path.join(workdir, RESULTS))
+    if done is not None:
+      run_log.say(f'{workdir}: this evaluation is finished.')
+      return done
+    return _evaluate(run, workdir)
+
+
+def _evaluate(run: EvalRun, workdir: str) -> dict[str, Any]:
+  """The task of a run; writes its results."""
+  cfg = run.cfg
+  begun = time.monotonic()
+  (logits, readable), extra = TASKS[cfg.task](run, workdir)
+  if not np.isfinite(logits).all():
+    raise UserError(
+      'The classifier has become NaN or infinite: set a smaller '
+      'optimizer.learning_rate, and another --workdir.'
+    )
+  truth = np.where(readable, run.data.test.labels, -1)
+  results = metrics.classification(logits, truth)
+  if cfg.task == 'knn':
+    results['loss'] = None  # ranks are no probabilities
+  results |= extra | {
+    'num_labels': int(np.sum(run.labels >= 0)),
+    'num_test': int(np.sum(truth >= 0)),
+    'unreadable_images': len(run.unreadable),
+    'checkpoint': str(run.weights),
+    'checkpoint_step': run.weights.step,
+    'seconds': time.monotonic() - begun,
+    'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
+  }
+  right = np.asarray(metrics.topk_correct(logits, truth, 1))
+  metrics.write_json(
+    os.path.join(workdir, 'per_class.json'),
+    metrics.per_class(right, truth, run.data.class_names),
+  )
+  metrics.write_json(os.path.join(workdir, RESULTS), results)
+  return results
+
+
+def linear(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
+  """Trains a classifier on the frozen encoder; asks it of the test images."""
+  source, labels = run.data.train, run.labels
+  encode: Callable[..., Any] | None = run.nets.encode
+  if run.cfg.features == 'cached':
+    (source, labels), encode = classifier_fit.cached(run), None
+  setup = classifier_fit.setup(
+    run, labels, encode, run.cfg.optimizer.learning_rate
+  )
+  state, seconds = classifier_fit.fit(run, setup, source, labels, workdir)
+  predictions = classifier_fit.predict(run, state, run.data.test)
+  return predictions, {'steps': setup.total_steps, 'training_seconds': seconds}
+
+
+def semi_supervised(
+  run: EvalRun, workdir: str
+) -> tuple[Predictions, dict[str, Any]]:
+  """Fine-tunes all weights on the labelled images.
+
+  The two learning rates are those of a small grid that do best on a part of
+  the labelled images; then all of them are trained on.
+  """
+  rates, held_out_top1 = grid_search.search(run, os.path.join(workdir, 'grid'))
+  setup = classifier_fit.setup(run, run.labels, run.nets.encode, *rates)
+  state, seconds = classifier_fit.fit(
+    run, setup, run.data.train, run.labels, workdir
+  )
+  predictions = classifier_fit.predict(run, state, run.data.test)
+  return predictions, {
+    'steps': setup.total_steps,
+    'learning_rate': rates[0],
+    'encoder_learning_rate': rates[1],
+    'held_out_top1': held_out_top1,
+    'training_seconds': seconds,
+  }
+
+
+def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
+  """Votes of the nearest labelled images; ranks of the classes as logits."""
+  del workdir  # nothing is trained
+  labelled = np.flatnonzero(run.labels >= 0)
+  params, bn_state = (
+    eval_runs.on_devices(run, tree)
+    for tree in (run.weights.params, run.weights.state)
+  )
+  embed = lambda source: eval_runs.embed(
+    run, source, params, bn_state, run.cfg.knn.of
+  )
+  keys, known = embed(sources.Rows(run.data.train, labelled))
+  queries, readable = embed(run.data.test)
+  ranks = encoder_scores.knn_scores(
+    queries,
+    keys[known],
+    run.labels[labelled][known],
+    k=run.cfg.knn.k,
+    num_classes=run.data.num_classes,
+  )
+  k = min(run.cfg.knn.k, int(known.sum()))
+  return Predictions(ranks, readable), {'k': k}
+
+
+def classifier(
+  run: EvalRun, workdir: str
+) -> tuple[Predictions, dict[str, Any]]:
+  """Asks the classifier that the checkpoint has."""
+  del workdir  # nothing is trained
+  state = classifier_step.ClassifierState(
+    step=np.int32(0),
+    online_params=run.weights.params,
+    online_state=run.weights.state,
+    opt_state=(),
+  )
+  state = eval_runs.on_devices(run, state)
+  return classifier_fit.predict(run, state, run.data.test), {}
+
+
+TASKS = {
+  'linear': linear,
+  'semi_supervised': semi_supervised,
+  'knn': knn,
+  'classifier': classifier,
+}
+
+
+def _check_heads(run: EvalRun) -> None:
+  """Refuses a checkpoint that lacks what the task evaluates."""
+  cfg, has = run.cfg, {m.split('/')[0] for m in run.weights.params}
+  needed = {'projection': 'projector', 'prediction': 'predictor'}
+  head = needed.get(cfg.knn.of) if cfg.task == 'knn' else None
+  if head and head not in has:
+    raise CheckpointError(
+      f'{cfg.checkpoint} has no {head}, but knn.of is {cfg.knn.of}.'
+    )
+  if cfg.task != 'classifier':
+    return
+  if 'classifier' not in has:
+    raise CheckpointError(f'{cfg.checkpoint} has no classifier.')
+  classes = run.weights.params['classifier']['w'].shape[1]
+  if classes != run.data.num_classes:
+    raise CheckpointError(
+      f'the classifier in {cfg.checkpoint} has {classes} classes, '
+      f'dataset {cfg.dataset.name!r} has {run.data.num_classes}.'
+    )

@@ -1,0 +1,205 @@
+"""The loop of every training: next batch, mapped step, log, save, stop."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from semppl_jax import checkpoint
+from semppl_jax.distributed import hosts, parallel
+from semppl_jax.errors import UserError
+from semppl_jax.train import (
+  device_memory,
+  profiling,
+  resuming,
+  signals,
+  watchdog,
+)
+from semppl_jax.workdir import metrics, run_log
+
+
+class Job(NamedTuple):
+  """What a training needs besides its state and its input."""
+
+  cfg: (
+    Any  # seed, batch_size, log_every_steps, checkpoint_every_steps, progress
+  )
+  total_steps: int
+  devices: list[jax.Device]  # of all hosts
+  workdir: str
+  saver: checkpoint.Checkpointer
+  parts: int = 1  # in which a batch is taken, see parallel.shard
+  profile_steps: tuple[int, int] = (0, 0)  # see profiling.Profile
+
+
+def fit(
+  job: Job,
+  take: Callable[..., tuple],
+  state: Any,
+  inputs: Iterable[tuple[Any, Any]],
+  *,
+  to_portable: Callable[[Any], Any],
+  describe: Callable[..., run_log.Describe] | None = None,
+  past: resuming.Past = resuming.Past(),  # noqa: B008, a tuple
+  watch: watchdog.Watchdog | None = None,
+) -> tuple[Any, resuming.Past]:
+  """Takes all steps that are left.
+
+  Args:
+    job: where and how long.
+    take: see `mapped`.
+    state: with a field `step`; leaves [D, ...].
+    inputs: (batch of NumPy arrays [B, ...], what stays on the host), from the
+      state's step on; this host's slice of them.
+    to_portable: the state as it is saved.
+    describe: (batch, what stays on the host, the step's further outputs) -> how
+      its metrics are written; None: as they are.
+    past: of the run.
+    watch: looks at every step's metrics; None: at NaN and infinity only.
+
+  Returns:
+    The last state, on the devices, and what the run remembers.
+
+  Raises:
+    AlarmError: the watchdog's. No state is saved that is not finite.
+    UserError: the devices' memory is too small.
+    Interrupted: SIGINT or SIGTERM, here or on another host; the step was
+      finished and saved, the same one on all hosts.
+  """
+  cfg = job.cfg
+  state = parallel.place(state, job.devices)
+  start = int(state.step[0])
+  watch = watch or watchdog.Watchdog()
+  key = _key(cfg.seed, len(past.rollbacks))
+  begun = time.monotonic()
+  clock = lambda: past.seconds + time.monotonic() - begun
+  first = hosts.is_first()
+  writer = metrics.MetricsWriter(job.workdir, step=start) if first else None
+  log = run_log.Log(writer, cfg, job.total_steps, start, clock, watch.look)
+
+  def now():
+    log.flush()  # no state counts whose loss was not looked at
+    return past._replace(seconds=clock(), watch=watch.memory())
+
+  def save(step, state):
+    remembered, portable = now(), to_portable(state)
+    watchdog.check_state(step, portable)
+    job.saver.save(step, portable, remembered._asdict())
+    if first:
+      watchdog.forget_stop(job.workdir)  # it went on
+
+  def update(state, on_devices, batch, truth):
+    state, scalars, *outputs = take(state, on_devices, stop.received, key)
+    how = describe and describe(batch, truth, *outputs)
+    return state, scalars, log.add(scalars, how or run_log.plainly)
+
+  profile = profiling.Profile(job.workdir, job.profile_steps)
+  ready = contextlib.closing(parallel.prefetch(inputs, _sender(job)))
+  enough = _memory_explained(job)
+  with enough, log, signals.StopSignal() as stop, profile, ready as batches:
+    step = start
+    for batch_and_truth in batches:
+      profile.before(step + 1)
+      state, scalars, step = update(state, *batch_and_truth)
+      profile.after(step, scalars)
+      wanted = stop.received if hosts.count() == 1 else log.stop
+      if wanted:
+        save(step, state)
+        _leave(job.saver, step, wanted)
+      if step % cfg.checkpoint_every_steps == 0 or step == job.total_steps:
+        save(step, state)
+    return state, now()
+
+
+def _sender(job: Job) -> Callable[[Any], Any]:
+  """This host's part of a batch -> the same on its devices."""
+  number = len(parallel.here(job.devices))
+
+  def put(batch):
+    shards = parallel.shard(batch, number, job.parts)
+    return parallel.place(shards, job.devices)
+
+  return put
+
+
+def mapped(job: Job, step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
+  """A step on all devices, compiled once, at its first call.
+
+  Args:
+    job: on which devices.
+    step_fn: (state, batch, key) -> (state, metrics, ...) on one of them.
+
+  Returns:
+    (state, batch on the devices, signal received here, key) -> its results.
+  """
+  on_all = parallel.map_step(_with_wish(step_fn), job.devices)
+  number = len(parallel.here(job.devices))
+
+  def take(state, batch, received, key):
+    wish = np.full(number, received, np.int32)
+    return _guarded(on_all, (state, (batch, wish), key), job)
+
+  return take
+
+
+def _key(seed: int, rollbacks: int) -> jax.Array:
+  """The run's key; after a roll-back another one, or it would only repeat."""
+  key = jax.random.key(seed)
+  return jax.random.fold_in(key, rollbacks) if rollbacks else key
+
+
+def _with_wish(step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
+  """A step that also tells every host which signal one of them has received.
+
+  Its input is (batch, wish [] int32, 0: none); all hosts read the same number
+  from the same step's metrics, and so stop after the same step.
+  """
+
+  def step(state, inputs, key):
+    batch, wish = inputs
+    state, metrics, *outputs = step_fn(state, batch, key)
+    return state, metrics | {run_log.STOP: parallel.largest(wish)}, *outputs
+
+  return step
+
+
+def _guarded(mapped: Any, arguments: tuple, job: Job) -> tuple:
+  """A step; in one line what is wrong, if it does not fit into memory."""
+  try:
+    return mapped(*arguments)
+  except jax.errors.JaxRuntimeError as error:
+    if not device_memory.is_exhausted(error):
+      raise
+    # Only here: what is compiled at the first step cannot be asked.
+    kinds = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments
+    )
+    try:
+      compiled = mapped.lower(*kinds).compile()
+    except jax.errors.JaxRuntimeError:
+      compiled = None  # where memory is given out at compile time: TPUs
+    line = device_memory.advice(
+      job.cfg.batch_size, job.parts, job.devices, compiled
+    )
+    raise UserError(line) from error
+
+
+@contextlib.contextmanager
+def _memory_explained(job: Job) -> Iterator[None]:
+  """The same where a step's outputs are waited for, as on CPUs."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if not device_memory.is_exhausted(error):
+      raise
+    line = device_memory.advice(job.cfg.batch_size, job.parts, job.devices)
+    raise UserError(line) from error
+
+
+def _leave(saver: checkpoint.Checkpointer, step: int, signal: int) -> None:
+  saver.close()  # first: a disk that is full is an error, not a goodbye
+  run_log.say(f'Stopped at step {step}, which is saved. Same command: goes on.')
+  raise signals.Interrupted(128 + signal)

@@ -1,0 +1,47 @@
+"""Traces of chosen steps, for TensorBoard's profiler or Perfetto."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from semppl_jax.distributed import hosts
+
+
+class Profile:
+  """Traces steps FIRST to LAST into WORKDIR/profile; host 0 alone.
+
+  Args:
+    workdir: of the run.
+    steps: (FIRST, LAST), both traced, counted from 1; (0, 0): none. A run that
+      begins or ends between them traces what it takes of them.
+  """
+
+  def __init__(self, workdir: str, steps: Sequence[int]):
+    self._folder = os.path.join(workdir, 'profile')
+    self._first, self._last = steps if hosts.is_first() else (0, 0)
+    self._running = False
+
+  def __enter__(self) -> 'Profile':
+    return self
+
+  def __exit__(self, *unused):
+    self._stop()
+
+  def before(self, step: int) -> None:
+    """To be called before step `step` is started."""
+    if self._first <= step <= self._last and not self._running:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+
+  def after(self, step: int, outputs: Any) -> None:
+    """To be called when the step is on its way; waits for the last one."""
+    if self._running and step >= self._last:
+      jax.block_until_ready(outputs)
+      self._stop()
+
+  def _stop(self) -> None:
+    if self._running:
+      self._running = False
+      jax.profiler.stop_trace()

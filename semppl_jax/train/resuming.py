@@ -1,0 +1,128 @@
+"""How a run is taken up again, and what it remembers beside its state."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from semppl_jax import checkpoint
+from semppl_jax.distributed import hosts
+from semppl_jax.train import watchdog
+from semppl_jax.utils import files
+from semppl_jax.workdir import run_log
+
+ROLLBACKS = 'rollbacks.jsonl'  # in the work directory, a line for each
+
+
+class Past(NamedTuple):
+  """What a run remembers beside its state. It is saved with it, so: JSON."""
+
+  seconds: float = 0.0  # of training
+  # {'step', 'back_to', 'what'} of each alarm that the run went back for
+  rollbacks: tuple[dict[str, Any], ...] = ()
+  watch: dict[str, Any] | None = None  # the watchdog's memory
+
+  @property
+  def skipped(self) -> int:
+    """Batches that are left out: those between a good state and an alarm."""
+    return sum(one['step'] - one['back_to'] for one in self.rollbacks)
+
+
+def saved(
+  workdir: str, cfg: Any, train: Callable[[checkpoint.Checkpointer], Any]
+) -> Any:
+  """Calls `train` with the checkpoints of a folder, and closes them.
+
+  Args:
+    workdir: of the run.
+    cfg: of the run.
+    train: takes the Checkpointer.
+
+  Raises:
+    AlarmError: `train`'s, which now names the last good checkpoint. Those of
+      states that led to what is not finite are deleted; the folder notes the
+      alarm, so that readers leave later ones alone.
+  """
+  saver = checkpoint.Checkpointer(
+    workdir,
+    keep=cfg.keep_checkpoints,
+    keep_every=cfg.keep_checkpoints_every,
+    tell=run_log.say,
+  )
+  try:
+    return train(saver)
+  except watchdog.AlarmError as alarm:
+    if isinstance(alarm, watchdog.NotFiniteError):
+      saver.discard_after(alarm.good)
+    note = functools.partial(watchdog.note_stop, workdir, alarm)
+    hosts.together(note, first_only=True)
+    last_good = saver.latest_step(alarm.good)
+    raise watchdog.stopped(alarm, last_good, cfg) from alarm
+  finally:
+    saver.close()
+
+
+def restore(
+  saver: checkpoint.Checkpointer,
+  fresh: Any,
+  *,
+  like: Any,
+  from_portable: Callable[[Any], Any],
+) -> tuple[Any, Past]:
+  """The newest checkpoint's state or a fresh one, and the run's past.
+
+  Args:
+    saver: the checkpoints.
+    fresh: the state before the first step, leaves [D, ...].
+    like: shapes and dtypes of the state as it is saved.
+    from_portable: makes of it one for these devices.
+  """
+  if saver.latest_step() is None:
+    return fresh, Past()
+  portable, info, step = saver.restore(like)
+  run_log.say(f'Going on from the checkpoint of step {step}.')
+  past = Past(info['seconds'], tuple(info['rollbacks']), info['watch'])
+  return from_portable(portable), past
+
+
+def go_back(
+  saver: checkpoint.Checkpointer,
+  workdir: str,
+  limits: Any,
+  alarm: watchdog.AlarmError,
+  past: Past,
+) -> Past:
+  """Makes way for another try from the last good checkpoint.
+
+  The batches up to the alarm are skipped and the keys change: the same ones
+  would only lead there again. Nothing is saved of this before the next
+  checkpoint is; a run that is killed until then repeats it, exactly.
+
+  Args:
+    saver: the checkpoints; those after the last good one are deleted.
+    workdir: gets rollbacks.jsonl.
+    limits: the `watchdog` section of the config: whether, and how often.
+    alarm: what happened.
+    past: of the run until then.
+
+  Returns:
+    What has to be remembered; restore the newest checkpoint now.
+
+  Raises:
+    AlarmError: this one, if the run is to stop.
+  """
+  if limits.action != 'roll_back' or len(past.rollbacks) >= limits.rollbacks:
+    raise alarm
+  saver.discard_after(alarm.good)
+  back_to = saver.latest_step() or 0
+  one = {'step': alarm.step, 'back_to': back_to, 'what': alarm.what}
+  past = past._replace(rollbacks=(*past.rollbacks, one))
+  run_log.say(
+    f'{alarm.what}: back to step {back_to}, without the batches until then and '
+    f'with other keys (roll-back {len(past.rollbacks)} of {limits.rollbacks}).'
+  )
+  if hosts.is_first():
+    lines = [json.dumps(one) + '\n' for one in past.rollbacks]
+    files.write_text(pathlib.Path(workdir, ROLLBACKS), ''.join(lines))
+  return past

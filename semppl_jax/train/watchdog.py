@@ -1,0 +1,319 @@
+"""Watches a run's metrics for what no later step would mend.
+
+An alarm depends on the steps' metrics alone, never on time, and what it goes by
+is saved with the run: a run that was taken up again raises it at the same step,
+and all hosts of a job, who see the same metrics, raise it together.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import statistics
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from semppl_jax.distributed import hosts
+from semppl_jax.errors import UserError
+from semppl_jax.utils import files
+
+# What alarms after some steps in a row: an exploded loss, embeddings that have
+# collapsed, views told apart by chance, one pseudo-label for all.
+WATCHED = ('loss', 'spread', 'chance', 'labels')
+# Whatever its cause, an alarm ends a run with a status of its own.
+STATUS = 3
+_STOPPED = 'stopped.json'  # in the run's folder
+_WINDOW = 100  # steps of which the median of the loss is taken
+_LATE = 3  # times `patience`, and twice the warm-up: the start is over
+
+
+class AlarmError(UserError):
+  """A run went wrong.
+
+  Attributes:
+    step: at which it was noticed.
+    good: the newest step whose state is trusted.
+    what: is wrong, without a full stop.
+    kind: loss, spread, chance, labels, or '': not finite.
+  """
+
+  status = STATUS
+
+  def __init__(self, step: int, good: int, what: str, kind: str = ''):
+    super().__init__(f'{what}.')
+    self.step, self.good, self.what, self.kind = step, good, what, kind
+
+
+class NotFiniteError(AlarmError):
+  """The loss, its gradient or the state became NaN or infinite."""
+
+
+class Stop(NamedTuple):
+  """What a run's folder says of the alarm that ended the run."""
+
+  step: int  # of the alarm
+  good: int  # checkpoints up to this step are trusted
+  what: str  # was wrong
+
+  def __str__(self) -> str:
+    return f'stopped by an alarm at step {self.step:,}'
+
+  def note(self, step: int) -> str:
+    """What is to be known of one of the run's checkpoints."""
+    suspect = f', which makes step {step:,} suspect' if step > self.good else ''
+    return f'{self}{suspect}'
+
+
+def note_stop(workdir: str, alarm: AlarmError) -> None:
+  """Writes what ended a run into its folder, for those who read it."""
+  stop = Stop(alarm.step, alarm.good, alarm.what)
+  path = pathlib.Path(workdir, _STOPPED)
+  with contextlib.suppress(OSError):  # the alarm is told in any case
+    files.write_text(path, json.dumps(stop._asdict()) + '\n')
+
+
+def forget_stop(workdir: str) -> None:
+  """A run that goes on is not a stopped one."""
+  with contextlib.suppress(OSError):  # what is wrong with the disk shows later
+    pathlib.Path(workdir, _STOPPED).unlink(missing_ok=True)
+
+
+def read_stop(workdir: str | os.PathLike) -> Stop | None:
+  """Of a run's folder; None: no alarm ended the run."""
+  try:
+    found = json.loads(pathlib.Path(workdir, _STOPPED).read_text('utf-8'))
+    what = ' '.join(str(found['what']).split())[:500]
+    return Stop(int(found['step']), int(found['good']), what)
+  except (
+    OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError,
+  ):  # fmt: skip
+    return None
+
+
+def stopped(alarm: AlarmError, last_good: int | None, cfg: Any) -> AlarmError:
+  """The alarm that ends a run: where the last good checkpoint is, what to try.
+
+  Args:
+    alarm: of one kind or the other.
+    last_good: the step of that checkpoint; None: there is none.
+    cfg: the run's settings: what is on already is not advised.
+  """
+  kept = 'there is no good checkpoint yet'
+  if last_good is not None:
+    kept = f'the last good checkpoint is that of step {last_good}'
+  ways = _against_one_label(cfg) if alarm.kind == 'labels' else []
+  ways = [*ways[:3], 'a smaller optimizer.learning_rate']
+  rolls_back = 'watchdog' in cfg and cfg.watchdog.action != 'roll_back'
+  back = ', or watchdog.action=roll_back' if rolls_back else ''
+  what = (
+    f'{alarm.what}: stopped; {kept}. Try another --workdir with '
+    f'{" or ".join(ways)}{back}'
+  )
+  return type(alarm)(alarm.step, alarm.good, what, alarm.kind)
+
+
+def _against_one_label(cfg: Any) -> list[str]:
+  """Settings that keep one pseudo-label from taking over, and are not on.
+
+  docs/trials.md says which of them were tried, and where.
+  """
+  whole = cfg.accumulate == 1  # what needs all votes of a batch
+  ways = {
+    'queue.balance=1': whole and cfg.queue.balance == 0,
+    'labels.share=0.25': cfg.labels.share == 0,
+    'queue.target_query_epochs=6': cfg.queue.target_query_epochs == 0,
+    'loss.alpha=0.2': cfg.loss.alpha > 0.2,
+    'queue.k=5': cfg.queue.k == 1,
+    'queue.min_share=0.5': whole and cfg.queue.min_share == 0,
+  }
+  return [way for way, is_off in ways.items() if is_off]
+
+
+class Watchdog:
+  """Looks at the metrics of every step, in order.
+
+  NaN and infinity alarm at once. A loss that explodes and a representation that
+  collapses do after `patience` steps in a row: a batch may have bad luck. The
+  state before the first of these steps made it, so that is not trusted either.
+
+  A start is no collapse: votes, embeddings and losses of an untrained network
+  mean nothing yet. So what is watched alarms only if it was healthy after the
+  warm-up, for `patience` steps in a row, or if it still is not when twice the
+  warm-up and three times `patience` are over (for loss_augm: `chance_patience`,
+  as hard views take their time). The loss is compared with that of steps after
+  the warm-up only.
+
+  Args:
+    limits: the `watchdog` section of the config; None: NaN and infinity only.
+    watched: of `WATCHED`, what the run trains.
+    warmup_steps: of the learning rate.
+    chance: loss_augm of a network that cannot tell an image's views from other
+      images, in nats.
+    largest_class: share of the most frequent label among the training labels;
+      pseudo-labels may be that one-sided by right.
+    memory: of the watchdog that saw the steps before, see `memory`.
+  """
+
+  def __init__(
+    self,
+    limits: Any = None,
+    *,
+    watched: Collection[str] = WATCHED,
+    warmup_steps: int = 0,
+    chance: float = math.inf,
+    largest_class: float = 0.0,
+    memory: Mapping[str, Any] | None = None,
+  ):
+    self._limits = limits
+    self._watched = watched
+    self._warmup_steps = warmup_steps
+    self._chance = chance
+    self._largest_class = largest_class
+    memory = memory or {}
+    # Of each thing that is watched: so many steps in a row it has been bad, and
+    # good since the warm-up; and whether that was health.
+    self._rows: dict[str, int] = dict(memory.get('rows', {}))
+    self._good_rows: dict[str, int] = dict(memory.get('good_rows', {}))
+    self._healthy: dict[str, bool] = dict(memory.get('healthy', {}))
+    # An older version remembered losses of the warm-up, too.
+    losses = memory.get('losses', []) if 'healthy' in memory else []
+    self._losses: list[float] = list(losses)
+
+  def memory(self) -> dict[str, Any]:
+    """What the next steps are judged by, of JSON types."""
+    return {
+      'losses': list(self._losses),
+      'rows': dict(self._rows),
+      'good_rows': dict(self._good_rows),
+      'healthy': dict(self._healthy),
+    }
+
+  def look(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Takes a step's metrics.
+
+    Raises:
+      NotFiniteError: the loss or its gradient is NaN or infinite.
+      AlarmError: the loss has exploded, or the representation collapsed.
+    """
+    for name in ('loss', 'grad_norm'):
+      if not np.isfinite(scalars[name]):
+        what = f'{name} is {scalars[name]} at step {step}'
+        # The update before made this loss.
+        raise NotFiniteError(step, step - 2, what)
+    if self._limits is None:
+      return
+    for name, what in self._complaints(scalars).items():
+      self._count(name, step, bad=bool(what))
+      if what and self._must_alarm(name, step):
+        first = step - self._rows[name] + 1
+        what = f'From step {first} to {step} {what}'
+        raise AlarmError(step, first - 2, what, name)
+    if step > self._warmup_steps:
+      self._losses = [*self._losses, scalars['loss']][-_WINDOW:]
+
+  def _count(self, name: str, step: int, *, bad: bool) -> None:
+    self._rows[name] = self._rows.get(name, 0) + 1 if bad else 0
+    if step > self._warmup_steps:
+      self._good_rows[name] = 0 if bad else self._good_rows.get(name, 0) + 1
+      if self._good_rows[name] >= self._limits.patience:
+        self._healthy[name] = True
+
+  def _must_alarm(self, name: str, step: int) -> bool:
+    """Whether what is bad now will not mend itself."""
+    patience = self._limits.patience
+    late = _LATE * patience
+    if name == 'chance':
+      late = self._limits.chance_patience
+    is_late = step >= 2 * self._warmup_steps + late
+    was_healthy = self._healthy.get(name, False)
+    return self._rows[name] >= patience and (was_healthy or is_late)
+
+  def _complaints(self, scalars: Mapping[str, float]) -> dict[str, str]:
+    """What is wrong with a step's metrics; an empty string: nothing.
+
+    What cannot be judged yet is left out.
+    """
+    found = {}
+    if 'spread' in self._watched:
+      found['spread'] = self._spread(scalars['embedding_std'])
+    if 'chance' in self._watched and self._limits.chance_factor:
+      found['chance'] = self._by_chance(scalars['loss_augm'])
+    if 'loss' in self._watched and len(self._losses) >= self._limits.patience:
+      found['loss'] = self._exploded(scalars['loss'])
+    # Of all unlabelled images; a queue that fills has seen few labelled images,
+    # maybe of one class.
+    share = scalars['top_label_share'] * scalars['pseudo_label_share']
+    if 'labels' in self._watched and share and scalars['queue_fill'] >= 1:
+      found['labels'] = self._one_label(share)
+    return found
+
+  def _spread(self, spread: float) -> str:
+    limit = self._limits.min_spread
+    if spread >= limit:
+      return ''
+    return (
+      f'embedding_std was below {limit:g} (it is {spread:.3g}): the embeddings '
+      'have collapsed'
+    )
+
+  def _by_chance(self, loss: float) -> str:
+    if loss < self._limits.chance_factor * self._chance:
+      return ''
+    return (
+      "the network could not tell an image's views from other images "
+      f'(loss_augm is {loss:.3g}; by chance it is {self._chance:.3g})'
+    )
+
+  def _exploded(self, loss: float) -> str:
+    usual, factor = statistics.median(self._losses), self._limits.loss_factor
+    if not factor or loss <= factor * usual:
+      return ''
+    return (
+      f'the loss was above {factor:g} times its usual {usual:.3g} (it is '
+      f'{loss:.3g})'
+    )
+
+  def _one_label(self, share: float) -> str:
+    if share <= self._most(self._limits):
+      return ''
+    return (
+      f'one pseudo-label had taken over (it has {share:.1%} of the unlabelled '
+      'images)'
+    )
+
+  def _most(self, limits: Any) -> float:
+    """The largest share of a pseudo-label that is still fine."""
+    # Of the way from a fair share to all.
+    rest = 1 - self._largest_class
+    return self._largest_class + limits.max_label_share * rest
+
+
+def check_state(step: int, state: Any) -> None:
+  """Looks at all numbers of a state, on all hosts, before it is saved.
+
+  Args:
+    step: the number of steps done.
+    state: NumPy arrays, or JAX arrays of which each host looks at its part.
+
+  Raises:
+    NotFiniteError: one is NaN or infinite.
+  """
+  leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+  bad = [jax.tree_util.keystr(path) for path, x in leaves if not _finite(x)]
+  everywhere = [name for names in hosts.exchange(bad[:1]) for name in names]
+  if everywhere:
+    what = f'state{everywhere[0]} is not finite after step {step}'
+    raise NotFiniteError(step, step - 1, what)
+
+
+def _finite(leaf: Any) -> bool:
+  if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    return True
+  if isinstance(leaf, jax.Array):
+    return all(np.isfinite(s.data).all() for s in leaf.addressable_shards)
+  return bool(np.isfinite(leaf).all())

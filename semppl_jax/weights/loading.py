@@ -1,0 +1,192 @@
+"""Weights from any file: DeepMind's pickles, safetensors, our own runs.
+
+`load_checkpoint` finds out the architecture from a file's tree, and checks
+every name, shape, dtype and value. Trees are Haiku's, {module: {name: array}},
+under the names of DeepMind's release.
+"""
+
+import os
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from semppl_jax.errors import CheckpointError
+from semppl_jax.models import networks
+from semppl_jax.models.encoders import Architecture
+from semppl_jax.weights import (
+  name_matching,
+  recognition,
+  released,
+  trees,
+  weight_files,
+)
+
+
+class Checkpoint(NamedTuple):
+  """A trained network. str() of it says in a line what it is."""
+
+  params: trees.Tree  # float32 NumPy arrays, without device axis
+  state: trees.Tree  # BatchNorm's running averages; counters are int32
+  architecture: Architecture
+  step: int | None  # of its training; None: the file does not say
+  kind: str = 'run'  # or pre-training, linear evaluation, safetensors
+  mapping: Mapping[str, str] = {}  # their names -> ours, if they were matched
+  bn_eps: float = 1e-5  # of BatchNorm, as it was trained
+  bn_decay: float = 0.9
+  image_size: int | None = None  # what it was trained to see; None: not said
+  center: float | None = None  # side of that / shorter side of an image
+  note: str = ''  # what else is to be known: that an alarm stopped the run
+  class_names: tuple[str, ...] = ()  # of the classifier; empty: not said
+
+  def __str__(self) -> str:
+    has = {trees.root(module) for module in self.params}
+    heads = ', '.join(
+      f'{head} {"yes" if head in has else "no"}' for head in trees.HEADS
+    )
+    step = 'unknown' if self.step is None else f'{self.step:,}'
+    kind = f'{self.kind}, {self.note}' if self.note else self.kind
+    return f'{self.architecture}, step {step}, {heads} ({kind})'
+
+  def network(self) -> networks.Networks:
+    """The functions that take `params` and `state`, with all their heads."""
+    return networks.build(
+      **self.architecture._asdict(),
+      **recognition.head_sizes(self.params),
+      bn_eps=self.bn_eps,
+      bn_decay=self.bn_decay,
+    )
+
+
+def load_checkpoint(
+  path: str | os.PathLike,
+  *,
+  step: int | None = None,
+  padding: str | None = None,
+  mapping: str | os.PathLike | None = None,
+) -> Checkpoint:
+  """Reads a checkpoint of whatever kind, and checks all of it.
+
+  Args:
+    path: a pickle of DeepMind's release (pre-training or linear evaluation), a
+      safetensors file of ours, the folder of a run of ours, or the name of a
+      file in `released.folders`.
+    step: which checkpoint of a run; None: the newest, of a run that an alarm
+      stopped the newest good one.
+    padding: of strided convolutions, 'same' or 'symmetric'. No tree shows it;
+      None: as the file says, or else 'same', as the release pads.
+    mapping: a JSON file {their module: our module} for a checkpoint with
+      selective kernels whose names cannot be matched without it.
+
+  Returns:
+    A Checkpoint.
+
+  Raises:
+    CheckpointError: one line that says what is wrong. No file makes it run
+      code of the file's.
+  """
+  path = released.find(path)
+  try:
+    return _check(weight_files.read(path, step), padding, mapping)
+  except CheckpointError as error:
+    text = str(error)
+    if str(path) in text:
+      raise
+    raise CheckpointError(f'{path}: {text}') from error
+
+
+def save_safetensors(path: str | os.PathLike, weights: Checkpoint) -> None:
+  """Writes a file that `load_checkpoint` and safetensors' own readers read."""
+  weight_files.write_safetensors(path, _contents(weights))
+
+
+def save_release(path: str | os.PathLike, weights: Checkpoint) -> None:
+  """Writes DeepMind's pretrain.pkl, which its own evaluation code reads."""
+  weight_files.write_release(path, _contents(weights))
+
+
+def settings(weights: Checkpoint) -> weight_files.Settings:
+  """What the trees do not show."""
+  return weight_files.Settings(
+    weights.architecture.encoder,
+    weights.architecture.padding,
+    weights.bn_eps,
+    weights.bn_decay,
+    weights.image_size,
+    weights.center,
+  )
+
+
+def digest(weights: Checkpoint) -> str:
+  """A short number for these very weights, whatever file they came from."""
+  crc = 0
+  for tree in (weights.params, weights.state):
+    for module in sorted(tree):
+      for name in sorted(tree[module]):
+        leaf = np.asarray(tree[module][name], order='C')
+        crc = zlib.crc32(f'{module}/{name}{leaf.shape}'.encode(), crc)
+        crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)
+  return f'{crc:08x}'
+
+
+def _contents(weights: Checkpoint) -> weight_files.Contents:
+  return weight_files.Contents(
+    weights.params, weights.state, weights.step, weights.kind,
+    settings(weights), class_names=weights.class_names,
+  )  # fmt: skip
+
+
+def _check(
+  found: weight_files.Contents,
+  padding: str | None,
+  mapping_file: str | os.PathLike | None,
+) -> Checkpoint:
+  """Names, shapes, dtypes, values; and names that are not the release's."""
+  params, state, said = found.params, found.state, found.settings
+  trees.check_arrays(params)
+  trees.check_arrays(state)
+  architecture = recognition.architecture(params)
+  if said.encoder not in (None, architecture.encoder):
+    raise CheckpointError(
+      f'says that it is a {said.encoder}, but its tree is a {architecture}.'
+    )
+  architecture = architecture._replace(
+    padding=padding or said.padding or architecture.padding
+  )
+  expected = recognition.expected(architecture, recognition.head_sizes(params))
+  mapping = _match(params, expected, architecture, mapping_file)
+  fitting = recognition.check_fits(
+    trees.rename(params, mapping), trees.rename(state, mapping), expected
+  )
+  checked = Checkpoint(*fitting, architecture, found.step, found.kind, mapping)
+  names = found.class_names
+  number = recognition.head_sizes(fitting[0])['num_classes']
+  if names and number not in (0, len(names)):
+    raise CheckpointError(
+      f'names {len(names)} classes, but its classifier has {number}.'
+    )
+  checked = checked._replace(note=found.note, class_names=names)
+  told = ('bn_eps', 'bn_decay', 'image_size', 'center')
+  values = {key: getattr(said, key) for key in told}
+  return checked._replace(**{k: v for k, v in values.items() if v is not None})
+
+
+def _match(
+  params: trees.Tree,
+  expected: recognition.Expected,
+  architecture: Architecture,
+  mapping_file: str | os.PathLike | None,
+) -> dict[str, str]:
+  """Their names -> ours; empty where they are ours."""
+  if not architecture.selective_kernels:
+    if mapping_file is not None:
+      raise CheckpointError(
+        f'is a {architecture}, whose names are known: leave the mapping out.'
+      )
+    return {}
+  theirs = trees.shapes(trees.encoder_part(params))
+  ours = trees.shapes(trees.encoder_part(expected.params))
+  if mapping_file is not None:
+    return name_matching.from_file(mapping_file, theirs, ours)
+  return {} if set(theirs) == set(ours) else name_matching.match(theirs, ours)

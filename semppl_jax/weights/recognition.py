@@ -1,0 +1,167 @@
+"""Which network a tree from outside is, and whether all of it is there."""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from semppl_jax import config
+from semppl_jax.errors import CheckpointError
+from semppl_jax.models import encoders, networks
+from semppl_jax.models.encoders import Architecture
+from semppl_jax.utils import differences
+from semppl_jax.weights import trees
+
+
+class Expected(NamedTuple):
+  """Both trees of a network."""
+
+  params: trees.Tree
+  state: trees.Tree
+
+
+def architecture(params: trees.Tree) -> Architecture:
+  """Finds out which encoder a tree of parameters belongs to.
+
+  By the name of its root and the shape of its first kernel; where selective
+  kernels are there, by their number, whatever the names are.
+  """
+  kernels = [
+    leaves['w'].shape
+    for leaves in trees.encoder_part(params).values()
+    if 'w' in leaves and leaves['w'].ndim == 4
+  ]
+  doubling = [s for s in kernels if s[:2] == (3, 3) and s[3] == 2 * s[2]]
+  if len(doubling) > 3:  # plain networks of basic blocks have three
+    return _with_selective_kernels(kernels, len(doubling))
+  roots = {module.split('/')[0] for module in trees.encoder_part(params)}
+  known = {row.module: name for name, row in encoders.ENCODERS.items()}
+  if len(roots & set(known)) == 1:
+    return _plain(known[(roots & set(known)).pop()], params)
+  hint = config.nearest_name(min(roots), known) if roots else ''
+  found = differences.first_few(sorted(map(trees.short, roots)))
+  raise CheckpointError(
+    f'no encoder that we know: modules of {found or "nothing"}{hint}.'
+  )
+
+
+def _plain(encoder: str, params: trees.Tree) -> Architecture:
+  spec = encoders.ENCODERS[encoder]
+  module = f'{spec.module}/~/initial_conv'
+  kernel = params.get(module, {}).get('w')
+  if kernel is None or kernel.ndim != 4:
+    raise CheckpointError(f'{module}/w is missing.')
+  return Architecture(
+    encoder,
+    width=max(1, kernel.shape[3] // spec.stem_channels),
+    stem='small' if kernel.shape[0] == 3 else 'imagenet',
+  )
+
+
+def _with_selective_kernels(
+  kernels: list[tuple[int, ...]], doubling: int
+) -> Architecture:
+  """SK networks have a doubling 3x3 kernel in each block, and in the stem."""
+  blocks = {
+    sum(row.blocks): (name, row)
+    for name, row in encoders.ENCODERS.items()
+    if row.bottleneck
+  }
+  # ResNet-D's stem doubles its channels once.
+  for stem, number in (('imagenet', doubling - 1), ('small', doubling)):
+    if number in blocks:
+      name, row = blocks[number]
+      width = max(s[3] for s in kernels) // row.channels[-1]
+      return Architecture(name, max(1, width), stem, selective_kernels=True)
+  counts = ', '.join(str(n + 1) for n in sorted(blocks))
+  raise CheckpointError(
+    f'no encoder that we know: {doubling} 3x3 kernels double their channels; '
+    f'networks with selective kernels have {counts} of them.'
+  )
+
+
+def head_sizes(params: trees.Tree) -> dict[str, int]:
+  """networks.build's arguments for the heads that a tree has."""
+
+  def shape(module):
+    found = np.shape(params.get(module, {}).get('w'))
+    return found if len(found) == 2 else (0, 0)  # what is odd is found later
+
+  sizes = {
+    'projector_hidden': shape('projector/linear')[-1],
+    'embedding_size': shape('projector/linear_1')[-1],
+  }
+  sizes = {name: size or 1 for name, size in sizes.items()}
+  return sizes | {'num_classes': shape('classifier')[-1]}
+
+
+def expected(arch: Architecture, sizes: Mapping[str, int]) -> Expected:
+  """The whole network's trees, all heads included."""
+  return _expected(arch, tuple(sorted(sizes.items())))
+
+
+@functools.lru_cache(maxsize=8)
+def _expected(arch: Architecture, sizes: tuple) -> Expected:
+  nets = networks.build(**arch._asdict(), **dict(sizes))
+  images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+  return Expected(*jax.eval_shape(nets.init, jax.random.key(0), images))
+
+
+def check_fits(
+  params: trees.Tree, state: trees.Tree, wanted: Expected
+) -> Expected:
+  """Refuses other names or shapes than the wanted ones.
+
+  A head may be missing, but as a whole and from both trees only.
+
+  Returns:
+    Both trees in the order of `wanted`.
+  """
+  heads = {trees.root(module) for module in params} & set(trees.HEADS)
+  if 'predictor' in heads and 'projector' not in heads:
+    raise CheckpointError('missing: projector, which the predictor follows.')
+  return Expected(
+    _check_tree(params, wanted.params, heads),
+    _check_tree(state, wanted.state, heads),
+  )
+
+
+def _check_tree(
+  tree: trees.Tree, wanted: trees.Tree, heads: set[str]
+) -> trees.Tree:
+  needed = {
+    module: leaves
+    for module, leaves in wanted.items()
+    if trees.root(module) in heads or trees.root(module) not in trees.HEADS
+  }
+  _check_names('missing', needed, tree)
+  _check_names('surplus', tree, needed)
+  for module, leaves in needed.items():
+    for name, leaf in leaves.items():
+      found = tree[module][name].shape
+      if found != leaf.shape:
+        raise CheckpointError(
+          f'{module}/{name} has shape {trees.shape_text(found)}; expected '
+          f'{trees.shape_text(leaf.shape)}.'
+        )
+  return {
+    module: {name: tree[module][name] for name in leaves}
+    for module, leaves in needed.items()
+  }
+
+
+def _check_names(word: str, ours: trees.Tree, theirs: trees.Tree) -> None:
+  """Raises if anything of `ours` is not in `theirs`."""
+  lacking = [module for module in ours if module not in theirs] + [
+    f'{module}/{name}'
+    for module in ours
+    if module in theirs
+    for name in ours[module]
+    if name not in theirs[module]
+  ]
+  if lacking:
+    names = differences.first_few([trees.short(name) for name in lacking])
+    raise CheckpointError(f'{word}: {names}.')

@@ -1,0 +1,359 @@
+"""Files with weights, to be checked by others: what they hold, as they say it.
+
+Three kinds: DeepMind's pickles, safetensors files of ours, and the folders of
+our runs. Trees are Haiku's, {module: {name: array}}.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from semppl_jax import checkpoint
+from semppl_jax.errors import CheckpointError
+from semppl_jax.models import encoders
+from semppl_jax.train import watchdog
+from semppl_jax.weights import release_pickle, trees
+
+# How a module's leaves stand in a run's checkpoint.
+_RUN_LEAF = re.compile(r"state\.online_(params|state)\['(.+)'\]\['(\w+)'\]")
+# Who may hold what: experiment_state's fields, of params and of state.
+_FIELDS = {
+  'pre-training': (('online_params',), ('online_state',)),
+  'linear evaluation': (
+    ('backbone_params', 'classif_params'),
+    ('backbone_state',),
+  ),
+}
+KINDS = (*_FIELDS, 'run')
+_OURS = 'semppl_jax'  # our settings in a pickle
+# How torch.save began until PyTorch 1.6: its magic number, pickled.
+_PYTORCH = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9'
+
+
+class Settings(NamedTuple):
+  """What no tree shows. None: the file does not say."""
+
+  encoder: str | None = None
+  padding: str | None = None
+  bn_eps: float | None = None
+  bn_decay: float | None = None
+  image_size: int | None = None  # what it was trained to see, in pixels
+  center: float | None = None  # side of that / shorter side of an image
+
+
+class Contents(NamedTuple):
+  """What a file holds, unchecked but for the types."""
+
+  params: trees.Tree
+  state: trees.Tree
+  step: int | None
+  kind: str  # one of KINDS, or safetensors
+  settings: Settings = Settings()
+  note: str = ''  # what a reader should know besides
+  class_names: tuple[str, ...] = ()  # of the classifier; empty: not said
+
+
+def read(path: pathlib.Path, step: int | None) -> Contents:
+  """Finds out what kind a file is by looking into it, and reads it.
+
+  Args:
+    path: a file, or the folder of a run.
+    step: which checkpoint of a run; None: the newest, of a run that an alarm
+      stopped the newest good one.
+
+  Raises:
+    CheckpointError: one line.
+  """
+  if path.is_dir():
+    return _read_run(path, step)
+  if step is not None:
+    raise CheckpointError(f'is a file: there is no step {step} to choose.')
+  try:
+    with path.open('rb') as file:
+      head, size = file.read(9), os.fstat(file.fileno()).st_size
+  except OSError as error:
+    raise CheckpointError(f'cannot be read: {error.strerror}.') from error
+  if not head:
+    raise CheckpointError('is empty.')
+  # First: the length that a safetensors file begins with may look like a
+  # pickle's first byte; what a pickle begins with is no length.
+  if head[8:] == b'{' and int.from_bytes(head[:8], 'little') < 2**32:
+    return _read_safetensors(path)
+  if _is_of_pytorch(path, head):
+    raise CheckpointError(
+      'is a file of PyTorch, which is not read: this package reads pickles of '
+      "DeepMind's release, safetensors files that it wrote and its own runs."
+    )
+  if head[:1] == b'\x80':
+    return _read_pickle(path)
+  raise CheckpointError(
+    "is neither a pickle of DeepMind's release (of protocol 2 to 5) nor a "
+    f'safetensors file ({size:,} bytes).'
+  )
+
+
+def _is_of_pytorch(path: pathlib.Path, head: bytes) -> bool:
+  """Whether torch.save wrote it: a zip with a data.pkl, or before 1.6 pickles.
+
+  These begin with a magic number as a pickle of its own.
+  """
+  if head[:2] == b'PK':
+    with (
+      contextlib.suppress(OSError, zipfile.BadZipFile),
+      zipfile.ZipFile(path) as archive,
+    ):
+      return any(name.endswith('/data.pkl') for name in archive.namelist())
+  return head == _PYTORCH[: len(head)]
+
+
+def write_safetensors(path: str | os.PathLike, contents: Contents) -> None:
+  """Writes tensors params/MODULE/NAME and state/MODULE/NAME, and metadata.
+
+  Raises:
+    CheckpointError: it cannot be written.
+  """
+  named = {
+    f'{kind}/{module}/{name}': np.asarray(leaf, order='C')
+    for kind, tree in (('params', contents.params), ('state', contents.state))
+    for module, leaves in tree.items()
+    for name, leaf in leaves.items()
+  }
+  metadata = {
+    'format': 'semppl_jax 1',
+    'settings': json.dumps(contents.settings._asdict()),
+    'step': json.dumps(contents.step),
+    'kind': contents.kind,
+    'class_names': json.dumps(contents.class_names),
+  }
+  part = f'{path}.{os.getpid()}.part'
+  try:
+    safetensors_numpy.save_file(named, part, metadata)
+    os.chmod(part, 0o644)  # the library lets nobody else read it
+    os.replace(part, path)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise CheckpointError(f'{path} cannot be written: {error}') from error
+  finally:
+    with contextlib.suppress(OSError):
+      os.unlink(part)  # it is there only if something went wrong
+
+
+def write_release(path: str | os.PathLike, contents: Contents) -> None:
+  """Writes DeepMind's pretrain.pkl, which its own evaluation code reads.
+
+  Leaves get the leading device axis that the release takes off again.
+
+  Raises:
+    CheckpointError: it cannot be written.
+  """
+
+  def add_axis(tree):
+    return {
+      module: {name: np.asarray(leaf)[None] for name, leaf in leaves.items()}
+      for module, leaves in tree.items()
+    }
+
+  experiment_state = {
+    'online_params': add_axis(contents.params),
+    'online_state': add_axis(contents.state),
+  }
+  whole = {
+    'experiment_state': experiment_state,
+    'step': contents.step or 0,
+    'rng': np.zeros(2, np.uint32),
+    # The release looks at no other key.
+    _OURS: contents.settings._asdict()
+    | {'class_names': json.dumps(contents.class_names)},
+  }
+  release_pickle.write(path, whole)
+
+
+def _read_pickle(path: pathlib.Path) -> Contents:
+  content = release_pickle.read(path)
+  if not isinstance(content, dict):
+    raise CheckpointError(f'holds a {type(content).__name__}, not a dict.')
+  for key in ('experiment_state', 'step'):
+    if key not in content:
+      raise CheckpointError(f'has no {key!r}.')
+  held = content['experiment_state']
+  if not isinstance(held, dict):
+    raise CheckpointError(f'experiment_state is a {type(held).__name__}.')
+  for kind, (params, state) in _FIELDS.items():
+    if all(name in held for name in params + state):
+      ours = content.get(_OURS, {})
+      return Contents(
+        params=_join(held, params),
+        state=_join(held, state),
+        step=trees.whole_number(content['step'], 'step'),
+        kind=kind,
+        settings=_settings(ours),
+        class_names=_class_names(ours.get('class_names')),
+      )
+  raise CheckpointError(
+    'experiment_state has neither online_params and online_state nor '
+    'backbone_params, classif_params and backbone_state.'
+  )
+
+
+def _join(held: dict[str, Any], fields: tuple[str, ...]) -> trees.Tree:
+  joined: trees.Tree = {}
+  for field in fields:
+    tree = trees.two_level(held[field], field)
+    if field == 'classif_params':  # its one layer has Haiku's default name
+      tree = {m.replace('linear', 'classifier'): x for m, x in tree.items()}
+    joined |= tree
+  return trees.without_device_axis(joined)
+
+
+def _read_safetensors(path: pathlib.Path) -> Contents:
+  found: dict[str, dict] = {'params': {}, 'state': {}}
+  try:
+    with safetensors.safe_open(path, 'np') as file:
+      metadata = file.metadata() or {}
+      for name in file.keys():  # noqa: SIM118, it is no mapping
+        kind, _, rest = name.partition('/')
+        module, _, leaf = rest.rpartition('/')
+        if kind not in found or not module:
+          raise CheckpointError(
+            f'holds a tensor {name[:100]!r}; names are params/MODULE/NAME and '
+            'state/MODULE/NAME.'
+          )
+        found[kind].setdefault(module, {})[leaf] = file.get_tensor(name)
+  except CheckpointError:
+    raise
+  except Exception as error:  # the library's own errors have several bases
+    reason = (str(error).splitlines() or [''])[0]
+    raise CheckpointError(
+      f'is no whole safetensors file: {reason[:200]}'
+    ) from error
+  step = _json(metadata.get('step', 'null'), 'step')
+  kind = metadata.get('kind')
+  return Contents(
+    found['params'],
+    found['state'],
+    None if step is None else trees.whole_number(step, 'step'),
+    kind if kind in KINDS else 'safetensors',
+    _settings(_json(metadata.get('settings', '{}'), 'settings')),
+    class_names=_class_names(metadata.get('class_names')),
+  )
+
+
+def _read_run(path: pathlib.Path, step: int | None) -> Contents:
+  steps = checkpoint.steps(str(path))
+  if not steps and not (path / 'config.json').exists():
+    raise CheckpointError(
+      'is a directory, and no run of ours: give a file or a --workdir.'
+    )
+  if not steps or (step is not None and step not in steps):
+    which = '' if step is None else f' of step {step}'
+    raise CheckpointError(f'the run there has no checkpoint{which} yet.')
+  stop = watchdog.read_stop(path)
+  if step is None:
+    good = [n for n in steps if not stop or n <= stop.good]
+    if not good:
+      raise CheckpointError(
+        f'the run there was {stop}, and has no good checkpoint ({stop.what}): '
+        f'`step` chooses one all the same, of {steps}.'
+      )
+    step = good[-1]
+  leaves = checkpoint.read(str(path), step, ('state.online_',))
+  found: dict[str, dict] = {'params': {}, 'state': {}}
+  for name, leaf in leaves.items():
+    kind, module, own = _RUN_LEAF.fullmatch(name).groups()
+    found[kind].setdefault(module, {})[own] = leaf
+  settings = _run_settings(path / 'config.json')
+  note = stop.note(step) if stop else ''
+  return Contents(
+    found['params'], found['state'], step, 'run', settings, note,
+    _names_of_run(path),
+  )  # fmt: skip
+
+
+def _names_of_run(path: pathlib.Path) -> tuple[str, ...]:
+  """What data.json says (see `run_data`); older runs have none."""
+  try:
+    text = (path / 'data.json').read_text(encoding='utf-8')
+  except (OSError, ValueError):
+    return ()
+  found = _json(text, 'data.json')
+  named = found.get('class_names') if isinstance(found, dict) else None
+  return _class_names(json.dumps(named))
+
+
+def _class_names(text: Any) -> tuple[str, ...]:
+  """The names in a JSON list; empty: nothing is said."""
+  if text is None:
+    return ()
+  found = _json(text, 'class_names') if isinstance(text, str) else text
+  listed = isinstance(found, list) and all(isinstance(x, str) for x in found)
+  if not listed and found is not None:
+    raise CheckpointError('its class names are no list of names.')
+  return tuple(found or ())
+
+
+def _run_settings(path: pathlib.Path) -> Settings:
+  try:
+    text = path.read_text(encoding='utf-8')
+  except (OSError, ValueError) as error:
+    raise CheckpointError(f'{path} cannot be read.') from error
+  config = _json(text, 'config.json')
+  if not isinstance(config, dict):
+    raise CheckpointError(f'{path} holds no settings.')
+  # An evaluation's encoder is that of the checkpoint that it began with.
+  found = config.get('weights', config.get('encoder'))
+  if isinstance(found, dict):
+    found = {k: v for k, v in found.items() if k in Settings._fields}
+    # Of pre-training, or of an evaluation.
+    for key, section, name in (
+      ('image_size', 'views', 'large_size'),
+      ('center', 'evaluation', 'center'),
+      ('image_size', 'crops', 'size'),
+      ('center', 'crops', 'center'),
+    ):
+      if isinstance(config.get(section), dict) and name in config[section]:
+        found[key] = config[section][name]
+  return _settings(found)
+
+
+def _settings(found: Any) -> Settings:
+  """Checks what a file says; other keys do not count."""
+  if not isinstance(found, Mapping):
+    raise CheckpointError('its settings are not named values.')
+  said = Settings(**{k: found.get(k) for k in Settings._fields})
+  for key, known in (
+    ('encoder', encoders.ENCODERS),
+    ('padding', encoders.PADDINGS),
+  ):
+    value = getattr(said, key)
+    if value is not None and not (isinstance(value, str) and value in known):
+      raise CheckpointError(f'its {key} is none of {", ".join(known)}.')
+  for key in ('bn_eps', 'bn_decay'):
+    value = getattr(said, key)
+    if value is None:
+      continue
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+      raise CheckpointError(f'its {key} is no number of at least 0.')
+  size, center = said.image_size, said.center
+  if size is not None and not (type(size) is int and 1 <= size <= 10_000):
+    raise CheckpointError('its image_size is no number of pixels.')
+  if center is not None and not (
+    type(center) in (int, float) and 0 < center <= 1
+  ):
+    raise CheckpointError('its center is no share from 0 to 1.')
+  return said
+
+
+def _json(text: str, what: str) -> Any:
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise CheckpointError(f'its {what} cannot be read as JSON.') from error

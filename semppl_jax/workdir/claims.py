@@ -1,0 +1,181 @@
+"""Whose work directory it is.
+
+WORKDIR/config.json says of which settings; a lock of the kernel's on
+WORKDIR/.lock, of which job.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from semppl_jax.distributed import hosts
+from semppl_jax.errors import UserError
+from semppl_jax.utils import differences, files
+
+LOCK = '.lock'
+
+
+@contextlib.contextmanager
+def claimed(
+  workdir: str,
+  config: Mapping[str, Any],
+  *,
+  ignore: Sequence[str] = (),
+  added: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Iterator[None]:
+  """Has the folder for this job alone, and for these settings, see `claim`.
+
+  Process 0 holds the lock; when it is gone, however it went, so is the lock.
+  All processes of a job call this.
+
+  Raises:
+    UserError: another job works there, or what `claim` refuses.
+  """
+
+  def take():
+    lock = _lock(pathlib.Path(workdir))
+    try:
+      claim(workdir, config, ignore=ignore, added=added)
+    except BaseException:
+      _release(lock)
+      raise
+    return lock
+
+  lock = hosts.together(take, first_only=True)
+  try:
+    yield
+  finally:
+    _release(lock)
+
+
+def _release(lock: int | None) -> None:
+  if lock is not None:
+    os.close(lock)
+
+
+def _lock(folder: pathlib.Path) -> int | None:
+  """A file that this process alone has locked; None: there are no locks."""
+  _make(folder)
+  try:
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+  except OSError as error:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+      return None  # who may not write there does nobody any harm
+    raise _unwritable(folder, error) from None
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+      owner = os.read(file, 200).decode(errors='replace').strip()
+      os.close(file)
+      raise UserError(
+        f'Another job works in --workdir {folder} ({owner}): stop it, or '
+        'choose another.'
+      ) from None
+    # A file system without locks: nobody can watch over it.
+    return file
+  with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+    os.ftruncate(file, 0)
+    owner = f'process {os.getpid()} on {socket.gethostname()}\n'
+    os.write(file, owner.encode())
+  return file
+
+
+def _make(folder: pathlib.Path) -> None:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+  return UserError(
+    f'--workdir {folder} cannot be written: {error.strerror}. Choose another, '
+    'or make room.'
+  )
+
+
+def claim(
+  workdir: str,
+  config: Mapping[str, Any],
+  *,
+  ignore: Sequence[str] = (),
+  added: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
+  """Writes WORKDIR/config.json, or checks that it says the same already.
+
+  Args:
+    workdir: made if it is not there.
+    config: the resolved config, nested dicts of JSON types; tuples count as
+      lists.
+    ignore: names (dotted if nested) that may differ; the file then takes the
+      new values.
+    added: settings that an older version did not know, with the values at which
+      a run computes what it computed then.
+
+  Raises:
+    UserError: the directory belongs to a run with other settings, or holds
+      checkpoints of unknown settings.
+  """
+  folder = pathlib.Path(workdir)
+  _make(folder)
+  if not check(workdir, config, ignore=ignore, added=added):
+    try:
+      files.write_text(folder / 'config.json', _text(config))
+    except OSError as error:
+      raise _unwritable(folder, error) from None
+
+
+def check(
+  workdir: str,
+  config: Mapping[str, Any],
+  *,
+  ignore: Sequence[str] = (),
+  added: Mapping[str, Any] = types.MappingProxyType({}),
+) -> bool:
+  """Refuses what `claim` refuses, and writes nothing.
+
+  Returns:
+    Whether WORKDIR/config.json says the very same already.
+  """
+  there = _standing(pathlib.Path(workdir))
+  here = dict(differences.flat(json.loads(_text(config))))
+  if there == here:
+    return True
+  differing = differences.between(
+    here if there is None else {**added, **there}, here, ignore
+  )
+  if differing:
+    what = differences.first_few(differing)
+    raise UserError(
+      f'--workdir {workdir} holds a run with other settings: {what}. '
+      'Choose another --workdir or the old settings.'
+    )
+  return False
+
+
+def _text(config: Mapping[str, Any]) -> str:
+  return json.dumps(config, indent=2) + '\n'
+
+
+def _standing(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The settings that a work directory has, flat; None: nobody's yet."""
+  path = folder / 'config.json'
+  advice = 'choose another --workdir, or bring the file back'
+  try:
+    return dict(differences.flat(dict(json.loads(path.read_text('utf-8')))))
+  except FileNotFoundError:
+    if any((folder / 'checkpoints').glob('[0-9]*')):
+      raise UserError(
+        f'--workdir {folder} has checkpoints but no config.json: {advice}.'
+      ) from None
+    return None
+  except (ValueError, TypeError, OSError, RecursionError):
+    raise UserError(f'{path} cannot be read as JSON: {advice}.') from None

@@ -1,0 +1,225 @@
+"""Numbers of a run: what counts as right, and where the numbers are written.
+
+WORKDIR/metrics.jsonl has one JSON object per logged step, 'step' first, each
+step at most once and in rising order; what is not a finite number is null.
+WORKDIR/tensorboard has the same numbers as TensorBoard events.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from semppl_jax.errors import UserError
+from semppl_jax.utils import files
+
+_FILE = 'metrics.jsonl'
+
+
+def topk_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+  """Whether the true class is among the k with the largest logits.
+
+  Equal logits: the smaller class id stands first, so that a constant output
+  scores chance, not 100%. A NaN in a row makes the row wrong.
+
+  Args:
+    logits: [n, K] float.
+    labels: [n] int; -1 (unlabelled) is never right.
+    k: how many guesses count; above K, all do.
+
+  Returns:
+    [n] bool.
+  """
+  best = jax.lax.top_k(logits, min(k, logits.shape[-1]))[1]  # [n, k]
+  hit = jnp.any(best == labels[:, None], axis=-1)
+  return hit & ~jnp.any(jnp.isnan(logits), axis=-1)
+
+
+def classification(
+  logits: np.ndarray, labels: np.ndarray
+) -> dict[str, float | None]:
+  """top1, top5 and the mean cross-entropy 'loss' (nats) of N images.
+
+  Args:
+    logits: [N, K] float.
+    labels: [N] int; images with -1 (unknown) do not count.
+
+  Returns:
+    The three; None where no image counts.
+  """
+  known = labels >= 0
+  if not known.any():
+    return dict.fromkeys(('top1', 'top5', 'loss'))
+  logits, labels = logits[known], labels[known]
+  log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(logits), axis=-1))
+  return {
+    'top1': float(np.mean(topk_correct(logits, labels, 1))),
+    'top5': float(np.mean(topk_correct(logits, labels, 5))),
+    'loss': float(-np.mean(log_p[np.arange(len(labels)), labels])),
+  }
+
+
+def per_class(
+  right: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+  """Share of right images of each class, and how many there are.
+
+  Args:
+    right: [N] bool.
+    labels: [N] int; -1 (unknown) belongs to no class.
+    names: of the K classes.
+  """
+  result = {}
+  for label, name in enumerate(names):
+    own = right[labels == label]
+    share = float(own.mean()) if len(own) else None
+    result[name] = {'accuracy': share, 'images': len(own)}
+  return result
+
+
+class MetricsWriter:
+  """Appends to the metrics of a work directory.
+
+  Args:
+    workdir: made if it is not there.
+    step: the number of steps done. What an earlier process wrote of later
+      steps is dropped: this one will write it again.
+
+  Raises:
+    UserError: here and below, the files cannot be written.
+  """
+
+  def __init__(self, workdir: str, *, step: int):
+    self._path = pathlib.Path(workdir, _FILE)
+    with self._guarded():
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      if self._path.exists():
+        rows = [row for row in _rows(self._path) if row['step'] <= step]
+        text = ''.join(json.dumps(row) + '\n' for row in rows)
+        files.write_text(self._path, text)
+      # Not buffered: what could not be written is not tried again at the end.
+      self._file = self._path.open('ab', buffering=0)
+      self._events = _events(self._path.with_name('tensorboard'), step + 1)
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes one line, at once; values are scalars of any numeric kind."""
+    row = {'step': int(step)} | {k: plain(v) for k, v in values.items()}
+    line = json.dumps(row, allow_nan=False) + '\n'
+    numbers = [
+      summary_pb2.Summary.Value(tag=name, simple_value=value)
+      for name, value in row.items()
+      if name != 'step' and value is not None
+    ]
+    with self._guarded():
+      if self._file.write(line.encode()) < len(line.encode()):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      self._events.write_event(
+        event_pb2.Event(
+          wall_time=time.time(),
+          step=int(step),
+          summary=summary_pb2.Summary(value=numbers),
+        )
+      )
+      self._events.flush()
+
+  def close(self) -> None:
+    """Closes both; a second call does nothing."""
+    if not self._file.closed:
+      self._file.close()
+      with self._guarded():
+        self._events.close()
+
+  @contextlib.contextmanager
+  def _guarded(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise UserError(
+        f'{self._path} or the events beside it cannot be written: '
+        f'{error.strerror}. Make room, and the same command goes on.'
+      ) from error
+
+
+def _events(folder: pathlib.Path, first: int) -> event_file_writer.EventsWriter:
+  """Of TensorBoard; what it knows of step `first` and later is dropped."""
+  # Not its SummaryWriter: it has a thread that dies when the disk is full, and
+  # then its queue is waited for.
+  folder.mkdir(exist_ok=True)
+  writer = event_file_writer.EventsWriter(str(folder / 'events'))
+  log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+  # A file that this one takes over is cut after `step`, as the lines are.
+  for event in (
+    event_pb2.Event(step=first, file_version='brain.Event:2'),
+    event_pb2.Event(step=first, session_log=log),
+  ):
+    writer.write_event(event)
+  return writer
+
+
+def read(workdir: str) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl, without a last one that was cut off.
+
+  Raises:
+    FileNotFoundError: nothing was ever logged here.
+  """
+  return _rows(pathlib.Path(workdir) / _FILE)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+  """Writes a JSON file whole or not at all, in the order of the dicts.
+
+  NumPy and JAX scalars and arrays become numbers and lists; what is not finite
+  becomes null.
+  """
+  text = json.dumps(plain(obj), indent=2, allow_nan=False)
+  files.write_text(pathlib.Path(path), text + '\n')
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """What `write_json` wrote; None if there is no such file.
+
+  Raises:
+    UserError: the file is not JSON.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return None
+  except (ValueError, RecursionError):
+    raise UserError(f'{path} is not JSON: mend it or delete it.') from None
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  rows = []
+  for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError):
+      continue  # a process was stopped in the middle of this line
+    if isinstance(row, dict) and type(row.get('step')) is int:
+      rows.append(row)
+  return rows
+
+
+def plain(value: Any) -> Any:
+  """In JSON's own types; what is not finite becomes None."""
+  if isinstance(value, Mapping):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(v) for v in value]
+  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    return plain(np.asarray(value).tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
