@@ -6,10 +6,11 @@
 For each network of a released checkpoint at full size: the compiler's account
 of the step at --per_device images, its temporary memory beside the floor, and
 images that fit on a device of --gigabytes, at this account (it is what
-device_memory.advice says when a run does not fit). Floor: what the backward pass cannot do
-without, the output of each convolution of the online network, once, for all six
-views; what BatchNorm and ReLU make of it can be computed again. Parameters,
-optimiser and queue (of 20 images' slots for each image here) come on top.
+device_memory.advice says when a run does not fit). Floor: what the backward
+pass cannot do without, the output of each convolution of the online network,
+once, for all six views; what BatchNorm and ReLU make of it can be computed
+again. Parameters, optimiser and queue (of 20 images' slots for each image here)
+come on top.
 Prints a table; --json=FILE writes the numbers. Minutes for each network.
 """
 

@@ -1,4 +1,4 @@
-"""The floors of the house, as a picture: as the test of imports has them."""
+"""The layers of the package, as a picture: as the test of imports has them."""
 
 import ast
 import pathlib
@@ -6,74 +6,65 @@ import pathlib
 from docs import svg
 
 _TEST = pathlib.Path(__file__).parent.parent / 'tests/test_architecture.py'
-_HEART = 'pretrain_step'
-_LEFT, _RIGHT = 60, 900  # walls
-_STAIRS = 806  # where the stairwell begins
-_TOP = 96  # of the uppermost floor
-_ROOM, _GAP = 30, 8  # height of a room, between two
+_ENTRY = 'main'  # in the uppermost layer
+_LEFT, _RIGHT = 60, 900  # sides
+_ARROWS = 806  # where the arrows' column begins
+_TOP = 24  # of the uppermost layer
+_BOX, _GAP = 30, 8  # height of a box, between two
 
 
-def floors() -> dict[int, tuple[str, ...]]:
-  """Rooms of each floor."""
+def layers() -> dict[int, tuple[str, ...]]:
+  """Packages of each layer, and modules beside them."""
+  found = {}
   for node in ast.parse(_TEST.read_text()).body:
-    if (
-      isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'FLOORS'
-    ):
-      return ast.literal_eval(node.value)
-  raise LookupError(f'{_TEST.name} has no FLOORS.')
+    if isinstance(node, ast.Assign):
+      name = ast.unparse(node.targets[0])
+      if name in ('LAYERS', 'ENTRY'):
+        found[name] = ast.literal_eval(node.value)
+  lower = found['LAYERS']
+  return lower | {max(lower) + 1: found['ENTRY']}
 
 
 def draw() -> str:
   """The text of docs/architecture.svg."""
-  storeys = [
-    (number, _rows(rooms)) for number, rooms in sorted(floors().items())
-  ][::-1]
-  height = sum(_height(rows) for _, rows in storeys)
+  rows = [(number, _rows(names)) for number, names in sorted(layers().items())][
+    ::-1
+  ]
+  height = sum(_height(boxes) for _, boxes in rows)
   drawing = svg.Drawing(
     960,
     _TOP + height + 56,
-    'The modules of semppl_jax as rooms on the floors of a house: each imports '
-    'lower floors only.',
+    'The packages of semppl_jax in layers: each imports lower layers only.',
   )
-  _roof(drawing)
   y = _TOP
-  for number, rows in storeys:
-    _floor(drawing, y, number, rows)
-    y += _height(rows)
+  for number, boxes in rows:
+    _layer(drawing, y, number, boxes)
+    y += _height(boxes)
   drawing.words(
-    (_LEFT + _RIGHT) / 2, y + 32, 'All stairs go down: a room imports lower '
-    'floors only, and rooms on one floor do not know each other.', look='soft',
+    (_LEFT + _RIGHT) / 2, y + 32, 'A package imports lower layers only; in the '
+    'uppermost one a module imports those that stand before it.', look='soft',
   )  # fmt: skip
   return drawing.text()
 
 
-def _rows(rooms: tuple[str, ...]) -> list[list[tuple[str, float, float]]]:
-  """(room, x, width) in rows that end before the stairs."""
+def _rows(names: tuple[str, ...]) -> list[list[tuple[str, float, float]]]:
+  """(name, x, width) in rows that end before the arrows."""
   rows, x = [[]], _LEFT + 12
-  for room in rooms:
-    width = 30 + 8.4 * len(room)
-    if x + width > _STAIRS - 12:
+  for name in names:
+    width = 30 + 8.4 * len(name)
+    if x + width > _ARROWS - 12:
       rows.append([])
       x = _LEFT + 12
-    rows[-1].append((room, x, width))
+    rows[-1].append((name, x, width))
     x += width + _GAP
   return rows
 
 
 def _height(rows: list) -> int:
-  return len(rows) * (_ROOM + _GAP) + _GAP
+  return len(rows) * (_BOX + _GAP) + _GAP
 
 
-def _roof(drawing: svg.Drawing) -> None:
-  middle = (_LEFT + _RIGHT) / 2
-  drawing.area(
-    ((_LEFT - 24, _TOP), (middle, 14), (_RIGHT + 24, _TOP)), 'orange'
-  )
-  drawing.words(middle, 66, 'experiments', bold=True)
-  drawing.words(middle, 86, 'settings only', size=14)
-
-
-def _floor(drawing: svg.Drawing, y: float, number: int, rows: list) -> None:
+def _layer(drawing: svg.Drawing, y: float, number: int, rows: list) -> None:
   height = _height(rows)
   drawing.area(
     ((_LEFT, y), (_RIGHT, y), (_RIGHT, y + height), (_LEFT, y + height)),
@@ -82,22 +73,17 @@ def _floor(drawing: svg.Drawing, y: float, number: int, rows: list) -> None:
   drawing.words(
     _LEFT - 12, y + height / 2 + 5, str(number), anchor='end', look='soft'
   )
-  for row, rooms in enumerate(rows):
-    for room, x, width in rooms:
-      top = y + _GAP + row * (_ROOM + _GAP)
-      heart = room == _HEART
-      drawing.box(x, top, width, _ROOM, 'purple' if heart else 'blue')
-      drawing.words(x + width / 2, top + 20, room, bold=heart)
+  for row, names in enumerate(rows):
+    for name, x, width in names:
+      top = y + _GAP + row * (_BOX + _GAP)
+      entry = name == _ENTRY
+      drawing.box(x, top, width, _BOX, 'purple' if entry else 'blue')
+      drawing.words(x + width / 2, top + 20, name, bold=entry)
   if number:
-    drawing.arrow(*_stairs(y, height))
+    drawing.arrow(*_arrow(y, height))
 
 
-def _stairs(y: float, height: float) -> list[svg.Point]:
-  """From the floor's upper left to its lower right, in steps."""
-  steps = 5
-  wide, high = 70 / steps, (height - 6) / steps
-  points = [(_STAIRS, y + 3)]
-  for _ in range(steps):
-    x, now = points[-1]
-    points += [(x + wide, now), (x + wide, now + high)]
-  return points
+def _arrow(y: float, height: float) -> list[svg.Point]:
+  """Downwards, to the layer below."""
+  x = (_ARROWS + _RIGHT) / 2
+  return [(x, y + 6), (x, y + height - 4)]

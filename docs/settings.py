@@ -15,7 +15,7 @@ from typing import NamedTuple
 _ROOT = pathlib.Path(__file__).parent.parent
 PAGE = _ROOT / 'docs/settings.md'
 _PRETRAINING = 'semppl_jax/config/defaults.py'
-_EVALUATION = 'semppl_jax/eval_config.py'
+_EVALUATION = 'semppl_jax/config/eval_config.py'
 _SOURCE = re.compile(r'\s*\[(P|ours)\]')
 # At the beginning of a sentence; not of a value.
 _CAPITAL = re.compile(r'^(?!True|False|None)[A-Z](?=[a-z])')

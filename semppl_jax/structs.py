@@ -1,4 +1,4 @@
-"""Named arrays that pass between rooms. Shapes use METHOD's letters.
+"""Named arrays that pass between packages. Shapes use METHOD's letters.
 
 B images in the global batch, D devices, b = B/D images on one device, V_L large
 and V_S small views, d the embedding size. Inside the mapped step a leading

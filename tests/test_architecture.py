@@ -14,8 +14,8 @@ _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 LAYERS = {
   0: ('errors', 'structs', 'utils', 'config'),
   1: ('distributed', 'losses', 'augment', 'data'),
-  2: ('models', 'memory', 'checkpoint'),
-  3: ('methods', 'weights', 'workdir'),
+  2: ('models', 'memory', 'checkpoint', 'workdir'),
+  3: ('methods', 'weights'),
   4: ('train',),
   5: ('evaluation',),
 }

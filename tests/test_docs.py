@@ -9,7 +9,7 @@ import pytest
 from docs import architecture_picture, pictures, settings
 from semppl_jax import config
 from semppl_jax.config import eval_config
-from tests.test_architecture import FLOORS
+from tests.test_architecture import ENTRY, LAYERS
 
 _PARTS = {
   'pretraining': (settings.pretraining, config.default, config.COSMETIC),
@@ -67,14 +67,15 @@ def test_pictures_are_what_the_program_draws(path):
   assert root.tag == '{http://www.w3.org/2000/svg}svg'
 
 
-def test_every_room_stands_in_the_picture_of_the_house():
-  assert architecture_picture.floors() == FLOORS
+def test_every_package_stands_in_the_picture():
+  layers = LAYERS | {len(LAYERS): ENTRY}
+  assert architecture_picture.layers() == layers
   root = ElementTree.fromstring(architecture_picture.draw())
   words = [e.text for e in root.iter('{http://www.w3.org/2000/svg}text')]
-  for floor, rooms in FLOORS.items():
-    assert str(floor) in words
-    for room in rooms:
-      assert words.count(room) == 1, room
+  for number, names in layers.items():
+    assert str(number) in words
+    for name in names:
+      assert words.count(name) == 1, name
 
 
 def test_documents_need_no_package():

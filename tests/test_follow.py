@@ -9,6 +9,7 @@ import pytest
 from semppl_jax import checkpoint, errors
 from semppl_jax.evaluation import follow
 from semppl_jax.train import watchdog
+from semppl_jax.workdir import stop_file
 from tests import test_eval_tasks, tiny
 
 
@@ -132,7 +133,9 @@ def test_a_job_that_an_alarm_stops_ends_the_worker(job, tmp_path, capsys):
   def stop():
     job.save(8)
     alarm = watchdog.AlarmError(9, 6, 'From step 8 to 9 all is one')
-    watchdog.note_stop(str(job.folder), alarm)
+    stop_file.write(
+      job.folder, stop_file.Stop(alarm.step, alarm.good, alarm.what)
+    )
 
   results, _ = run_with(job, tmp_path, [save, stop])
   assert steps(tmp_path) == [5, 7]

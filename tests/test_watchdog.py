@@ -11,6 +11,7 @@ import pytest
 from experiments import digits, folder
 from semppl_jax import config
 from semppl_jax.train import watchdog
+from semppl_jax.workdir import stop_file
 
 _LIMITS = types.SimpleNamespace(
   patience=3,
@@ -225,14 +226,14 @@ def test_what_a_run_does_not_train_is_not_watched():
 )
 def test_a_damaged_note_of_a_stop_is_none(text, tmp_path):
   alarm = watchdog.AlarmError(8, 6, 'a\nline')
-  watchdog.note_stop(tmp_path, alarm)
-  stop = watchdog.read_stop(tmp_path)
+  stop_file.write(tmp_path, stop_file.Stop(alarm.step, alarm.good, alarm.what))
+  stop = stop_file.read(tmp_path)
   assert stop == (8, 6, 'a line')
   assert 'suspect' in stop.note(7) and 'suspect' not in stop.note(6)
   (tmp_path / 'stopped.json').write_text(text)
-  assert watchdog.read_stop(tmp_path) is None
-  watchdog.forget_stop(tmp_path)
-  watchdog.forget_stop(tmp_path)
+  assert stop_file.read(tmp_path) is None
+  stop_file.remove(tmp_path)
+  stop_file.remove(tmp_path)
   assert not list(tmp_path.iterdir())
 
 

@@ -14,9 +14,8 @@ from semppl_jax.config import eval_config
 from semppl_jax.distributed import hosts, parallel
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import eval_tasks
-from semppl_jax.train import watchdog
 from semppl_jax.weights import released
-from semppl_jax.workdir import claims, metrics, run_log
+from semppl_jax.workdir import claims, metrics, run_log, stop_file
 
 
 def follow(
@@ -61,7 +60,7 @@ def _follow(
   while True:
     # Looked at first: what the job saved before its results is seen below.
     finished = (job / eval_tasks.RESULTS).exists()
-    stop = watchdog.read_stop(job)
+    stop = stop_file.read(job)
     new = [
       n
       for n in checkpoint.steps(str(job))

@@ -12,7 +12,8 @@ from semppl_jax.data import pipeline, sources
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import encoder_scores, inference
 from semppl_jax.memory import pseudo_labels
-from semppl_jax.train import runs, train_state, watchdog
+from semppl_jax.train import runs, train_state
+from semppl_jax.workdir import stop_file
 
 
 class Said(NamedTuple):
@@ -67,7 +68,7 @@ def restore(run: runs.Run, folder: pathlib.Path) -> Network:
   steps = checkpoint.steps(str(folder))
   if not steps:
     raise CheckpointError('There is no checkpoint yet.')
-  if stop := watchdog.read_stop(folder):
+  if stop := stop_file.read(folder):
     steps = [n for n in steps if n <= stop.good] or steps
   fresh = train_state.init(
     run.cfg, run.setup.nets, run.setup.optimizer, run.devices

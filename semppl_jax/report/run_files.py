@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from semppl_jax import pretraining
 from semppl_jax.errors import UserError
-from semppl_jax.train import resuming, watchdog
-from semppl_jax.workdir import metrics
+from semppl_jax.train import resuming
+from semppl_jax.workdir import metrics, stop_file
 
 _CONFIG = 'config.json'
 
@@ -25,7 +25,7 @@ class RunFiles(NamedTuple):
   unreadable: list[dict[str, Any]]
   changed: float  # when it last wrote a number, seconds since 1970
   lacking: list[str]  # what cannot be read, in words
-  stop: watchdog.Stop | None = None  # the alarm that ended the run
+  stop: stop_file.Stop | None = None  # the alarm that ended the run
 
   @property
   def step(self) -> int | None:
@@ -76,7 +76,7 @@ def _read(folder: pathlib.Path) -> RunFiles:
     unreadable=_lines(folder / pretraining.UNREADABLE),
     changed=max(path.stat().st_mtime for path in present),
     lacking=lacking,
-    stop=watchdog.read_stop(folder),
+    stop=stop_file.read(folder),
   )
 
 

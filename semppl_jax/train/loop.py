@@ -18,7 +18,7 @@ from semppl_jax.train import (
   signals,
   watchdog,
 )
-from semppl_jax.workdir import metrics, run_log
+from semppl_jax.workdir import metrics, run_log, stop_file
 
 
 class Job(NamedTuple):
@@ -89,7 +89,7 @@ def fit(
     watchdog.check_state(step, portable)
     job.saver.save(step, portable, remembered._asdict())
     if first:
-      watchdog.forget_stop(job.workdir)  # it went on
+      stop_file.remove(job.workdir)  # it went on
 
   def update(state, on_devices, batch, truth):
     state, scalars, *outputs = take(state, on_devices, stop.received, key)

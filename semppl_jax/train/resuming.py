@@ -10,7 +10,7 @@ from semppl_jax import checkpoint
 from semppl_jax.distributed import hosts
 from semppl_jax.train import watchdog
 from semppl_jax.utils import files
-from semppl_jax.workdir import run_log
+from semppl_jax.workdir import run_log, stop_file
 
 ROLLBACKS = 'rollbacks.jsonl'  # in the work directory, a line for each
 
@@ -55,7 +55,8 @@ def saved(
   except watchdog.AlarmError as alarm:
     if isinstance(alarm, watchdog.NotFiniteError):
       saver.discard_after(alarm.good)
-    note = functools.partial(watchdog.note_stop, workdir, alarm)
+    stop = stop_file.Stop(alarm.step, alarm.good, alarm.what)
+    note = functools.partial(stop_file.write, workdir, stop)
     hosts.together(note, first_only=True)
     last_good = saver.latest_step(alarm.good)
     raise watchdog.stopped(alarm, last_good, cfg) from alarm

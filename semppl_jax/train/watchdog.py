@@ -5,14 +5,10 @@ is saved with the run: a run that was taken up again raises it at the same step,
 and all hosts of a job, who see the same metrics, raise it together.
 """
 
-import contextlib
-import json
 import math
-import os
-import pathlib
 import statistics
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +16,12 @@ import numpy as np
 
 from semppl_jax.distributed import hosts
 from semppl_jax.errors import UserError
-from semppl_jax.utils import files
 
 # What alarms after some steps in a row: an exploded loss, embeddings that have
 # collapsed, views told apart by chance, one pseudo-label for all.
 WATCHED = ('loss', 'spread', 'chance', 'labels')
 # Whatever its cause, an alarm ends a run with a status of its own.
 STATUS = 3
-_STOPPED = 'stopped.json'  # in the run's folder
 _WINDOW = 100  # steps of which the median of the loss is taken
 _LATE = 3  # times `patience`, and twice the warm-up: the start is over
 
@@ -51,48 +45,6 @@ class AlarmError(UserError):
 
 class NotFiniteError(AlarmError):
   """The loss, its gradient or the state became NaN or infinite."""
-
-
-class Stop(NamedTuple):
-  """What a run's folder says of the alarm that ended the run."""
-
-  step: int  # of the alarm
-  good: int  # checkpoints up to this step are trusted
-  what: str  # was wrong
-
-  def __str__(self) -> str:
-    return f'stopped by an alarm at step {self.step:,}'
-
-  def note(self, step: int) -> str:
-    """What is to be known of one of the run's checkpoints."""
-    suspect = f', which makes step {step:,} suspect' if step > self.good else ''
-    return f'{self}{suspect}'
-
-
-def note_stop(workdir: str, alarm: AlarmError) -> None:
-  """Writes what ended a run into its folder, for those who read it."""
-  stop = Stop(alarm.step, alarm.good, alarm.what)
-  path = pathlib.Path(workdir, _STOPPED)
-  with contextlib.suppress(OSError):  # the alarm is told in any case
-    files.write_text(path, json.dumps(stop._asdict()) + '\n')
-
-
-def forget_stop(workdir: str) -> None:
-  """A run that goes on is not a stopped one."""
-  with contextlib.suppress(OSError):  # what is wrong with the disk shows later
-    pathlib.Path(workdir, _STOPPED).unlink(missing_ok=True)
-
-
-def read_stop(workdir: str | os.PathLike) -> Stop | None:
-  """Of a run's folder; None: no alarm ended the run."""
-  try:
-    found = json.loads(pathlib.Path(workdir, _STOPPED).read_text('utf-8'))
-    what = ' '.join(str(found['what']).split())[:500]
-    return Stop(int(found['step']), int(found['good']), what)
-  except (
-    OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError,
-  ):  # fmt: skip
-    return None
 
 
 def stopped(alarm: AlarmError, last_good: int | None, cfg: Any) -> AlarmError:

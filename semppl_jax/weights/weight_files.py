@@ -21,8 +21,8 @@ from safetensors import numpy as safetensors_numpy
 from semppl_jax import checkpoint
 from semppl_jax.errors import CheckpointError
 from semppl_jax.models import encoders
-from semppl_jax.train import watchdog
 from semppl_jax.weights import release_pickle, trees
+from semppl_jax.workdir import stop_file
 
 # How a module's leaves stand in a run's checkpoint.
 _RUN_LEAF = re.compile(r"state\.online_(params|state)\['(.+)'\]\['(\w+)'\]")
@@ -256,7 +256,7 @@ def _read_run(path: pathlib.Path, step: int | None) -> Contents:
   if not steps or (step is not None and step not in steps):
     which = '' if step is None else f' of step {step}'
     raise CheckpointError(f'the run there has no checkpoint{which} yet.')
-  stop = watchdog.read_stop(path)
+  stop = stop_file.read(path)
   if step is None:
     good = [n for n in steps if not stop or n <= stop.good]
     if not good:
