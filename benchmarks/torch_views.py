@@ -19,7 +19,7 @@ BLUR, SOLARIZE = (1.0, 0.1), (0.0, 0.2)  # in views of type A, of type B
 def random_windows(
   draws: Tensor, sizes: Tensor, area: tuple[float, float]
 ) -> Tensor:
-  """Crop windows by the rule of `semppl_jax.views.random_window`.
+  """Crop windows by the rule of `semppl_jax.augment.views.random_window`.
 
   Args:
     draws: [B, 22] uniform numbers: ten areas, ten aspects, the corner.

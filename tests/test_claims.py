@@ -124,7 +124,7 @@ def _claim(workdir, config):
 
 _HOLD = """
 import sys
-from semppl_jax import claims
+from semppl_jax.workdir import claims
 with claims.claimed(sys.argv[1], {'a': 1}):
   print('held', flush=True)
   sys.stdin.read()

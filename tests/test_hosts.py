@@ -216,7 +216,7 @@ def _slurm_job():
 
 _MEET = """
 import jax
-from semppl_jax import hosts
+from semppl_jax.distributed import hosts
 hosts.connect()
 print(hosts.exchange(f'process {hosts.index()} of {hosts.count()}'), flush=True)
 jax.distributed.shutdown()

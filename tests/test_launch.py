@@ -26,7 +26,7 @@ def test_each_process_is_told_who_it_is():
 
 
 _MEET = """
-from semppl_jax import hosts
+from semppl_jax.distributed import hosts
 hosts.connect()
 import jax, sys
 found = hosts.exchange(hosts.index())

@@ -57,7 +57,18 @@ def versions(python: str) -> str:
 
 def outcome(python: str) -> tuple[str, bool]:
   """pytest's last line, and whether all passed; its output is passed on."""
-  command = [python, '-m', 'pytest', '-n', '2', '-q', '-m', 'not long']
+  command = [
+    python,
+    '-m',
+    'pytest',
+    '-n',
+    '2',
+    '--dist',
+    'loadfile',
+    '-q',
+    '-m',
+    'not long',
+  ]
   running = subprocess.Popen(
     command, cwd=_ROOT, stdout=subprocess.PIPE, text=True
   )
