@@ -4,7 +4,8 @@ Paper: SemPPL evaluates robustness (ImageNetV2, ImageNet-C) and generalisation
 out of distribution (ImageNet-R, ImageNet-Sketch, ObjectNet) with its linear
 classifier, without further training. Its numbers were not available to us; not
 run here on the real sets, only in the tests on small ones of the same form. How
-each set is judged: semppl_jax/robustness.py. Variants: all, or one set:
+each set is judged: semppl_jax/evaluation/robustness.py. Variants: all, or one
+set:
 
   imagenet         the official validation images
   imagenet_v2      matched-frequency, threshold-0.7, topimages

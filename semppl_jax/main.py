@@ -123,7 +123,7 @@ def _help(task: Task) -> str:
     f'{textwrap.fill(known, 78)}\n'
     'Any setting: --config.KEY=VALUE. All keys, with their defaults and what '
     'they do:\ndocs/settings.md, semppl_jax/config/defaults.py and, of '
-    'evaluation,\nsemppl_jax/eval_config.py.\n'
+    'evaluation,\nsemppl_jax/config/eval_config.py.\n'
   )
 
 

@@ -65,10 +65,15 @@ def violations(home, source):
   }
 
 
-_MODULES = [p for p in _PACKAGE.rglob('*.py') if p.name != '__init__.py']
+# All but the facade.
+_FILES = [p for p in _PACKAGE.rglob('*.py') if p.parent != _PACKAGE]
+_FILES += [p for p in _PACKAGE.glob('*.py') if p.name != '__init__.py']
+_MODULES = [p for p in _FILES if p.name != '__init__.py']
 
 
-@pytest.mark.parametrize('path', _MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+  'path', _FILES, ids=lambda p: f'{p.parent.name}-{p.stem}'
+)
 def test_imports_lead_to_lower_layers(path):
   assert _home(path) in _LAYER_OF, f'{path.name} has no layer: give it one'
   assert not violations(_home(path), path.read_text())
@@ -79,9 +84,8 @@ def test_every_package_exists():
 
 
 def _module(path):
-  """'train.loop', or 'train' for a package."""
-  parts = path.relative_to(_PACKAGE).with_suffix('').parts
-  return '.'.join(part for part in parts if part != '__init__')
+  """'train.loop'."""
+  return '.'.join(path.relative_to(_PACKAGE).with_suffix('').parts)
 
 
 def cycle(imports):

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,9 @@ def test_help_of_a_task_names_its_flags(task, flag, monkeypatch, capsys):
   for wanted in ('--config:', '--workdir:', 'docs/settings.md', 'digits'):
     assert wanted in shown, wanted
   assert ('looked at' in shown or 'Looks' in shown) == (task == 'check')
+  named = re.findall(r'\b(?:semppl_jax|docs)/[\w/]+\.\w+', shown)
+  assert len(named) >= 3
+  assert all((_ROOT / path).exists() for path in named), named
 
 
 @pytest.mark.parametrize('arguments', [['--help'], ['train', '--help']])

@@ -1,6 +1,7 @@
 """What code makes for docs/ is up to date, and leaves nothing out."""
 
 import ast
+import pathlib
 import re
 from xml.etree import ElementTree
 
@@ -17,6 +18,8 @@ _PARTS = {
     settings.evaluation, eval_config.default, eval_config.COSMETIC
   ),
 }  # fmt: skip
+
+_ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_settings_page_is_what_the_program_makes():
@@ -87,3 +90,17 @@ def test_documents_need_no_package():
       if isinstance(node, ast.Import | ast.ImportFrom)
       for name in [getattr(node, 'module', None) or node.names[0].name]
     }
+
+
+_PAGES = sorted(
+  path
+  for pattern in ('*.md', 'docs/*.md', 'checkpoints/*.md', 'benchmarks/*.md')
+  for path in _ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize('page', _PAGES, ids=lambda p: p.parent.name + p.stem)
+def test_links_between_files_lead_somewhere(page):
+  for target in re.findall(r'\]\(([^)#\s]+)', page.read_text()):
+    if '://' not in target:
+      assert (page.parent / target).exists(), target

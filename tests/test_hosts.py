@@ -1,6 +1,7 @@
 """Jobs of several processes: the same numbers, one end, one resumption."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -92,21 +93,35 @@ def _assert_same(one, other):
 # A gradient without momentum: Adam would blow up what rounding does to zeros.
 _CALM = ('optimizer__name="sgd"', 'optimizer__learning_rate=0.1')
 # Three processes compile it.
-_CALM += ('views__num_small=0', 'views__one_pass=True')
+_FEW_VIEWS = ('views__num_small=0', 'views__one_pass=True')
 
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('alone')
-  _finish(workdir, 1, 4, *_CALM)
-  return workdir
+  """The same run by one process, made once: call it with the options."""
+
+  @functools.cache
+  def run(*options):
+    workdir = tmp_path_factory.mktemp('alone')
+    _finish(workdir, 1, 4, *_CALM, *options)
+    return workdir
+
+  return run
 
 
 @pytest.mark.parametrize(
-  'processes, devices', [(2, 2), pytest.param(4, 1, marks=pytest.mark.long)]
+  'processes, devices, options',
+  [
+    (2, 2, _FEW_VIEWS),
+    pytest.param(2, 2, (), marks=pytest.mark.long),
+    pytest.param(4, 1, (), marks=pytest.mark.long),
+  ],
 )
-def test_processes_give_what_one_gives(tmp_path, alone, processes, devices):
-  _finish(tmp_path, processes, devices, *_CALM)
+def test_processes_give_what_one_gives(
+  tmp_path, alone, processes, devices, options
+):
+  alone = alone(*options)
+  _finish(tmp_path, processes, devices, *_CALM, *options)
   _assert_same(_result(alone), _result(tmp_path))
   read = lambda folder: json.loads((folder / 'results.json').read_text())
   one, several = read(alone), read(tmp_path)
@@ -129,7 +144,7 @@ def test_a_killed_process_ends_the_job_which_goes_on(tmp_path, alone):
   assert checkpoint.steps(str(tmp_path))[-1] in (2, 3)
   # The same run, on another number of processes.
   _finish(tmp_path, 4, 1, *_CALM)
-  _assert_same(_result(alone), _result(tmp_path))
+  _assert_same(_result(alone()), _result(tmp_path))
 
 
 @pytest.mark.long  # test_pretraining has the signal to one process alone
@@ -140,7 +155,7 @@ def test_a_signal_to_one_stops_all_after_one_step(tmp_path, alone):
   (step,) = checkpoint.steps(str(tmp_path))[-1:]
   assert 2 <= step < 5
   _finish(tmp_path, 1, 4, *_CALM)
-  _assert_same(_result(alone), _result(tmp_path))
+  _assert_same(_result(alone()), _result(tmp_path))
 
 
 @pytest.mark.long

@@ -1,11 +1,13 @@
 """The command line, as a user's shell sees it."""
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -40,6 +42,16 @@ def forks():
     yield process
 
 
+@contextlib.contextmanager
+def _ended_after(seconds, process):
+  timer = threading.Timer(seconds, process.kill)
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
 @pytest.fixture
 def call(forks, tmp_path):
   """As `_call`, in a fork of a process that has imported the package."""
@@ -51,7 +63,10 @@ def call(forks, tmp_path):
     request |= {'argv': argv, 'environment': {}}
     forks.stdin.write(json.dumps(request) + '\n')
     forks.stdin.flush()
-    _, status = forks.stdout.readline(), int(forks.stdout.readline())
+    with _ended_after(300, forks):
+      answer = forks.stdout.readline(), forks.stdout.readline()
+    assert all(answer), 'the process that forks has ended'
+    status = int(answer[1])
     said = [path.read_text() for path in files.values()]
     for path in files.values():
       path.unlink()
@@ -82,6 +97,12 @@ def test_a_mistake_is_one_line_and_status_2(argument, words, call, tmp_path):
     assert word in lines[0]
   assert 'Traceback' not in done.stderr
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+  done = _call(tmp_path, '--config.loss.alhpa=1')
+  assert done.returncode == 2
+  assert done.stderr.count('\n') == 1 and "'loss.alpha'?" in done.stderr
 
 
 def test_an_unknown_config_file_and_an_unknown_variant(call):

@@ -387,6 +387,7 @@ def _on_one_device(labels):
 def test_the_number_of_devices_changes_nothing(num_devices, labels):
   one, seen_one = _on_one_device(tuple(labels))
   many, seen_many = _trained(num_devices, labels)
+  assert _TRACES[num_devices] == 1
   for (scalars_1, labels_1), (scalars_d, labels_d) in zip(seen_one, seen_many):
     np.testing.assert_array_equal(labels_1, labels_d)
     assert scalars_1.keys() == scalars_d.keys()

@@ -25,5 +25,5 @@ def test_starts_of_three_seeds_raise_no_alarm():
 )
 def test_broken_runs_alarm(name, words):
   run = seeds.broken()[name]
-  said = seeds.alarm(run, seeds.mapped(run), seeds.STEPS_OF_BROKEN)
+  said = seeds.alarm(run, seeds.mapped(run), seeds.STEPS)
   assert any(word in said for word in words.split('|')), said

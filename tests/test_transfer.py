@@ -106,7 +106,7 @@ def test_the_experiment_is_byols_protocol():
 
 
 def embed(cfg, name):
-  """The features of a set, with no help of the room's own."""
+  """The features of a set, with no help of the package's own."""
   run = eval_runs.without_data(cfg)
   params, state = (
     eval_runs.on_devices(run, x)

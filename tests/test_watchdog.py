@@ -288,6 +288,13 @@ def test_one_label_for_all_has_advice_of_its_own():
   assert 'loss.alpha=0.2' in said and 'min_share' not in said
 
 
+def test_a_loss_that_may_still_fall_can_be_given_time():
+  for kind in ('chance', 'spread'):
+    alarm = watchdog.AlarmError(9, 7, 'as by chance', kind)
+    said = str(watchdog.stopped(alarm, None, config.default()))
+    assert ('chance_patience' in said) == (kind == 'chance')
+
+
 def test_an_alarm_says_its_kind():
   with pytest.raises(watchdog.AlarmError) as caught:
     _feed(_dog(), _LATE, *[{'top_label_share': 1.0}] * 3)
@@ -303,6 +310,11 @@ def test_a_loss_that_falls_slowly_has_time(patience):
   with pytest.raises(watchdog.AlarmError, match='could not tell') as caught:
     _feed(dog, 1, *[{'loss_augm': 0.97}] * 60)
   assert caught.value.step == patience
+  # The others wait no longer for it.
+  dog = watchdog.Watchdog(limits, chance=1.0)
+  with pytest.raises(watchdog.AlarmError, match='collapsed') as caught:
+    _feed(dog, 1, *[{'embedding_std': 0.0, 'loss_augm': 0.97}] * 60)
+  assert caught.value.step == 9
 
 
 def test_folders_whose_views_are_hard_have_time():

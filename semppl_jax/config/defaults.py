@@ -224,7 +224,8 @@ def default() -> ml_collections.ConfigDict:
       # Of loss_augm: times what chance gives, log(1 + num_negatives); 0: off
       # [ours]
       'chance_factor': 0.93,
-      # Steps after twice the warm-up in which it may still be above that [ours]
+      # Steps after twice the warm-up in which it may still be above that, three
+      # times `patience` at least [ours]
       'chance_patience': 60,
       # Of the way from the largest class's share of the labels to 1, which the
       # most frequent pseudo-label's share may go; 1: off [ours]

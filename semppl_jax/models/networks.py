@@ -64,7 +64,7 @@ class Networks(NamedTuple):
   encode: Callable[..., tuple[jax.Array, Tree]]
 
 
-@functools.cache  # so that what was compiled for one run serves the next
+@functools.lru_cache(16)  # what was compiled for one run serves the next
 def build(
   *,
   encoder: str,

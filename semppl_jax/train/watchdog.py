@@ -59,6 +59,8 @@ def stopped(alarm: AlarmError, last_good: int | None, cfg: Any) -> AlarmError:
   if last_good is not None:
     kept = f'the last good checkpoint is that of step {last_good}'
   ways = _against_one_label(cfg) if alarm.kind == 'labels' else []
+  if alarm.kind == 'chance':
+    ways = ['a larger watchdog.chance_patience, if it was falling']
   ways = [*ways[:3], 'a smaller optimizer.learning_rate']
   rolls_back = 'watchdog' in cfg and cfg.watchdog.action != 'roll_back'
   back = ', or watchdog.action=roll_back' if rolls_back else ''
@@ -96,9 +98,9 @@ class Watchdog:
   A start is no collapse: votes, embeddings and losses of an untrained network
   mean nothing yet. So what is watched alarms only if it was healthy after the
   warm-up, for `patience` steps in a row, or if it still is not when twice the
-  warm-up and three times `patience` are over (for loss_augm: `chance_patience`,
-  as hard views take their time). The loss is compared with that of steps after
-  the warm-up only.
+  warm-up and three times `patience` are over (for loss_augm: at least
+  `chance_patience`, as hard views take their time). The loss is compared with
+  that of steps after the warm-up only.
 
   Args:
     limits: the `watchdog` section of the config; None: NaN and infinity only.
@@ -180,7 +182,7 @@ class Watchdog:
     patience = self._limits.patience
     late = _LATE * patience
     if name == 'chance':
-      late = self._limits.chance_patience
+      late = max(late, self._limits.chance_patience)
     is_late = step >= 2 * self._warmup_steps + late
     was_healthy = self._healthy.get(name, False)
     return self._rows[name] >= patience and (was_healthy or is_late)
