@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from semppl_jax.errors import UserError
+
 LETTERS = 'ABDEGKMRSX'
 _FONTS = (
   'DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSans-Oblique', 'DejaVuSansMono',
@@ -32,10 +34,28 @@ _SIDE = 48  # of a texture, in pixels
 Images = Iterator[tuple[str, str, Image.Image]]
 
 
-def _letters(rng: np.random.Generator, counts: dict[str, int]) -> Images:
+def _font_files() -> dict[str, pathlib.Path]:
   import matplotlib
 
   folder = pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf')
+  return {name: folder / f'{name}.ttf' for name in _FONTS}
+
+
+def missing_fonts() -> list[str]:
+  """Fonts of the letters that the installed matplotlib has not: 3.10's cmti10.
+
+  Others in their place would be another data set.
+  """
+  return [name for name, file in _font_files().items() if not file.exists()]
+
+
+def _letters(rng: np.random.Generator, counts: dict[str, int]) -> Images:
+  if missing := missing_fonts():
+    raise UserError(
+      f'letters are drawn in {", ".join(missing)}, which this matplotlib does '
+      'not bring; 3.11 does.'
+    )
+  files = _font_files()
   names = rng.permutation(_FONTS)
   fonts = {'test': names[:5], 'train': names[5:], 'unlabelled': names[5:]}
   for split, count in counts.items():
@@ -43,7 +63,7 @@ def _letters(rng: np.random.Generator, counts: dict[str, int]) -> Images:
       for _ in range(count):
         name = rng.choice(fonts[split])
         size = int(rng.integers(20, 32))
-        font = ImageFont.truetype(str(folder / f'{name}.ttf'), size)
+        font = ImageFont.truetype(str(files[name]), size)
         yield split, letter, _letter(rng, letter, font)
 
 
