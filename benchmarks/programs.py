@@ -18,8 +18,10 @@ from experiments import imagenet
 from semppl_jax import structs
 from semppl_jax.distributed import parallel
 from semppl_jax.memory import label_queue
-from semppl_jax.models import passes
-from semppl_jax.train import pretrain_step, runs, train_state
+from semppl_jax.models import multicrop
+from semppl_jax.train import runs
+from semppl_jax.train import state as state_lib
+from semppl_jax.train import step as step_lib
 
 TENTH = 10
 
@@ -82,8 +84,10 @@ def full_queue(run: runs.Run) -> label_queue.LabelQueue:
   """
   cfg, random = run.cfg, np.random.RandomState(1)
   capacity = cfg.queue.capacity
-  shape = (cfg.views.num_large, capacity, cfg.encoder.embedding_size)
-  embeddings = passes.unit(jax.random.normal(jax.random.key(1), shape))
+  shape = (cfg.views.num_large, capacity, cfg.projector.size)
+  embeddings = multicrop.l2_normalize(
+    jax.random.normal(jax.random.key(1), shape)
+  )
   labels = random.randint(0, run.data.num_classes, capacity)
   return label_queue.LabelQueue(
     embeddings=embeddings,
@@ -95,20 +99,20 @@ def full_queue(run: runs.Run) -> label_queue.LabelQueue:
 
 def whole(run: runs.Run) -> Program:
   """The training step on one device, its queue full."""
-  state = train_state.init(*run.setup[:3], run.devices)
+  state = runs.initial_state(run)
   queue = jax.tree.map(lambda x: x[None], full_queue(run))
   batch = parallel.shard(batch_of(run), 1)
-  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  step = functools.partial(step_lib.train_step, setup=run.setup)
   return Program(step, state._replace(queue=queue), batch)
 
 
 def described(run: runs.Run) -> Program:
   """The same as shapes: nothing is allocated, however large the networks."""
-  state = jax.eval_shape(lambda: train_state.init(*run.setup[:3], run.devices))
+  state = jax.eval_shape(lambda: runs.initial_state(run))
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((1,) + x.shape, x.dtype), batch_of(run)
   )
-  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  step = functools.partial(step_lib.train_step, setup=run.setup)
   return Program(step, state, batch)
 
 
@@ -119,7 +123,7 @@ def bare(run: runs.Run) -> Program:
   the target views: as good as none.
   """
   cfg = run.cfg
-  state = train_state.init(*run.setup[:3], run.devices)
+  state = runs.initial_state(run)
 
   def views_of(sizes):
     count, size = sizes
@@ -136,28 +140,31 @@ def bare(run: runs.Run) -> Program:
     )
   )
   step = functools.partial(bare_step, setup=run.setup)
-  return Program(step, state._replace(queue=None, opt_state=None), views)
+  return Program(step, state._replace(memory=None, opt_state=None), views)
 
 
 def bare_step(
-  state: train_state.TrainState,
+  state: state_lib.TrainState,
   views: structs.Views,
   unused_key: jax.Array,
   *,
-  setup: pretrain_step.Setup,
-) -> tuple[train_state.TrainState, jax.Array, Any]:
+  setup: step_lib.StepSetup,
+) -> tuple[state_lib.TrainState, jax.Array, Any]:
   """See `bare`: (state with BatchNorm's moved, loss, gradients)."""
-  encode = functools.partial(passes.encode, one_pass=setup.cfg.views.one_pass)
+  encode = functools.partial(
+    multicrop.forward_views, one_pass=setup.cfg.views.one_pass
+  )
   target, target_state = encode(
     setup.nets.target, state.target_params, state.target_state, (views.large,)
   )
-  mean_target = passes.unit(target.projection).mean(axis=0)  # [b, d]
+  targets = multicrop.l2_normalize(target['projection'])  # [V_L, b, d]
+  mean_target = targets.mean(axis=0)  # [b, d]
 
   def loss_fn(params):
     online, bn_state = encode(
       setup.nets.online, params, state.online_state, views
     )
-    same = passes.unit(online.prediction) * mean_target
+    same = multicrop.l2_normalize(online['prediction']) * mean_target
     return -same.sum(axis=-1).mean(), bn_state
 
   (loss, online_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -177,7 +184,7 @@ def supervised(run: runs.Run) -> Program:
   cfg.classifier.detached = False
   run = runs.prepare(cfg)
   cfg, setup = run.cfg, run.setup
-  state = train_state.init(*setup[:3], run.devices)
+  state = runs.initial_state(run)
   size = cfg.views.large_size
   images = jax.random.uniform(
     jax.random.key(0), (1, cfg.batch_size, size, size, 3)
@@ -192,15 +199,15 @@ def supervised(run: runs.Run) -> Program:
         params, state.online_state, images, True
       )
       error = optax.softmax_cross_entropy_with_integer_labels
-      return error(outputs.logits, labels).mean(), bn_state
+      return error(outputs['logits'], labels).mean(), bn_state
 
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, bn_state), grads = value_and_grad(state.online_params)
     grads, loss = parallel.mean((grads, loss))
-    new, _ = pretrain_step.apply_gradients(state, grads, setup)
+    new, _ = step_lib.apply_gradients(state, grads, setup)
     return new._replace(online_state=bn_state), loss, ()
 
-  return Program(step, state._replace(queue=None), (images, labels))
+  return Program(step, state._replace(memory=None), (images, labels))
 
 
 def abstract(program: Program, num_devices: int) -> Program:

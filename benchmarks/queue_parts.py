@@ -31,14 +31,17 @@ class Parts:
     cfg = imagenet.get_config()
     self.cfg, self.batch_size, self.capacity = cfg, batch_size, capacity
     self._devices, self._here = devices, batch_size // devices
-    self._views, self._size = cfg.views.num_large, cfg.encoder.embedding_size
+    self._views, self._size = cfg.views.num_large, cfg.projector.size
 
   def queue(self, views: int | None = None) -> label_queue.LabelQueue:
     """Shapes of one device's part of the queue."""
     views = views or self._views
-    init = functools.partial(
-      label_queue.init, views, self.capacity, self._size, self._devices
-    )
+
+    def init():
+      whole = label_queue.init(views, self.capacity, self._size)
+      here = self.capacity // self._devices
+      return whole._replace(embeddings=whole.embeddings[:, :here])
+
     return jax.eval_shape(init)
 
   def lower(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -22,7 +22,8 @@ from experiments import digits
 from semppl_jax import pretraining
 from semppl_jax.data import subsets
 from semppl_jax.distributed import parallel
-from semppl_jax.train import pretrain_step, runs, train_state
+from semppl_jax.train import runs
+from semppl_jax.train import step as step_lib
 from semppl_jax.train.watchdog import AlarmError
 
 STEPS = 150  # beyond the step from which a bad start is no start any more
@@ -42,13 +43,13 @@ def config(seed: int = FIRST_SEED, **changes: Any) -> Any:
 
 def mapped(run: runs.Run) -> Callable[..., Any]:
   """The step of a run; runs that differ in their seed may share it."""
-  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  step = functools.partial(step_lib.train_step, setup=run.setup)
   return parallel.map_step(step, run.devices)
 
 
 def alarm(run: runs.Run, step: Callable[..., Any], steps: int) -> str:
   """The watchdog's words in a run's first steps, '' if it has none."""
-  state = train_state.init(run.cfg, *run.setup[1:3], run.devices)
+  state = runs.initial_state(run)
   key, dog = jax.random.key(run.cfg.seed), pretraining.watching(run)
   batches = itertools.islice(runs.input_batches(run, 0), steps)
   for number, (batch, _) in enumerate(batches, start=1):

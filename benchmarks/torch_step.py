@@ -4,7 +4,7 @@
 
 reads `whole` or `bare` from stdin, line by line, runs it once and prints how
 long it took, so that another process can take turns with it. One device; it
-does the work of `semppl_jax.train.pretrain_step` and is no trainer: one batch
+does the work of `semppl_jax.train.step` and is no trainer: one batch
 of noise, a fixed learning rate and moving average. Everything random about
 views is drawn on the host, so that only the images that an operation is for go
 through it, and nothing waits for the device before the loss is read.

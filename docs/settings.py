@@ -1,7 +1,7 @@
 """Makes docs/settings.md: every setting, its default, what it is, its source.
 
 Nothing stands twice: descriptions are the comments beside a setting, or right
-above it, in the two files that define them. Run: python -m docs.settings
+above it, in the files that define them. Run: python -m docs.settings
 """
 
 import ast
@@ -16,13 +16,15 @@ _ROOT = pathlib.Path(__file__).parent.parent
 PAGE = _ROOT / 'docs/settings.md'
 _PRETRAINING = 'semppl_jax/config/defaults.py'
 _EVALUATION = 'semppl_jax/config/eval_config.py'
+_METHOD = 'semppl_jax/methods/{}.py'
 _SOURCE = re.compile(r'\s*\[(P|ours)\]')
 # At the beginning of a sentence; not of a value.
 _CAPITAL = re.compile(r'^(?!True|False|None)[A-Z](?=[a-z])')
 _HEAD = """# Settings
 
 Made by `python -m docs.settings` from the comments in
-[defaults.py](../{pretraining}) and
+[defaults.py](../{pretraining}), the objectives' files in
+[methods](../semppl_jax/methods) and
 [eval_config.py](../{evaluation}): change them there.
 
 Each is set by an experiment file, or on the command line as
@@ -72,15 +74,20 @@ class _File:
         if name.startswith('cfg.'):
           yield name.removeprefix('cfg.'), node
 
-  def cosmetic(self) -> set[str]:
-    """The texts in what COSMETIC is set to."""
-    (value,) = (
+  def constants(self, name: str) -> list[str]:
+    """The texts in what a name of the module is set to, if it is."""
+    values = [
       node.value
       for node in self.tree.body
-      if isinstance(node, ast.Assign)
-      and ast.unparse(node.targets[0]) == 'COSMETIC'
-    )
-    return {n.value for n in ast.walk(value) if isinstance(n, ast.Constant)}
+      if isinstance(node, ast.Assign | ast.AnnAssign)
+      and ast.unparse(getattr(node, 'target', None) or node.targets[0]) == name
+    ]
+    return [
+      node.value
+      for value in values
+      for node in ast.walk(value)
+      if isinstance(node, ast.Constant)
+    ]
 
   def setting(self, key: str, first: ast.AST, value: ast.AST) -> Setting:
     """What stands in the lines of a setting, and in the comments above."""
@@ -112,6 +119,16 @@ def pretraining() -> list[Setting]:
   return _settings(_File(_PRETRAINING), {})
 
 
+def methods() -> list[str]:
+  """The objectives, in the order of methods.METHODS."""
+  return _File(_METHOD.format('__init__')).constants('METHODS')
+
+
+def of_method(name: str) -> list[Setting]:
+  """Settings of an objective's own, and what it sets of the engine's."""
+  return _settings(_File(_METHOD.format(name)), {})
+
+
 def evaluation() -> list[Setting]:
   """All settings of evaluation, which shares a section of pre-training's."""
   shared = {'pretraining.dataset': 'dataset'}
@@ -136,12 +153,20 @@ def _settings(file: _File, shared: dict[str, str]) -> list[Setting]:
 
 def page() -> str:
   """The text of docs/settings.md."""
-  cosmetic = _File(_PRETRAINING).cosmetic()
+  cosmetic = set(_File(_PRETRAINING).constants('COSMETIC'))
   parts = [_HEAD.format(pretraining=_PRETRAINING, evaluation=_EVALUATION)]
-  parts.append('## Pre-training\n')
+  parts.append('## Pre-training: the engine\n')
   parts += _tables(pretraining(), cosmetic)
+  for name in methods():
+    parts.append(f'## Method: {name}\n')
+    if without := _File(_METHOD.format(name)).constants('WITHOUT'):
+      sections = ' and '.join(f'`{section}`' for section in without)
+      parts.append(f'Without the sections {sections}.\n')
+    parts += _tables(of_method(name), cosmetic)
   parts.append('## Evaluation\n')
-  parts += _tables(evaluation(), cosmetic | _File(_EVALUATION).cosmetic())
+  parts += _tables(
+    evaluation(), cosmetic | set(_File(_EVALUATION).constants('COSMETIC'))
+  )
   return '\n'.join(parts)
 
 
@@ -152,6 +177,8 @@ def _tables(settings: list[Setting], cosmetic: set[str]) -> Iterator[str]:
     name = setting.key.rpartition('.')[0]
     sections.setdefault(name, []).append(setting)
   for name, rows in sections.items():
+    if not rows:
+      continue
     heading = f'### {name}\n\n' if name else ''
     lines = ['| key | default | what | source |', '| --- | --- | --- | --- |']
     for key, default, what, source in rows:

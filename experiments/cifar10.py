@@ -22,9 +22,9 @@ def get_config():
   cfg.num_epochs = 200.0
   cfg.dataset.update(name='tfds:cifar10', image_size=32)
   cfg.labels.per_class = 25
-  cfg.encoder.update(
-    name='resnet18', stem='small', projector_hidden=1024, embedding_size=128
-  )
+  cfg.encoder.update(name='resnet18', stem='small')
+  cfg.projector.update(hidden=1024, size=128)
+  cfg.predictor.hidden = 1024
   cfg.views.update(
     large_size=32,
     small_size=16,

@@ -34,8 +34,6 @@ _OPEN = (
   'labels.share',
   'encoder.name',
   'encoder.stem',
-  'encoder.projector_hidden',
-  'encoder.embedding_size',
   'views.large_size',
   'views.small_size',
   'views.large_area',
@@ -47,11 +45,16 @@ _OPEN = (
   'views.saturation',
   'views.hue',
   'views.grayscale',
+  'optimizer.warmup_epochs',
+)
+_OPEN_SEMPPL = (
+  'projector.hidden',
+  'projector.size',
+  'predictor.hidden',
   'loss.num_negatives',
   'loss.exclude_after_epochs',
   'queue.capacity',
   'queue.target_query_epochs',
-  'optimizer.warmup_epochs',
 )
 
 
@@ -62,21 +65,23 @@ def get_config(method='semppl'):
       f'Unknown variant {method!r}; known: {", ".join(METHODS)}'
       f'{config.nearest_name(method, METHODS)}'
     )
-  cfg = digits.get_config()
+  supervised = method == 'supervised'
+  cfg = digits.get_config('supervised' if supervised else 'semppl')
   cfg.dataset.name = 'folder'
   cfg.labels.per_class = 0
-  cfg.classifier.detached = False
   cfg.views.update(background='colours', blur=(0.0, 0.0))
-  cfg.loss.semantic_invariance_weight = 1.0
   # Views of some folders are hard to tell apart for 180 steps of 812.
   cfg.watchdog.chance_patience = 300
   config.leave_open(cfg, *_OPEN)
-  if method != 'semppl':
+  if supervised:
+    cfg.labels.share = 1.0
+    cfg.views.num_small = 0
+    return cfg
+  config.leave_open(cfg, *_OPEN_SEMPPL)
+  cfg.classifier.detached = False
+  cfg.loss.semantic_invariance_weight = 1.0
+  if method == 'relicv2':
     cfg.loss.update(
       alpha=0.0, semantic_invariance_weight=0.0, exclude_same_label=False
     )
-  if method == 'supervised':
-    cfg.labels.share = 1.0
-    cfg.views.num_small = 0
-    cfg.loss.update(contrastive_weight=0.0, invariance_weight=0.0)
   return cfg

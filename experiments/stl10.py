@@ -22,7 +22,9 @@ def get_config():
   cfg.num_epochs = 100.0
   cfg.dataset.update(name='tfds:stl10', image_size=96)
   cfg.labels.fraction = 1.0
-  cfg.encoder.update(name='resnet18', projector_hidden=1024, embedding_size=128)
+  cfg.encoder.name = 'resnet18'
+  cfg.projector.update(hidden=1024, size=128)
+  cfg.predictor.hidden = 1024
   cfg.views.update(large_size=96, small_size=48)
   # 5,000 of 105,000 images have labels: about 12 in a batch.
   cfg.queue.capacity = 256

@@ -56,9 +56,9 @@ def run(workdir: str, arguments: Sequence[str]) -> int:
 def _as(folder: str) -> list[str]:
   """Arguments that give another run as many steps."""
   from semppl_jax import config
-  from semppl_jax.workdir import metrics
+  from semppl_jax.workdir import config_file
 
-  settings = metrics.read_json(os.path.join(folder, 'config.json'))
+  settings = config_file.read(folder)
   found = {key: config.find(settings, key) for key in _SAME}
   return [f'--config.{k}={x}' for k, x in found.items() if x is not None]
 

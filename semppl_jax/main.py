@@ -26,7 +26,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from semppl_jax import config
-from semppl_jax.config import eval_config
 from semppl_jax.errors import UserError
 from semppl_jax.train import signals
 
@@ -151,13 +150,15 @@ def _experiment(name: str) -> pathlib.Path:
 
 def _explain(argv: list[str], error: BaseException) -> str:
   """One line for what went wrong with the flags."""
-  both = config.default(), eval_config.default()
-  known = [name for cfg in both for name, _ in config.flat(cfg)]
-  for argument in argv[1:]:
-    found = re.match(r'--config\.([^=]+)', argument)
-    if found and found.group(1) not in known:
-      key = found.group(1)
-      return f'Unknown config key {key!r}{config.nearest_name(key, known)}'
+  # An argument that the config does not know is what went wrong.
+  keys = [
+    found.group(1)
+    for argument in argv[1:]
+    if (found := re.match(r'--config\.([^=]+)', argument))
+  ]
+  for key in keys:
+    if line := config.why_unknown(key):
+      return line
   top = (str(error).strip().splitlines() or [type(error).__name__])[0]
   while inner := error.__cause__ or error.__context__:
     error = inner

@@ -289,7 +289,7 @@ class Model:
   @functools.cached_property
   def _classify(self) -> Callable[..., tuple[jax.Array]]:
     online = self._nets.online
-    return lambda state, views: (online(*state, views, False)[0].logits,)
+    return lambda state, views: (online(*state, views, False)[0]['logits'],)
 
   @functools.cached_property
   def _on_devices(self) -> Any:

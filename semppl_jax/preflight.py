@@ -20,7 +20,9 @@ from semppl_jax.train import (
   plausibility,
   recipe,
   runs,
-  train_state,
+)
+from semppl_jax.train import (
+  state as state_lib,
 )
 from semppl_jax.workdir import claims, run_log, run_settings
 
@@ -50,9 +52,7 @@ def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
   cfg = recipe.complete(cfg, workdir)
   run = runs.prepare(cfg)
   if workdir:
-    claims.check(
-      workdir, cfg.to_dict(), ignore=config.COSMETIC, added=config.ADDED
-    )
+    claims.check(workdir, cfg.to_dict(), ignore=config.COSMETIC)
   plausibility.tell(run)
   batch, data = _data(run)
   lines = [_settings(run), data, *_memory(run, batch), *_time(run)]
@@ -64,18 +64,25 @@ def floor(run: runs.Run) -> int:
 
   Of all its views, once each: what the backward pass cannot do without.
   """
-  views, itemsize = run.cfg.views, jnp.dtype(run.cfg.precision).itemsize
-  sizes = [views.large_size] * views.num_large
-  sizes += [views.small_size] * views.num_small
-  counts = {size: _outputs(run, size) for size in set(sizes)}
-  return itemsize * sum(counts[size] for size in sizes)
+  section, itemsize = run.cfg.views, jnp.dtype(run.cfg.precision).itemsize
+  shape = lambda views, size: jax.ShapeDtypeStruct(
+    (views, 1, size, size, 3), jnp.float32
+  )
+  views = structs.Views(
+    shape(section.num_large, section.large_size),
+    shape(section.num_small, section.small_size),
+  )
+  return itemsize * sum(
+    group.shape[0] * _outputs(run, group.shape[2])
+    for group in run.setup.method.online_views(views)
+  )
 
 
 def _outputs(run: runs.Run, size: int) -> int:
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   nets = run.setup.nets
   params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
-  predict = lambda *arguments: nets.online(*arguments, True)[0].prediction
+  predict = lambda *arguments: nets.online(*arguments, True)[0]
   return device_memory.convolution_outputs(
     predict, params, state, images, axis=parallel.AXIS
   )
@@ -167,7 +174,9 @@ def _time(run: runs.Run) -> list[str]:
 
 
 def _disk(run: runs.Run, workdir: str) -> str:
-  one = _bytes(train_state.like(run.cfg, _state(run)))
+  one = _bytes(
+    state_lib.abstract_state(_state(run), run.setup.method, len(run.devices))
+  )
   # A new one is written before the oldest is deleted.
   need = one * (run.cfg.keep_checkpoints + 1)
   place = pathlib.Path(os.path.abspath(workdir))
@@ -185,7 +194,7 @@ def _disk(run: runs.Run, workdir: str) -> str:
 
 
 def _state(run: runs.Run) -> Any:
-  return jax.eval_shape(lambda: train_state.init(*run.setup[:3], run.devices))
+  return jax.eval_shape(lambda: runs.initial_state(run))
 
 
 def _size(number: float) -> str:

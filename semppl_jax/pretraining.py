@@ -6,7 +6,6 @@ as if nothing had happened.
 """
 
 import functools
-import math
 import os
 import time
 from typing import Any
@@ -21,12 +20,16 @@ from semppl_jax.evaluation import baselines, encoder_scores
 from semppl_jax.train import (
   loop,
   plausibility,
-  pretrain_step,
   recipe,
   resuming,
   runs,
-  train_state,
   watchdog,
+)
+from semppl_jax.train import (
+  state as state_lib,
+)
+from semppl_jax.train import (
+  step as step_lib,
 )
 from semppl_jax.workdir import claims, run_data, run_log
 from semppl_jax.workdir import metrics as metrics_lib
@@ -59,9 +62,7 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   cfg = recipe.complete(cfg, workdir)
   run = hosts.together(lambda: runs.prepare(cfg))
   plausibility.tell(run)
-  with claims.claimed(
-    workdir, cfg.to_dict(), ignore=config.COSMETIC, added=config.ADDED
-  ):
+  with claims.claimed(workdir, cfg.to_dict(), ignore=config.COSMETIC):
     results = os.path.join(workdir, RESULTS)
     done = hosts.agree(hosts.together(lambda: metrics_lib.read_json(results)))
     run_data.check(workdir, run, finished=done is not None)
@@ -76,7 +77,7 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
 def train(
   run: runs.Run, workdir: str, saver: checkpoint.Checkpointer
-) -> tuple[train_state.TrainState, resuming.Past]:
+) -> tuple[state_lib.TrainState, resuming.Past]:
   """All steps that are left, going back where the watchdog says so.
 
   Returns:
@@ -87,7 +88,7 @@ def train(
       run.cfg, run.setup.total_steps, run.devices, workdir, saver,
       parts=run.cfg.accumulate, profile_steps=run.cfg.profile_steps,
   )  # fmt: skip
-  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  step = functools.partial(step_lib.train_step, setup=run.setup)
   take = loop.mapped(job, step)
   state, past = restore_or_init(run, saver)
   while True:
@@ -102,7 +103,7 @@ def train(
 
 def _fit(
   run: runs.Run, job: loop.Job, take: Any, state: Any, past: resuming.Past
-) -> tuple[train_state.TrainState, resuming.Past]:
+) -> tuple[state_lib.TrainState, resuming.Past]:
   unreadable = run_log.Unreadable(os.path.join(job.workdir, UNREADABLE))
   start = int(state.step[0])
   if run.cfg.progress:
@@ -115,7 +116,9 @@ def _fit(
     take,
     state,
     runs.input_batches(run, start, unreadable, past.skipped),
-    to_portable=functools.partial(train_state.to_portable, devices=run.devices),
+    to_host=functools.partial(
+      state_lib.to_host, method=run.setup.method, devices=run.devices
+    ),
     describe=lambda batch, truth, labels: functools.partial(
       _describe, labels=labels, given=batch.labels, truth=truth, run=run
     ),
@@ -128,18 +131,19 @@ def watching(
   run: runs.Run, memory: dict[str, Any] | None = None
 ) -> watchdog.Watchdog:
   """The watchdog of a run; `memory` is that of the steps before."""
-  loss = run.cfg.loss
+  method = run.setup.method
   trains = {
     'loss': True,
-    'spread': loss.contrastive_weight + loss.invariance_weight > 0,
-    'chance': loss.contrastive_weight > 0,
-    'labels': config.uses_semantic_positives(run.cfg),
+    'spread': method.embedding is not None,
+    'chance': bool(method.chance),
+    'labels': method.labels_train,
   }
   return watchdog.Watchdog(
     run.cfg.watchdog,
     watched=[name for name, is_trained in trains.items() if is_trained],
     warmup_steps=run.setup.warmup_steps,
-    chance=math.log(1 + loss.num_negatives),
+    chance=method.chance,
+    advice=method.advice,
     largest_class=subsets.largest_class(run.labels, run.data.num_classes),
     memory=memory,
   )
@@ -152,23 +156,22 @@ def _describe(scalars, *, labels, given, truth, run):
 
 def restore_or_init(
   run: runs.Run, saver: checkpoint.Checkpointer
-) -> tuple[train_state.TrainState, resuming.Past]:
+) -> tuple[state_lib.TrainState, resuming.Past]:
   """The newest checkpoint's state or a fresh one, and the run's past."""
-  cfg, nets, optimizer = run.setup[:3]
-  fresh = train_state.init(cfg, nets, optimizer, run.devices)
+  fresh, method = runs.initial_state(run), run.setup.method
   return resuming.restore(
     saver,
     fresh,
-    like=train_state.like(cfg, fresh),
-    from_portable=functools.partial(
-      train_state.from_portable, devices=run.devices
+    like=state_lib.abstract_state(fresh, method, len(run.devices)),
+    from_host=functools.partial(
+      state_lib.from_host, method=method, devices=run.devices
     ),
   )
 
 
 def finish(
   run: runs.Run,
-  state: train_state.TrainState,
+  state: state_lib.TrainState,
   workdir: str,
   past: resuming.Past,
 ) -> dict[str, Any]:
@@ -178,7 +181,7 @@ def finish(
   begun = time.monotonic()
   unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))
   embed = lambda source, tell=unreadable: encoder_scores.features(
-    state, run.setup.nets, run.cfg, source, run.devices, tell
+    state, run.setup.method, run.setup.nets, run.cfg, source, run.devices, tell
   )
   seen = encoder_scores.rows_to_judge(
     run.labels, run.cfg.evaluation.train_images, run.cfg.seed

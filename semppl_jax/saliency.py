@@ -25,7 +25,7 @@ import numpy as np
 import tqdm
 from PIL import Image, ImageDraw, ImageOps
 
-from semppl_jax import config
+from semppl_jax.config import defaults
 from semppl_jax.data import datasets, images, masks, sources
 from semppl_jax.data.foregrounds import METHOD, foreground, opencv
 from semppl_jax.errors import UserError
@@ -239,7 +239,7 @@ def _in_worker(number: int) -> Any:
 
 def _load(options: argparse.Namespace) -> sources.Dataset:
   """The data set as training would load it with the same settings."""
-  cfg = config.default().dataset
+  cfg = defaults.default().dataset
   cfg.name, cfg.path = options.dataset, options.path
   cfg.train_split = options.split
   cfg.unlabelled_split = options.unlabelled_split

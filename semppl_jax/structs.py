@@ -29,12 +29,3 @@ class Views(NamedTuple):
 
   large: jax.Array  # [V_L, b, S, S, 3]
   small: jax.Array  # [V_S, b, s, s, 3]; V_S may be 0
-
-
-class Outputs(NamedTuple):
-  """One pass of the networks over n images. A part not asked for is None."""
-
-  embedding: jax.Array  # [n, e] the encoder's spatial mean, e = 2048 (RN50)
-  projection: jax.Array  # [n, d] projector output, not normalised
-  prediction: jax.Array | None  # [n, d] predictor output; None for the target
-  logits: jax.Array | None  # [n, K] monitoring classifier; None for the target

@@ -13,7 +13,8 @@ import numpy as np
 jax.config.update('jax_num_cpu_devices', 8)
 
 from experiments import digits  # noqa: E402
-from semppl_jax.train import pretrain_step, runs  # noqa: E402
+from semppl_jax.train import runs  # noqa: E402
+from semppl_jax.train import step as step_lib  # noqa: E402
 from tests import tiny  # noqa: E402
 
 
@@ -22,7 +23,7 @@ def main():
   cfg = digits.get_config()
   cfg.num_devices = 1
   run = runs.prepare(cfg)
-  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  step = functools.partial(step_lib.train_step, setup=run.setup)
   stream = itertools.islice(runs.input_batches(run, 0), 20)
   batches = [batch for batch, _ in stream]
   seen = {}

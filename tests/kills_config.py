@@ -7,7 +7,7 @@ one that compiles at once: each life of a run makes its program anew.
 
 import os
 
-from semppl_jax.train import pretrain_step
+from semppl_jax.train import step as step_lib
 from tests import kills_marks, tiny
 
 
@@ -15,7 +15,7 @@ def get_config():
   if path := os.environ.get('KILLS_MARKS'):
     kills_marks.watch(path)
   if os.environ.get('KILLS_LIGHT'):
-    pretrain_step.train_step = tiny.light_step
+    step_lib.train_step = tiny.light_step
   cfg = tiny.make_config(num_epochs=16.0, num_devices=1)  # 40 steps
   cfg.checkpoint_every_steps = 4
   cfg.keep_checkpoints = 2

@@ -28,15 +28,15 @@ from typing import NamedTuple
 _ROOT = pathlib.Path(__file__).parent.parent
 # What is broken, and who should notice.
 TESTS = {
-  'train/pretrain_step': ('pretrain_step',),
-  'methods/objective': ('pretrain_step',),
+  'train/step': ('step',),
+  'methods/semppl': ('step',),
   'losses/contrastive': ('losses',),
   'losses/negatives': ('negatives',),
   'memory/label_queue': ('label_queue',),
   'memory/pseudo_labels': ('pseudo_labels',),
   'augment/views': ('views', 'view_draws'),
   'augment/resampling': ('views', 'crops'),
-  'models/passes': ('passes',),
+  'models/multicrop': ('multicrop',),
   'train/optimizers': ('optimizers',),
   'train/schedules': ('schedules',),
 }

@@ -65,6 +65,11 @@ def violations(home, source):
   }
 
 
+def _is_facade(path):
+  """The one way up: `config.default` joins the settings of an objective."""
+  return path == _PACKAGE / 'config' / '__init__.py'
+
+
 # All but the facade.
 _FILES = [p for p in _PACKAGE.rglob('*.py') if p.parent != _PACKAGE]
 _FILES += [p for p in _PACKAGE.glob('*.py') if p.name != '__init__.py']
@@ -76,7 +81,8 @@ _MODULES = [p for p in _FILES if p.name != '__init__.py']
 )
 def test_imports_lead_to_lower_layers(path):
   assert _home(path) in _LAYER_OF, f'{path.name} has no layer: give it one'
-  assert not violations(_home(path), path.read_text())
+  found = violations(_home(path), path.read_text())
+  assert found == ({'methods'} if _is_facade(path) else set())
 
 
 def test_every_package_exists():
@@ -126,6 +132,34 @@ def test_upward_and_sideways_imports_are_found():
   assert violations('losses', inside) == {'augment'}
   assert violations('augment', 'import semppl_jax.losses') == {'losses'}
   assert not violations('augment', 'from semppl_jax.errors import UserError')
+
+
+# What an objective's file may import, besides `config` and `errors`.
+_FOR_METHODS = {
+  'config', 'errors', 'structs', 'losses', 'memory', 'distributed', 'methods',
+  'models',
+}  # fmt: skip
+_NO_METHODS = ('__init__', 'base')
+
+
+def test_an_objective_knows_neither_the_engine_nor_another():
+  paths = [
+    p for p in (_PACKAGE / 'methods').glob('*.py') if p.stem not in _NO_METHODS
+  ]
+  assert len(paths) > 2
+  for path in paths:
+    found = _imported_modules(path.read_text())
+    assert {name.split('.')[0] for name in found} <= _FOR_METHODS, path.name
+    others = {name for name in found if name.startswith('methods.')}
+    assert others <= {'methods.base'}, path.name
+    inside = {name for name in found if name.startswith('models.')}
+    allowed = ('models.heads', 'models.multicrop')
+    assert all(name.startswith(allowed) for name in inside), path.name
+
+
+def test_losses_have_no_collectives():
+  for path in (_PACKAGE / 'losses').glob('*.py'):
+    assert _imported(path.read_text()) <= {'errors', 'losses'}, path.name
 
 
 def test_only_parallel_maps_over_devices():

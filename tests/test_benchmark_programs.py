@@ -174,8 +174,8 @@ def test_more_devices_have_larger_shapes_only_of_the_queue():
   run = _run()
   one, four = (programs.abstract(programs.described(run), n) for n in (1, 4))
   assert four.batch.images.shape == (4,) + one.batch.images.shape[1:]
-  assert four.state.queue.embeddings.shape[1:] == (2, 16, 8)
-  assert four.state.queue.labels.shape == (4, 64)
+  assert four.state.memory.embeddings.shape[1:] == (2, 16, 8)
+  assert four.state.memory.labels.shape == (4, 64)
 
 
 def test_ratios_are_of_rounds():

@@ -79,7 +79,7 @@ def train(setup, state, images, labels, num_devices):
       state, parallel.shard(batch, num_devices), jax.random.key(0)
     )
     seen.append({k: float(v[0]) for k, v in metrics.items()})
-  return classifier_step.to_portable(state), seen
+  return classifier_step.to_host(state), seen
 
 
 def final_logits(setup, state, images):

@@ -2,6 +2,7 @@ import pytest
 
 from semppl_jax import config
 from semppl_jax.errors import UserError
+from semppl_jax.methods import semppl
 from tests import tiny
 
 
@@ -23,7 +24,7 @@ def test_default_is_the_papers_setting_and_valid():
   cfg = _valid()
   config.validate(cfg, num_devices=512)
   assert cfg.queue.capacity == 20 * cfg.batch_size
-  assert config.semantic_invariance_weight(cfg) == 5.0
+  assert semppl.semantic_invariance_weight(cfg) == 5.0
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_share_without_labels_is_refused():
   ],
 )
 def test_which_settings_need_labels(changes, semantic):
-  assert config.uses_semantic_positives(_with(**changes)) is semantic
+  assert semppl.uses_semantic_positives(_with(**changes)) is semantic
 
 
 def test_a_misspelt_key_is_an_error():

@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 import pytest
 
 from docs import architecture_picture, pictures, settings
-from semppl_jax import config
-from semppl_jax.config import eval_config
+from semppl_jax import config, methods
+from semppl_jax.config import defaults, eval_config
 from tests.test_architecture import ENTRY, LAYERS
 
 _PARTS = {
-  'pretraining': (settings.pretraining, config.default, config.COSMETIC),
+  'pretraining': (settings.pretraining, defaults.default, config.COSMETIC),
   'evaluation': (
     settings.evaluation, eval_config.default, eval_config.COSMETIC
   ),
@@ -40,10 +40,22 @@ def test_every_setting_has_a_row_with_its_default_and_a_description(part):
     assert re.search('[A-Za-z]', found[key].what), f'{key} has no description'
 
 
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_every_setting_of_an_objective_has_a_row(name):
+  rows = {row.key: row for row in settings.of_method(name)}
+  assert settings.methods() == list(methods.METHODS)
+  own = dict(config.flat(methods.METHODS[name].default()))
+  assert set(rows) == set(own)
+  for key, value in own.items():
+    assert eval(rows[key].default, {}) == value, key
+    assert re.search('[A-Za-z]', rows[key].what), f'{key} has no description'
+  assert f'## Method: {name}\n' in settings.PAGE.read_text()
+
+
 @pytest.mark.parametrize('part', _PARTS)
 def test_starred_settings_are_those_that_may_change(part):
   _, default, cosmetic = _PARTS[part]
-  names = ('Pre-training', 'Evaluation')
+  names = ('Pre-training: the engine', 'Evaluation')
   page = settings.page().split(f'## {names[part == "evaluation"]}\n')[1]
   page = re.split('\n## ', page)[0]
   starred = re.findall(r'^\| `([^`]+)` \* \|', page, flags=re.M)
@@ -54,7 +66,7 @@ def test_starred_settings_are_those_that_may_change(part):
 def test_marks_become_sources():
   of = {row.key: row for row in settings.pretraining()}
   assert of['encoder.bn_decay'].source == 'paper'
-  assert of['loss.alpha'].source == 'ours'
+  assert of['batch_size'].source == 'ours'
   assert of['labels.seed'].source == ''
   # The mark in the middle of a comment of two lines above a key.
   size = of['dataset.image_size']

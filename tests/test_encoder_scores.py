@@ -6,8 +6,9 @@ import pytest
 
 from semppl_jax.data import sources
 from semppl_jax.evaluation import encoder_scores
-from semppl_jax.models import passes
-from semppl_jax.train import runs, train_state
+from semppl_jax.models import multicrop
+from semppl_jax.train import runs
+from semppl_jax.train import state as state_lib
 from tests import tiny
 
 
@@ -125,20 +126,27 @@ def test_features_are_in_order_for_any_number_of_devices():
   whole = tiny.portable(run)
   random = np.random.RandomState(0)
   rows = random.randn(2, 16, 8).astype(np.float32)
-  queue = whole.queue._replace(
-    embeddings=np.asarray(passes.unit(rows)),
+  queue = whole.memory._replace(
+    embeddings=np.asarray(multicrop.l2_normalize(rows)),
     labels=np.r_[np.arange(12) % 3, [-1] * 4].astype(np.int32),
     ids=np.arange(16, dtype=np.int32),
     count=np.int32(12),
   )
-  whole = whole._replace(queue=queue)
+  whole = whole._replace(memory=queue)
   found = []
   for num_devices in (1, 4):
-    state = train_state.from_portable(whole, jax.devices()[:num_devices])
+    state = state_lib.from_host(
+      whole, run.setup.method, jax.devices()[:num_devices]
+    )
     devices = jax.devices()[:num_devices]
     found.append(
       encoder_scores.features(
-        state, run.setup.nets, run.cfg, run.data.train, devices
+        state,
+        run.setup.method,
+        run.setup.nets,
+        run.cfg,
+        run.data.train,
+        devices,
       )
     )
   one, four = found
@@ -151,8 +159,8 @@ def test_features_are_in_order_for_any_number_of_devices():
   images = np.stack([run.data.train[i]['image'] for i in range(40)])
   assert len(np.unique(images.reshape(40, -1), axis=0)) == 40
   alone = encoder_scores.features(
-    train_state.from_portable(whole, jax.devices()[:1]),
-    run.setup.nets, run.cfg,
+    state_lib.from_host(whole, run.setup.method, jax.devices()[:1]),
+    run.setup.method, run.setup.nets, run.cfg,
     sources.Rows(run.data.train, np.array([2])), jax.devices()[:1],
   )  # fmt: skip
   np.testing.assert_allclose(alone.embeddings[0], one.embeddings[2], atol=1e-5)

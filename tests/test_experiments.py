@@ -29,7 +29,9 @@ from experiments import (
 from semppl_jax import config, pretraining
 from semppl_jax.config import eval_config
 from semppl_jax.distributed import parallel
-from semppl_jax.train import pretrain_step, runs, schedules
+from semppl_jax.methods import semppl
+from semppl_jax.train import runs, schedules
+from semppl_jax.train import step as step_lib
 from semppl_jax.weights import released
 from tests import tiny
 
@@ -110,20 +112,31 @@ def test_special_cases_differ_in_the_loss_alone():
     'loss.exclude_same_label',  # by pseudo-labels
   }  # fmt: skip
   cfg = digits_relicv2.get_config()
-  assert not config.uses_semantic_positives(cfg)
+  assert not semppl.uses_semantic_positives(cfg)
   assert _differences(digits_relicv2, digits_contrastive) == {
     'loss.invariance_weight'
   }
-  assert config.uses_semantic_positives(digits.get_config())
+  assert semppl.uses_semantic_positives(digits.get_config())
 
 
-def test_supervised_has_the_same_labels_and_no_other_term():
+def test_objectives_on_the_digits_share_what_is_the_engines():
+  names = ('semppl', 'byol', 'supervised')
+  flat = {m: dict(_flat(digits.get_config(m).to_dict())) for m in names}
+  for method in names[1:]:
+    shared = flat[method].keys() & flat['semppl'].keys()
+    differing = {k for k in shared if flat[method][k] != flat['semppl'][k]}
+    allowed = {'method'}
+    if method == 'supervised':  # as many steps, of labelled images alone
+      allowed |= {'batch_size', 'num_epochs', 'labels.share'}
+    assert differing == allowed
+  with pytest.raises(ValueError, match="'byo'.* mean 'byol'"):
+    digits.get_config('byo')
+
+
+def test_supervised_has_no_other_term():
   cfg = digits_supervised.get_config()
-  assert cfg.labels.per_class == digits.get_config().labels.per_class
-  assert cfg.labels.share == 1 and not cfg.classifier.detached
-  loss = cfg.loss
-  assert loss.contrastive_weight == loss.invariance_weight == 0
-  assert config.semantic_invariance_weight(cfg) == 0
+  assert cfg.method == 'supervised' and cfg.labels.share == 1
+  assert not {'loss', 'queue', 'ema', 'classifier'} & set(cfg)
 
 
 def test_a_folders_rivals_differ_in_their_terms_alone():
@@ -132,14 +145,14 @@ def test_a_folders_rivals_differ_in_their_terms_alone():
   assert {key for key in ours if ours[key] != relicv2[key]} == {
     'loss.alpha', 'loss.semantic_invariance_weight', 'loss.exclude_same_label',
   }  # fmt: skip
-  differing = {key for key in ours if ours[key] != supervised[key]}
+  shared = ours.keys() & supervised.keys()
+  differing = {key for key in shared if ours[key] != supervised[key]}
   assert not any(key.startswith(('encoder', 'optimizer')) for key in differing)
   assert {key for key in differing if key.startswith('views')} == {
     'views.num_small'
   }
-  for method in folder.METHODS[1:]:
-    cfg = folder.get_config(method)
-    assert not config.uses_semantic_positives(cfg)
+  assert not semppl.uses_semantic_positives(folder.get_config('relicv2'))
+  assert supervised['method'] == 'supervised'
   assert supervised['labels.share'] == 1
   with pytest.raises(ValueError, match="did you mean 'relicv2'"):
     folder.get_config('relic')
@@ -199,7 +212,8 @@ def test_one_gpu_experiments_run_on_images_in_their_format(
   cfg = module.get_config()
   cfg.update(batch_size=12, num_epochs=2.0, num_devices=2, progress=False)
   cfg.dataset.path = str(tmp_path)
-  cfg.encoder.update(name='tiny', projector_hidden=16)
+  cfg.encoder.name = 'tiny'
+  cfg.projector.hidden = 16
   cfg.update_from_flattened_dict(changes)
   results = pretraining.pretrain(cfg, str(tmp_path / 'run'))
   total = sum(len(x) for k, x in splits.items() if k != 'test')
@@ -218,16 +232,16 @@ def test_imagenets_step_runs_on_synthetic_batches():
   cfg.views.update(large_size=32, small_size=32, num_large=2, num_small=1)
   cfg.queue.capacity = 20 * 12
   cfg.optimizer.warmup_epochs = 0.5
-  cfg.encoder.projector_hidden = 32
+  cfg.projector.hidden = 32
   run = runs.prepare(cfg)
-  step = functools.partial(pretrain_step.train_step, setup=run.setup)
+  step = functools.partial(step_lib.train_step, setup=run.setup)
   batches = [batch for batch, _ in runs.input_batches(run, 0)]
   assert len(batches) == run.setup.total_steps == 4
   state = tiny.first_state(run, 2)
   params = parallel.first(state.online_params)
   state, seen = tiny.run_steps(tiny.map_step(step, 2), state, batches, 2)
   assert all(np.isfinite(s['loss'][0]) for s, _ in seen)
-  assert state.queue.count[0] == sum((b.labels >= 0).sum() for b in batches)
+  assert state.memory.count[0] == sum((b.labels >= 0).sum() for b in batches)
   moved = jax.tree.map(
     lambda a, b: np.abs(a - b[0]).max(), params, state.online_params
   )

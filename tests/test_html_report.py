@@ -21,12 +21,13 @@ from semppl_jax.report import (
   charts,
   curves,
   markup,
-  network,
   page,
   pictures,
+  predictions,
   results,
 )
-from semppl_jax.train import resuming, runs, train_state
+from semppl_jax.train import resuming, runs
+from semppl_jax.train import state as state_lib
 from semppl_jax.workdir import claims, metrics
 from tests import tiny
 
@@ -95,17 +96,17 @@ _SERIES = {
 def _filled(run, state):
   """The state with labelled images in its queue: what training leaves."""
   labelled = np.flatnonzero(run.labels >= 0)
-  ids = np.resize(labelled, state.queue.ids.shape)
+  ids = np.resize(labelled, state.memory.ids.shape)
   random = np.random.default_rng(0)
-  noise = random.normal(size=state.queue.embeddings.shape).astype(np.float32)
-  queue = state.queue._replace(
+  noise = random.normal(size=state.memory.embeddings.shape).astype(np.float32)
+  queue = state.memory._replace(
     embeddings=noise / np.linalg.norm(noise, axis=-1, keepdims=True),
     labels=run.labels[ids],
     ids=ids.astype(np.int32),
-    count=np.full_like(state.queue.count, ids.size),
+    count=np.full_like(state.memory.count, ids.size),
   )
   step = np.full_like(state.step, _STEP)
-  return parallel.place(state._replace(queue=queue, step=step), run.devices)
+  return parallel.place(state._replace(memory=queue, step=step), run.devices)
 
 
 @pytest.fixture(scope='module')
@@ -122,7 +123,7 @@ def whole(tmp_path_factory):
       writer.write(i + 1, row)
     writer.close()
   saver = checkpoint.Checkpointer(str(workdir), keep=1)
-  portable = train_state.to_portable(state, run.devices)
+  portable = state_lib.to_host(state, run.setup.method, run.devices)
   saver.save(_STEP, portable, resuming.Past()._asdict())
   saver.close()
   found = {'step': _STEP} | dict(zip(results.SCORES, _SCORES)) | {
@@ -227,31 +228,31 @@ def test_a_page_can_be_read_aloud(reported):
   )
 
 
-def test_neighbours_are_those_that_voted(whole, reported):
+def test_predictions_and_neighbours_are_those_of_evaluation(whole, reported):
   workdir, _ = whole
   settings = json.loads((workdir / 'config.json').read_text())
-  run = network.prepare(settings)
-  found = network.restore(run, workdir)
+  run = predictions.prepare(settings)
+  found = predictions.restore(run, workdir)
   rows = np.flatnonzero(run.labels < 0)
-  said = network.ask(found, run.data.train, rows)
+  support = predictions.labelled(found)
+  np.testing.assert_array_equal(support.rows, np.flatnonzero(run.labels >= 0))
+  said = predictions.predict(found, run.data.train, rows, support)
   features = encoder_scores.features(
-    found.state, run.setup.nets, run.cfg, sources.Rows(run.data.train, rows),
-    run.devices,
+    found.state, run.setup.method, run.setup.nets, run.cfg,
+    sources.Rows(run.data.train, rows), run.devices,
   )  # fmt: skip
-  np.testing.assert_array_equal(said.votes, features.votes)
-  np.testing.assert_array_equal(said.guesses, features.guesses)
+  np.testing.assert_array_equal(said.labels, features.votes)
   np.testing.assert_allclose(said.embeddings, features.embeddings, rtol=1e-5)
   right = f'{np.mean(features.votes == run.data.train.labels[rows]):.1%}'
   said_of_both = reported.texts['confusion']
   assert said_of_both.startswith(f'Confusion\n{right}\n of the unlabelled')
   assert ' of the test images: ' in said_of_both
-  ids = np.asarray(found.state.queue.ids)[0]
-  assert set(said.neighbours.ravel()) <= {*ids.tolist(), -1}
-  for vote, share, neighbours in zip(said.votes, said.share, said.neighbours):
-    labels = run.labels[neighbours[neighbours >= 0]]
-    assert (labels >= 0).all() or vote < 0
-    if vote >= 0:
-      assert np.mean(labels == vote) == pytest.approx(share)
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  cosine = unit(said.embeddings) @ unit(support.embeddings).T
+  nearest = support.rows[cosine.argmax(axis=1)]
+  np.testing.assert_array_equal(said.neighbours[:, 0], nearest)
+  best = -np.sort(-cosine, axis=1)[:, : predictions.NEIGHBOURS]
+  np.testing.assert_allclose(said.similarity, best, atol=1e-5)
 
 
 def _all_files(folder):
@@ -268,12 +269,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_stays(copy):
     if path.is_file() and path.parent.name == 'd':
       path.write_bytes(b'')
   before = _all_files(folder)
-  run = network.prepare(json.loads((folder / 'config.json').read_text()))
-  assert network.restore(run, folder).step == 5
+  run = predictions.prepare(json.loads((folder / 'config.json').read_text()))
+  assert predictions.restore(run, folder).step == 5
   assert _all_files(folder) == before
   shutil.rmtree(folder / 'checkpoints' / '5')
   with pytest.raises(CheckpointError, match='7 is damaged'):
-    network.restore(run, folder)
+    predictions.restore(run, folder)
 
 
 def test_several_runs_over_each_other(whole, copy, tmp_path):
@@ -309,8 +310,8 @@ def test_several_runs_over_each_other(whole, copy, tmp_path):
 )
 def test_what_a_run_lacks_is_a_line(without, absent, reason, copy, monkeypatch):
   if 'checkpoints' not in without:  # that takes time, and is tested above
-    nobody = network.Network(None, None, _STEP)
-    monkeypatch.setattr(network, 'restore', lambda *args: nobody)
+    nobody = predictions.Network(None, None, _STEP)
+    monkeypatch.setattr(predictions, 'restore', lambda *args: nobody)
     monkeypatch.setattr(page.seen_lib, '_ask', lambda *a: (None, None, ''))
   if 'config.json' not in without:
     monkeypatch.setattr(pictures, 'views_of', lambda run: markup.note('views'))

@@ -67,9 +67,9 @@ def make_config(data_dir, num_devices, variant='resnet_50_1x_1pct', **changes):
     log_every_steps=1, checkpoint_every_steps=50,
   )  # fmt: skip
   cfg.dataset.update(path=str(data_dir), image_size=64)
-  cfg.encoder.update(
-    name=tiny.ENCODER, stem='small', projector_hidden=16, embedding_size=8
-  )
+  cfg.encoder.update(name=tiny.ENCODER, stem='small')
+  cfg.projector.update(hidden=16, size=8)
+  cfg.predictor.hidden = 16
   cfg.views.update(
     large_size=16, small_size=12, num_large=2, num_small=1, jitter=0.0,
     grayscale=0.0, solarize=(0.0, 0.0),

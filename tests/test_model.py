@@ -20,8 +20,9 @@ from semppl_jax import model
 from semppl_jax.data import datasets
 from semppl_jax.distributed import hosts, parallel
 from semppl_jax.evaluation import encoder_scores, eval_runs
-from semppl_jax.memory import label_queue
-from semppl_jax.train import train_state
+from semppl_jax.methods import base
+from semppl_jax.models import heads
+from semppl_jax.train import state as state_lib
 from semppl_jax.weights import trees
 from tests import tiny
 
@@ -70,19 +71,19 @@ def test_embeddings_are_those_of_evaluation(ours, test_split):
   np.testing.assert_array_equal(found, expected)
 
 
+def _no_method():
+  return base.Method(heads=heads.no_heads, loss=None)
+
+
 def test_embeddings_are_those_of_a_trainings_end(ours, test_split):
   cfg = tiny.frozen(digits.get_config())
   devices = jax.devices()
-  queue = label_queue.init(
-    cfg.views.num_large, cfg.queue.capacity, cfg.encoder.embedding_size,
-    len(devices),
-  )  # fmt: skip
-  state = train_state.TrainState(
-    np.int32(0), ours.params, ours.state, {}, {}, (), queue
+  state = state_lib.TrainState(
+    np.int32(0), ours.params, ours.state, {}, {}, (), ()
   )
   placed = parallel.place(parallel.replicate(state, len(devices)), devices)
   expected = encoder_scores.features(
-    placed, ours.checkpoint.network(), cfg,
+    placed, _no_method(), ours.checkpoint.network(), cfg,
     datasets.load(cfg.dataset).test, devices,
   )  # fmt: skip
   np.testing.assert_allclose(

@@ -14,7 +14,7 @@ import pytest
 
 from semppl_jax.distributed import parallel
 from semppl_jax.evaluation import encoder_scores
-from semppl_jax.train import pretrain_step
+from semppl_jax.train import step as step_lib
 from semppl_jax.workdir import plots
 from tests import run_notebooks, tiny
 
@@ -38,7 +38,7 @@ def _pictures(notebook):
 @pytest.fixture
 def light(monkeypatch):
   """A training that takes little but its steps, and one device for it."""
-  monkeypatch.setattr(pretrain_step, 'train_step', tiny.light_step)
+  monkeypatch.setattr(step_lib, 'train_step', tiny.light_step)
   monkeypatch.setattr(parallel, 'some_devices', lambda _: jax.devices()[:1])
   monkeypatch.setattr(plots, 'plots', lambda *_, **__: None)
   monkeypatch.setattr(

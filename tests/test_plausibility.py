@@ -1,11 +1,14 @@
 """Settings that can run but can hardly be meant are told, and only those."""
 
+import functools
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from semppl_jax import preflight, pretraining
 from semppl_jax.train import plausibility
+from semppl_jax.train import step as step_lib
 from tests import tiny
 
 
@@ -60,10 +63,19 @@ def test_files_are_looked_at(tmp_path):
 
 
 def test_a_small_batch_takes_all_its_negatives(capsys):
-  run = tiny.prepare(batch_size=4, loss__num_negatives=9)
-  assert run.cfg.loss.num_negatives == 3
+  run = tiny.prepare(
+    batch_size=4, loss__num_negatives=9, queue__capacity=4, queue__block_size=4
+  )
+  plausibility.tell(run)
   assert 'batch_size 4 has 3 negatives' in capsys.readouterr().err
-  assert tiny.prepare().cfg.loss.num_negatives == 4
+  # By chance a view is one of them and its own image's.
+  assert run.setup.method.chance == {'loss_augm': pytest.approx(np.log(4))}
+  step = functools.partial(step_lib.train_step, setup=run.setup)
+  batch = tiny.make_batch([0, -1, 1, -1])
+  _, [(scalars, _)] = tiny.run_steps(
+    tiny.map_step(step, 1), tiny.first_state(run, 1), [batch], 1
+  )
+  assert np.isfinite(scalars['loss'][0])
 
 
 @pytest.mark.parametrize('where', ['check', 'run'])

@@ -12,7 +12,8 @@ from experiments import digits, folder
 from semppl_jax import config, preflight, pretraining
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
-from semppl_jax.train import pretrain_step, recipe
+from semppl_jax.train import recipe
+from semppl_jax.train import step as step_lib
 from semppl_jax.workdir import claims, plots
 from tests import tiny
 
@@ -136,7 +137,7 @@ def test_epochs_fill_the_minutes(minutes, steps, quick, monkeypatch):
 def test_a_pass_is_measured():
   values = {
     'encoder.name': 'digits', 'encoder.stem': 'small', 'batch_size': 4,
-    'encoder.projector_hidden': 8, 'encoder.embedding_size': 4,
+    'projector.hidden': 8, 'projector.size': 4, 'predictor.hidden': 8,
     'views.large_size': 8, 'views.small_size': 4,
   }  # fmt: skip
   cfg = settings('DIR')
@@ -177,7 +178,7 @@ def test_a_run_keeps_what_was_chosen(tmp_path, quick, monkeypatch):
 
 
 def test_training_and_check_choose(tmp_path, quick, monkeypatch, capsys):
-  monkeypatch.setattr(pretrain_step, 'train_step', tiny.light_step)
+  monkeypatch.setattr(step_lib, 'train_step', tiny.light_step)
   monkeypatch.setattr(parallel, 'some_devices', lambda _: jax.devices()[:1])
   cfg = settings(make(tmp_path / 'images'), num_epochs=2.0, progress=False)
   lines = preflight.look(cfg, None)
@@ -193,7 +194,7 @@ def test_training_and_check_choose(tmp_path, quick, monkeypatch, capsys):
 
 
 def test_baselines_have_a_limit(tmp_path, quick, monkeypatch):
-  monkeypatch.setattr(pretrain_step, 'train_step', tiny.light_step)
+  monkeypatch.setattr(step_lib, 'train_step', tiny.light_step)
   limited = {'num_epochs': 1.0, 'evaluation__baseline_images': 9}
   cfg = settings(make(tmp_path / 'images'), progress=False, **limited)
   results = pretraining.pretrain(cfg, str(tmp_path / 'run'))  # 4 + 6 images

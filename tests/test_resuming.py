@@ -11,7 +11,8 @@ import semppl_jax
 from semppl_jax import checkpoint, pretraining
 from semppl_jax.errors import CheckpointError
 from semppl_jax.report import network, run_files
-from semppl_jax.train import pretrain_step, runs
+from semppl_jax.train import runs
+from semppl_jax.train import step as step_lib
 from semppl_jax.train.watchdog import AlarmError, NotFiniteError
 from semppl_jax.weights import loading
 from semppl_jax.workdir import metrics, plots
@@ -24,7 +25,7 @@ _BACK = {'watchdog__action': 'roll_back', 'checkpoint_every_steps': 1}
 
 @pytest.fixture(autouse=True)
 def _light(monkeypatch):
-  monkeypatch.setattr(pretrain_step, 'train_step', tiny.light_step)
+  monkeypatch.setattr(step_lib, 'train_step', tiny.light_step)
   tiny.remember_steps(monkeypatch)
   monkeypatch.setattr(plots, 'plots', lambda *_, **__: None)
 
@@ -48,7 +49,7 @@ def _marks(count):
 
 def _poison(monkeypatch, marks):
   """Steps on these batches have a NaN in their loss and in what they learn."""
-  original = pretrain_step.train_step
+  original = step_lib.train_step
 
   def step(state, batch, key, *, setup):
     state, scalars, labels = original(state, batch, key, setup=setup)
@@ -59,7 +60,7 @@ def _poison(monkeypatch, marks):
     scalars['loss'] = spoil(scalars['loss'])
     return state._replace(online_params=params), scalars, labels
 
-  monkeypatch.setattr(pretrain_step, 'train_step', step)
+  monkeypatch.setattr(step_lib, 'train_step', step)
 
 
 def _asked_for(monkeypatch, act=lambda position: None):
@@ -188,7 +189,7 @@ def test_readers_take_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
     scalars['embedding_std'] = jnp.where(state.step < 6, 1.0, 0.0)
     return state, scalars, labels
 
-  monkeypatch.setattr(pretrain_step, 'train_step', step)
+  monkeypatch.setattr(step_lib, 'train_step', step)
   patient = {'watchdog__patience': 3, 'num_epochs': 4.0}
   with pytest.raises(AlarmError, match='From step 6 to 8 .* step 4'):
     _run(tmp_path, **patient, checkpoint_every_steps=1, keep_checkpoints=9)
@@ -205,7 +206,7 @@ def test_readers_take_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
 
 
 def test_no_state_that_is_not_finite_is_saved(tmp_path, monkeypatch):
-  original = pretrain_step.train_step
+  original = step_lib.train_step
 
   def step(state, batch, key, *, setup):
     state, scalars, labels = original(state, batch, key, setup=setup)
@@ -214,7 +215,7 @@ def test_no_state_that_is_not_finite_is_saved(tmp_path, monkeypatch):
     others = jax.tree.map(spoil, state.target_state)
     return state._replace(target_state=others), scalars, labels
 
-  monkeypatch.setattr(pretrain_step, 'train_step', step)
+  monkeypatch.setattr(step_lib, 'train_step', step)
   with pytest.raises(NotFiniteError, match='target_state.* after step 2'):
     _run(tmp_path, checkpoint_every_steps=1)
   assert checkpoint.steps(str(tmp_path)) == [1]
@@ -231,7 +232,7 @@ def test_another_try_has_other_keys(monkeypatch, tmp_path):
     )
     return tiny.light_step(state, batch, key, setup=setup)
 
-  monkeypatch.setattr(pretrain_step, 'train_step', noted)
+  monkeypatch.setattr(step_lib, 'train_step', noted)
   _poison(monkeypatch, [_marks(3)[2]])
   _run(tmp_path, **_BACK)
   jax.effects_barrier()

@@ -5,7 +5,7 @@ import pytest
 
 from semppl_jax.data import subsets
 from semppl_jax.errors import UserError
-from semppl_jax.train import runs
+from semppl_jax.train import plausibility, runs
 from tests import tiny
 
 
@@ -27,20 +27,21 @@ def test_a_queue_too_small_for_a_batch_in_parts(changes, most):
 
 def test_labels_of_one_class_are_told(monkeypatch, capsys):
   run = tiny.prepare()
-  np.testing.assert_allclose(run.setup.class_share, [1 / 3] * 3)
+  np.testing.assert_allclose(run.facts.class_share, [1 / 3] * 3)
+  plausibility.tell(run)
   assert 'Warning' not in capsys.readouterr().err
   labels = np.where(run.labels >= 0, 1, -1)
   monkeypatch.setattr(subsets, 'visible_labels', lambda *_: labels)
   run = tiny.prepare()
-  np.testing.assert_array_equal(run.setup.class_share, [0, 1, 0])
-  assert 'all labelled images are of one class' in capsys.readouterr().err
+  np.testing.assert_array_equal(run.facts.class_share, [0, 1, 0])
+  plausibility.tell(run)
+  told = capsys.readouterr().err
+  assert 'Warning: all labelled images are of one class' in told
 
 
 def test_durations_become_steps():
   # 40 images in batches of 16: 2.5 steps an epoch, rounded down.
-  run = tiny.prepare(
-    queue__target_query_epochs=1.0, loss__exclude_after_epochs=1.8
-  )
-  assert run.setup.target_query_steps == 2
-  assert run.setup.exclude_after_steps == 4
+  run = tiny.prepare()
+  assert [run.facts.steps(epochs) for epochs in (0.0, 1.0, 1.8)] == [0, 2, 4]
+  assert (run.facts.num_images, run.facts.num_labels) == (40, 12)
   assert isinstance(run, runs.Run)

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import digits, folder
 from semppl_jax import config
+from semppl_jax.methods import semppl
 from semppl_jax.train import watchdog
 from semppl_jax.workdir import stop_file
 
@@ -33,7 +34,9 @@ _HEALTHY = {
 
 
 def _dog(**arguments):
-  return watchdog.Watchdog(_LIMITS, **{'chance': 2.4} | arguments)
+  return watchdog.Watchdog(
+    _LIMITS, **{'chance': {'loss_augm': 2.4}} | arguments
+  )
 
 
 def _feed(dog, first, *steps):
@@ -158,7 +161,7 @@ def test_what_is_within_its_limits_goes_on(fine):
 )
 def test_a_limit_can_be_switched_off(off, bad):
   limits = types.SimpleNamespace(**vars(_LIMITS) | off)
-  dog = watchdog.Watchdog(limits, chance=2.4)
+  dog = watchdog.Watchdog(limits, chance={'loss_augm': 2.4})
   _feed(dog, _LATE, *[{}] * 5, *[bad] * 10)
 
 
@@ -272,27 +275,34 @@ def test_the_end_names_the_last_good_checkpoint(last_good, words):
 
 
 def test_one_label_for_all_has_advice_of_its_own():
-  alarm = watchdog.AlarmError(9, 7, 'one label', 'labels')
   cfg = config.default()
+
+  def told():
+    advice = semppl.advice(cfg)
+    alarm = watchdog.AlarmError(9, 7, 'one label', 'labels', advice)
+    return str(watchdog.stopped(alarm, None, cfg))
+
   ways = 'queue.balance=1', 'labels.share=0.25', 'queue.target_query_epochs=6'
-  said = str(watchdog.stopped(alarm, None, cfg))
+  said = told()
   assert all(way in said for way in ways)
   cfg.queue.update(balance=0.5, target_query_epochs=3.0)
   cfg.labels.share = 0.5
-  said = str(watchdog.stopped(alarm, None, cfg))
+  said = told()
   assert not any(way in said for way in ways)
   assert 'loss.alpha' not in said  # it is 0.2
   assert 'queue.k=5 or queue.min_share=0.5 or a smaller' in said
   cfg.loss.alpha, cfg.accumulate = 1.0, 2
-  said = str(watchdog.stopped(alarm, None, cfg))
+  said = told()
   assert 'loss.alpha=0.2' in said and 'min_share' not in said
 
 
 def test_a_loss_that_may_still_fall_can_be_given_time():
-  for kind in ('chance', 'spread'):
-    alarm = watchdog.AlarmError(9, 7, 'as by chance', kind)
-    said = str(watchdog.stopped(alarm, None, config.default()))
-    assert ('chance_patience' in said) == (kind == 'chance')
+  for bad in ({'loss_augm': 3.0}, {'embedding_std': 0.0}):
+    with pytest.raises(watchdog.AlarmError) as caught:
+      _feed(_dog(advice=['nothing of the kind']), 1, *[bad] * 40)
+    said = str(watchdog.stopped(caught.value, None, config.default()))
+    assert ('chance_patience' in said) == ('loss_augm' in bad)
+    assert 'nothing of the kind' not in said
 
 
 def test_an_alarm_says_its_kind():
@@ -306,12 +316,12 @@ def test_a_loss_that_falls_slowly_has_time(patience):
   limits = types.SimpleNamespace(
     **vars(_LIMITS) | {'chance_factor': 0.93, 'chance_patience': patience}
   )
-  dog = watchdog.Watchdog(limits, chance=1.0)
+  dog = watchdog.Watchdog(limits, chance={'loss_augm': 1.0})
   with pytest.raises(watchdog.AlarmError, match='could not tell') as caught:
     _feed(dog, 1, *[{'loss_augm': 0.97}] * 60)
   assert caught.value.step == patience
   # The others wait no longer for it.
-  dog = watchdog.Watchdog(limits, chance=1.0)
+  dog = watchdog.Watchdog(limits, chance={'loss_augm': 1.0})
   with pytest.raises(watchdog.AlarmError, match='collapsed') as caught:
     _feed(dog, 1, *[{'embedding_std': 0.0, 'loss_augm': 0.97}] * 60)
   assert caught.value.step == 9
@@ -321,7 +331,9 @@ def test_folders_whose_views_are_hard_have_time():
   """Emoji whose colours change moderately: below 0.93 of chance at step 180."""
   falls = np.interp(range(1, 300), [1, 60, 180, 300], [1, 0.974, 0.931, 0.88])
   for cfg, steps in ((folder.get_config(), 299), (digits.get_config(), 110)):
-    dog = watchdog.Watchdog(cfg.watchdog, warmup_steps=25, chance=1.0)
+    dog = watchdog.Watchdog(
+      cfg.watchdog, warmup_steps=25, chance={'loss_augm': 1.0}
+    )
     seen = 0
     with contextlib.suppress(watchdog.AlarmError):
       for seen, loss in enumerate(falls, start=1):

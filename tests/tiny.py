@@ -9,7 +9,8 @@ import numpy as np
 from semppl_jax import config, structs
 from semppl_jax.distributed import parallel
 from semppl_jax.models import encoders, networks
-from semppl_jax.train import loop, runs, train_state
+from semppl_jax.train import loop, runs
+from semppl_jax.train import state as state_lib
 from semppl_jax.weights import weight_files
 
 NUM_CLASSES = 3
@@ -26,9 +27,9 @@ encoders.ENCODERS[ENCODER] = encoders.Encoder(
 )  # fmt: skip
 
 
-def make_config(**changes):
+def make_config(method='semppl', **changes):
   """A config that compiles and runs in seconds; changes by `loss__alpha=0.`."""
-  cfg = config.default()
+  cfg = config.default(method)
   cfg.batch_size = BATCH
   cfg.num_epochs = 2.0
   cfg.progress = False
@@ -37,15 +38,17 @@ def make_config(**changes):
   cfg.dataset.update(name='synthetic', num_examples=40, image_size=8)
   cfg.dataset.num_classes = NUM_CLASSES
   cfg.labels.per_class = 4
-  cfg.encoder.update(
-    name=ENCODER, stem='small', projector_hidden=16, embedding_size=8
-  )
+  cfg.encoder.update(name=ENCODER, stem='small')
+  if 'projector' in cfg:
+    cfg.projector.update(hidden=16, size=8)
+    cfg.predictor.hidden = 16
   cfg.views.update(
     num_large=2, num_small=1, large_size=8, small_size=6, jitter=0.0,
     grayscale=0.0, solarize=(0.0, 0.0),
   )  # fmt: skip
-  cfg.loss.update(num_negatives=4, num_semantic_positives=2)
-  cfg.queue.update(capacity=16, block_size=3)
+  if method == 'semppl':
+    cfg.loss.update(num_negatives=4, num_semantic_positives=2)
+    cfg.queue.update(capacity=16, block_size=3)
   cfg.optimizer.update(name='adamw', learning_rate=0.02, warmup_epochs=0.5)
   # Pixels and colours: test_recipe and test_baselines look at them.
   cfg.evaluation.update(batch_size=16, center=1.0, baseline_images=0)
@@ -93,12 +96,13 @@ def frozen(cfg):
 
 def first_state(run, num_devices):
   devices = jax.devices()[:num_devices]
-  return train_state.init(run.cfg, run.setup.nets, run.setup.optimizer, devices)
+  return runs.initial_state(run._replace(devices=devices))
 
 
 def portable(run):
   """The state before the first step, as a checkpoint has it."""
-  return train_state.to_portable(first_state(run, 1), jax.devices()[:1])
+  devices = jax.devices()[:1]
+  return state_lib.to_host(first_state(run, 1), run.setup.method, devices)
 
 
 def map_step(step_fn, num_devices):
@@ -118,8 +122,8 @@ def run_steps(mapped, state, batches, num_devices, seed=0, parts=1):
   return jax.tree.map(np.asarray, state), seen
 
 
-def prepare(**changes):
-  return runs.prepare(make_config(num_devices=1, **changes))
+def prepare(method='semppl', **changes):
+  return runs.prepare(make_config(method, num_devices=1, **changes))
 
 
 def remember_steps(monkeypatch):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from semppl_jax.checkpoint import checksums, folder, writing
+from semppl_jax.checkpoint import checksums, folder, upgrade, writing
 from semppl_jax.distributed import hosts
 from semppl_jax.errors import UserError
 from semppl_jax.utils import differences
@@ -177,7 +177,10 @@ class Checkpointer:
     where = self._folder / str(step)
     document = folder.read_document(where)
     wanted = {name: _kind(leaf) for name, leaf in _named(like).items()}
-    differing = differences.between(document['leaves'], wanted)
+    there = document['leaves']
+    for name in upgrade.surplus(there, wanted, document['format']):
+      del there[name]
+    differing = differences.between(there, wanted)
     if differing:
       what = differences.first_few(differing)
       raise UserError(

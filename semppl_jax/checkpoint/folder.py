@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from semppl_jax.checkpoint import checksums
+from semppl_jax.checkpoint import checksums, upgrade
 from semppl_jax.errors import CheckpointError
 
-FORMAT = 3
+FORMAT = 4
 DIGEST = 'digest'  # of all that the document says besides
 _NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 _MARKER = 'commit_success.txt'  # orbax writes one per part, and one at the end
@@ -110,11 +110,15 @@ def _read_document(folder: pathlib.Path) -> dict[str, Any]:
     )
   if digest != checksums.of_document(said):
     raise DamagedError(folder, 'its description is not what was written')
-  if said['format'] != FORMAT:
+  if said['format'] not in upgrade.READABLE:
     raise CheckpointError(
       f'{folder} has format {said["format"]}, this version reads {FORMAT}: use '
       'the version that wrote it.'
     )
+  for part in ('leaves', 'checksums'):
+    said[part] = {
+      upgrade.name(name, said['format']): x for name, x in said[part].items()
+    }
   return said
 
 
@@ -135,7 +139,9 @@ def _read_leaves(
   folder: pathlib.Path, document: Mapping[str, Any], names: list[str]
 ) -> dict[str, np.ndarray]:
   kinds = {
-    name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype))
+    upgrade.stored(name, document['format']): jax.ShapeDtypeStruct(
+      tuple(shape), np.dtype(dtype)
+    )
     for name, (dtype, shape) in document['leaves'].items()
     if name in names
   }
@@ -143,6 +149,9 @@ def _read_leaves(
     found = _read_arrays(folder / 'arrays', kinds)
   except Exception as error:
     raise _refusal(folder, error) from error
+  found = {
+    upgrade.name(name, document['format']): x for name, x in found.items()
+  }
   for name, leaf in found.items():
     if not checksums.fits(leaf, document['checksums'][name]):
       raise DamagedError(folder, f'{name} is not what was written')

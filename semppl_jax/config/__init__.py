@@ -1,9 +1,15 @@
 """The settings of pre-training.
 
-`defaults` has every setting, its default and its source; `checks` knows what
-can be wrong with one, `validation` which of them cannot work together.
+`defaults` has every setting of the engine, its default and its source; those of
+an objective stand in its file in `methods`. `checks` knows what can be wrong
+with one, `validation` which of them cannot work together, `upgrade` what older
+versions called them.
 """
 
+import ml_collections
+
+from semppl_jax.config import defaults
+from semppl_jax.config import upgrade as upgrade_lib
 from semppl_jax.config.checks import (
   check_choices,
   check_kinds,
@@ -14,25 +20,20 @@ from semppl_jax.config.checks import (
   nearest_name,
 )
 from semppl_jax.config.defaults import (
-  ADDED,
   COSMETIC,
-  default,
   leave_open,
   open_keys,
-  semantic_invariance_weight,
   uses_labels,
-  uses_semantic_positives,
 )
+from semppl_jax.config.upgrade import upgrade
 from semppl_jax.config.validation import (
   SHARED_CHOICES,
   SHARED_RANGES,
   check_one_subset,
   check_profile,
-  validate,
 )
 
 __all__ = [
-  'ADDED',
   'COSMETIC',
   'SHARED_CHOICES',
   'SHARED_RANGES',
@@ -48,8 +49,55 @@ __all__ = [
   'look_up',
   'nearest_name',
   'open_keys',
-  'semantic_invariance_weight',
+  'upgrade',
   'uses_labels',
-  'uses_semantic_positives',
   'validate',
+  'why_unknown',
 ]
+
+
+def default(method: str = 'semppl') -> ml_collections.ConfigDict:
+  """All settings of an objective: the engine's and its own.
+
+  Args:
+    method: a key of `methods.METHODS`: semppl, byol, supervised.
+
+  Raises:
+    UserError: an unknown method.
+  """
+  # Late, and the only way up: a method's settings stand in its own file.
+  from semppl_jax import methods
+
+  return methods.default(method)
+
+
+def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  """Refuses settings that cannot work, see `methods.validate`."""
+  from semppl_jax import methods
+
+  methods.validate(cfg, num_devices)
+
+
+def why_unknown(key: str) -> str:
+  """What is wrong with the name of a setting, in a line; '': nothing.
+
+  Args:
+    key: dotted, of the command line; of pre-training or of evaluation.
+  """
+  from semppl_jax import methods
+  from semppl_jax.config import eval_config
+
+  if key in upgrade_lib.RENAMED:
+    return f'{key} is called {" and ".join(upgrade_lib.RENAMED[key])} now.'
+  engines = {name for name, _ in flat(defaults.default())}
+  evaluations = {name for name, _ in flat(eval_config.default())}
+  if key in engines | evaluations:
+    return ''
+  if owners := methods.owners(key):
+    return (
+      f'{key} is a setting of {" and ".join(owners)}, not of this '
+      "experiment's method."
+    )
+  known = set().union(*(dict(flat(default(m))) for m in methods.METHODS))
+  known |= evaluations
+  return f'Unknown config key {key!r}{nearest_name(key, sorted(known))}'

@@ -35,22 +35,15 @@ COSMETIC = (
   'dataset.on_corrupt',  # until it stops a run, both do the same
 )
 
-# Settings that came later than the first runs, at the values at which they
-# change nothing: such a run goes on.
-ADDED = {
-  'loss.exclude_after_epochs': 0.0,
-  'queue.target_query_epochs': 0.0,
-  'queue.balance': 0.0,
-  'views.background': 'grey',
-  'evaluation.baseline_images': 10_000,
-  'minutes': 10.0,
-}
-
 
 def default() -> ml_collections.ConfigDict:
-  """SemPPL on ImageNet, ResNet-50; labels, data set and schedule as ours."""
+  """The engine's settings: ResNet-50 on ImageNet, our schedule.
+
+  Those of an objective stand in its file; `methods.default` joins both.
+  """
   cfg = ml_collections.ConfigDict()
   cfg.task = 'pretrain'  # the only one here; evaluation has others
+  cfg.method = 'semppl'  # the objective: a file of semppl_jax/methods
   cfg.seed = 0  # of weights, batches, views and draws
   cfg.batch_size = 4096  # B, global [ours]
   cfg.num_epochs = 300.0  # passes over all training images [ours]
@@ -68,7 +61,7 @@ def default() -> ml_collections.ConfigDict:
   # True: less memory, a third more work; see networks.build
   cfg.remat = False
   # Parts of the batch that the networks see one after another, each with
-  # BatchNorm statistics of its own; see pretrain_step.train_step [ours]
+  # BatchNorm statistics of its own; see train.step.train_step [ours]
   cfg.accumulate = 1
   # First and last step (from 1) of a profiler trace in WORKDIR/profile
   cfg.profile_steps = (0, 0)
@@ -118,8 +111,6 @@ def default() -> ml_collections.ConfigDict:
       'padding': 'same',
       'bn_decay': 0.9,  # of BatchNorm's running averages [P]
       'bn_eps': 1e-5,  # added to BatchNorm's variances [P]
-      'projector_hidden': 4096,  # hidden units, also the predictor's [P]
-      'embedding_size': 256,  # d, of projections and predictions [P]
     }
   )
   cfg.classifier = ml_collections.ConfigDict(
@@ -157,39 +148,6 @@ def default() -> ml_collections.ConfigDict:
       'solarize': (0.0, 0.2),  # probability in views of type A, of type B [P]
       'solarize_threshold': 0.5,  # brighter values are inverted [P]
       'one_pass': False,  # all views of a size in one pass [ours]
-    }
-  )
-  cfg.loss = ml_collections.ConfigDict(
-    {
-      'contrastive_weight': 0.3,  # c, of both contrastive terms [ours]
-      'alpha': 0.2,  # weight of the semantic positives [ours]
-      'invariance_weight': 5.0,  # lambda, of views of one image [ours]
-      'temperature': 0.2,  # tau, divides the similarities [ours]
-      'num_negatives': 10,  # other images of the batch, for each [ours]
-      'num_semantic_positives': 3,  # drawn for each image [ours]
-      # Form of the invariance: entropy (ReLICv2's), or teacher [ours]
-      'stop_gradient': 'entropy',
-      'exclude_same_label': False,  # no negatives of the own (pseudo-)label
-      # So many epochs true labels alone exclude, for pseudo-labels are wrong at
-      # first [ours]
-      'exclude_after_epochs': 0.0,
-    }
-  )
-  # lambda_s, of semantic positives; None: as invariance_weight [ours]
-  cfg.loss.semantic_invariance_weight = config_dict.placeholder(float)
-  cfg.queue = ml_collections.ConfigDict(
-    {
-      'capacity': 81_920,  # C = 20 B, labelled images that it holds [ours]
-      'k': 1,  # neighbours that vote, for each pair of views [ours]
-      'block_size': 1024,  # keys per product: bounds the temporary memory
-      'min_share': 0.0,  # of the votes, to get a pseudo-label [ours]
-      # So many epochs target projections look up the neighbours: the predictor
-      # is untrained, and what it predicts lies anywhere [ours]
-      'target_query_epochs': 0.0,
-      # How strongly the votes of a batch are scaled until each class has its
-      # share of the labels: 0, not at all, to 1; see pseudo_labels.balance
-      # [ours]
-      'balance': 0.0,
     }
   )
   cfg.optimizer = ml_collections.ConfigDict(
@@ -267,16 +225,15 @@ def leave_open(cfg: ml_collections.ConfigDict, *keys: str) -> None:
 
 
 def open_keys(
-  cfg: ml_collections.ConfigDict,
-  like: ml_collections.ConfigDict | None = None,
+  cfg: ml_collections.ConfigDict, like: ml_collections.ConfigDict
 ) -> list[str]:
   """Dotted names of the settings that are open.
 
   Args:
     cfg: the settings.
-    like: the defaults; None: those of pre-training.
+    like: the defaults.
   """
-  usual = dict(checks.flat(default() if like is None else like))
+  usual = dict(checks.flat(like))
   return [
     key
     for key, value in checks.flat(cfg)
@@ -284,20 +241,8 @@ def open_keys(
   ]
 
 
-def semantic_invariance_weight(cfg: ml_collections.ConfigDict) -> float:
-  """lambda_s: its own value, or lambda where it is None."""
-  own = cfg.loss.semantic_invariance_weight
-  return cfg.loss.invariance_weight if own is None else own
-
-
 def uses_labels(cfg: ml_collections.ConfigDict) -> bool:
   """Whether any training image has a label."""
   labels = cfg.labels
   by_name = bool(labels.file or labels.subset)
   return labels.per_class > 0 or labels.fraction > 0 or by_name
-
-
-def uses_semantic_positives(cfg: ml_collections.ConfigDict) -> bool:
-  """Whether a semantic term is on: such a run needs labels."""
-  alpha = cfg.loss.contrastive_weight * cfg.loss.alpha
-  return alpha > 0 or semantic_invariance_weight(cfg) > 0

@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from semppl_jax import config
+from semppl_jax.config import defaults
 from semppl_jax.errors import UserError
 
 # Of one data set; and of many, which end in a table.
@@ -29,7 +30,7 @@ COSMETIC = config.COSMETIC + (
 
 def default() -> ml_collections.ConfigDict:
   """The release's linear evaluation, on whatever data set."""
-  pretraining = config.default()
+  pretraining = defaults.default()
   cfg = ml_collections.ConfigDict()
   # linear, semi_supervised, knn, classifier; robustness, transfer: a table
   cfg.task = 'linear'

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from semppl_jax.config import checks, defaults
+from semppl_jax.config import defaults
 from semppl_jax.errors import UserError
 
 # Smallest and largest value of a setting; None: no bound.
@@ -26,31 +26,17 @@ SHARED_CHOICES = {  # with evaluation
   'dataset.on_corrupt': ('replace', 'error'),
   'dataset.validation_rule': ('stratified', 'first'),
 }
-_RANGES = SHARED_RANGES | {
+RANGES = SHARED_RANGES | {
   'minutes': (0, None),
   'batch_size': (2, None),
   'accumulate': (1, None),
   'labels.share': (0, 1),
   'encoder.width': (1, None),
-  'encoder.projector_hidden': (1, None),
-  'encoder.embedding_size': (1, None),
   'views.num_large': (1, None),
   'views.num_small': (0, None),
   'views.large_size': (1, None),
   'views.small_size': (1, None),
   'views.saliency': (0, 1),
-  'loss.contrastive_weight': (0, None),
-  'loss.alpha': (0, None),
-  'loss.invariance_weight': (0, None),
-  'loss.num_negatives': (1, None),
-  'loss.num_semantic_positives': (1, None),
-  'loss.exclude_after_epochs': (0, None),
-  'queue.capacity': (1, None),
-  'queue.k': (1, None),
-  'queue.block_size': (1, None),
-  'queue.min_share': (0, 1),
-  'queue.target_query_epochs': (0, None),
-  'queue.balance': (0, 1),
   'ema.base': (0, 1),
   'watchdog.rollbacks': (0, None),
   'watchdog.patience': (1, None),
@@ -82,10 +68,9 @@ _RANGES = SHARED_RANGES | {
   'optimizer.b2': (0, 0.999999),
   'evaluation.probe_c': (1e-9, None),
 }
-_CHOICES = SHARED_CHOICES | {
+CHOICES = SHARED_CHOICES | {
   'task': ('pretrain',),
   'views.background': ('grey', 'colours'),
-  'loss.stop_gradient': ('entropy', 'teacher'),
   'watchdog.action': ('stop', 'roll_back'),
   'encoder.stem': ('imagenet', 'small'),
   'encoder.padding': ('same', 'symmetric'),
@@ -103,19 +88,10 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: one line that names the setting, its value and what would do.
   """
-  checks.check_kinds(cfg, defaults.default())
-  checks.check_ranges(cfg, _RANGES)
   _check_views(cfg)
-  _check_loss(cfg)
-  checks.check_choices(cfg, _CHOICES)
   check_profile(cfg)
   _check_labels(cfg)
   _check_parts(cfg, num_devices)
-  if cfg.queue.capacity % num_devices:
-    raise UserError(
-      f'queue.capacity {cfg.queue.capacity} is not a multiple of the '
-      f'{num_devices} devices that share it.'
-    )
 
 
 def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
@@ -129,20 +105,6 @@ def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'batch_size {cfg.batch_size} is not a multiple of accumulate '
       f'{cfg.accumulate} times the {num_devices} devices that share it.'
     )
-  for key, needs in (
-    ('loss.exclude_same_label', 'the pseudo-labels of the whole batch at once'),
-    ('queue.balance', 'the votes of the whole batch at once'),
-    (
-      'queue.min_share',
-      'the number of pseudo-labels in the whole batch for the mean of the '
-      'semantic terms',
-    ),
-  ):
-    if cfg.accumulate > 1 and checks.look_up(cfg, key):
-      raise UserError(
-        f'accumulate is {cfg.accumulate}, but {key} needs {needs}: set one of '
-        'them back.'
-      )
 
 
 def _check_views(cfg: ml_collections.ConfigDict) -> None:
@@ -173,18 +135,6 @@ def check_profile(cfg: ml_collections.ConfigDict) -> None:
     )
 
 
-def _check_loss(cfg: ml_collections.ConfigDict) -> None:
-  if not cfg.loss.temperature > 0:
-    raise UserError(
-      f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
-    )
-  if not defaults.semantic_invariance_weight(cfg) >= 0:
-    raise UserError(
-      'loss.semantic_invariance_weight is '
-      f'{cfg.loss.semantic_invariance_weight}; it must be at least 0.'
-    )
-
-
 def check_one_subset(cfg: ml_collections.ConfigDict) -> None:
   """Refuses two ways at once of saying which images have labels."""
   names = ('per_class', 'fraction', 'file', 'subset')
@@ -197,12 +147,6 @@ def _check_labels(cfg: ml_collections.ConfigDict) -> None:
   check_one_subset(cfg)
   if defaults.uses_labels(cfg):
     return
-  if defaults.uses_semantic_positives(cfg):
-    raise UserError(
-      'labels.per_class, .fraction, .file and .subset are not set, but a '
-      'semantic term is on: set one of them, or loss.alpha=0 and '
-      'loss.semantic_invariance_weight=0 (ReLICv2).'
-    )
   if cfg.labels.share > 0:
     raise UserError(
       f'labels.share is {cfg.labels.share}, but no image has a label: set '

@@ -9,30 +9,30 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import structs
 from semppl_jax.data import pipeline
-from semppl_jax.distributed import parallel
 from semppl_jax.evaluation import inference
-from semppl_jax.memory import label_queue, pseudo_labels
+from semppl_jax.memory import pseudo_labels
+from semppl_jax.methods import base
 from semppl_jax.models import networks as networks_lib
-from semppl_jax.models import passes
-from semppl_jax.train.train_state import TrainState
+from semppl_jax.train.state import TrainState
 
 
 class Features(NamedTuple):
   """What the online network says of N images, in the order of the source."""
 
   embeddings: np.ndarray  # [N, e] float32, the encoder's output
-  votes: np.ndarray  # [N] int32, pseudo-label by the queue's vote, -1: none
+  votes: np.ndarray  # [N] int32, what the objective predicts, -1: nothing
   guesses: np.ndarray  # [N] int32, the classifier's choice, -1: no classifier
   readable: np.ndarray  # [N] bool, whether the image could be decoded
 
 
 def features(
   state: TrainState,
+  method: base.Method,
   nets: networks_lib.Networks,
   cfg: ml_collections.FrozenConfigDict,
   source: Any,
@@ -43,6 +43,7 @@ def features(
 
   Args:
     state: leaves [D, ...].
+    method: the objective.
     nets: the networks.
     cfg: settings.
     source: records with 'image', by index.
@@ -54,7 +55,7 @@ def features(
     on_corrupt=cfg.dataset.on_corrupt,
   )
   outputs, readable = inference.over_images(
-    _make_forward(nets, cfg), state, source, devices,
+    _make_forward(method, nets), state, source, devices,
     cfg.evaluation.batch_size, images=images, workers=cfg.dataset.workers,
     on_unreadable=on_unreadable,
   )  # fmt: skip
@@ -79,57 +80,24 @@ def rows_to_judge(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def _make_forward(
-  nets: networks_lib.Networks, cfg: ml_collections.FrozenConfigDict
+  method: base.Method, nets: networks_lib.Networks
 ) -> Callable[[TrainState, jax.Array], tuple[jax.Array, ...]]:
   """(state, crops [b, S, S, 3] in [0, 1]) -> Features' fields of b images."""
 
   def forward(state, views):
-    outputs, found = look_up(state, nets, cfg, views)
-    votes, _ = pseudo_labels.vote(found.labels, found.similarity)  # [b]
-    return outputs.embedding, votes, choices(outputs.logits, votes)
+    outputs, _ = nets.online(
+      state.online_params, state.online_state, views, False
+    )
+    nobody = jnp.full(len(views), -1, jnp.int32)
+    votes = guesses = nobody
+    if method.predict is not None:
+      one_view = jax.tree.map(lambda x: x[None], outputs)
+      votes = method.predict(one_view, state.memory)  # [b]
+    if 'logits' in outputs:
+      guesses = outputs['logits'].argmax(axis=-1).astype(jnp.int32)
+    return outputs['embedding'], votes, guesses
 
   return forward
-
-
-def look_up(
-  state: TrainState,
-  nets: networks_lib.Networks,
-  cfg: ml_collections.FrozenConfigDict,
-  views: jax.Array,
-) -> tuple[structs.Outputs, label_queue.Neighbours]:
-  """The online network's outputs, and whom the queue has nearest to them.
-
-  Inside a mapped function; evaluation mode.
-
-  Args:
-    state: of this device.
-    nets: the networks.
-    cfg: settings.
-    views: crops [b, S, S, 3] in [0, 1].
-
-  Returns:
-    Of b images; the neighbours are [b, V_L * k], of all queues.
-  """
-  outputs, _ = nets.online(
-    state.online_params, state.online_state, views, False
-  )
-  queries = parallel.gather(passes.unit(outputs.prediction))[None]  # [1, B, d]
-  nobody = np.full((1, queries.shape[1]), -2, np.int32)
-  found = label_queue.nearest(
-    state.queue,
-    queries,
-    nobody,
-    k=cfg.queue.k,
-    block_size=cfg.queue.block_size,
-  )  # [1, b, V_L * k]
-  return outputs, jax.tree.map(lambda x: x[0], found)
-
-
-def choices(logits: jax.Array | None, like: jax.Array) -> Any:
-  """The classifier's choice for each image, [b] int32; -1: no classifier."""
-  if logits is None:
-    return np.full(like.shape, -1, np.int32)
-  return logits.argmax(axis=-1).astype(np.int32)
 
 
 def accuracy(predicted: np.ndarray, truth: np.ndarray) -> float | None:
@@ -274,6 +242,19 @@ def linear_probe(
   return probe.fit(train, labels).predict(test)
 
 
+def pseudo_labels_of(
+  features: Features, cfg: ml_collections.FrozenConfigDict
+) -> np.ndarray:
+  """[N] int32 labels for unlabelled images, -1: none.
+
+  What the objective predicts; of the classifier, where the objective does not
+  predict, or where the classifier trains the encoder.
+  """
+  detached = 'classifier' not in cfg or cfg.classifier.detached
+  predicts = detached and np.any(features.votes >= 0)
+  return features.votes if predicts else features.guesses
+
+
 def scores(
   train: Features,
   test: Features | None,
@@ -294,18 +275,18 @@ def scores(
     cfg: settings.
 
   Returns:
-    pseudo_label_accuracy: on unlabelled training images, by the vote in the
-      final queue (by the classifier, when it trains the encoder: the
-      supervised-only baseline). classifier_top1: the classifier that trained
-      along. knn_top1: encoder features against the labelled training images.
-      linear_labelled_top1, linear_all_top1: logistic regression on the
-      features of the labelled images, of all N.
+    pseudo_label_accuracy: on unlabelled training images, see
+      `pseudo_labels_of` (SemPPL's is the vote in the final queue).
+    classifier_top1: the classifier that trained along.
+    knn_top1: encoder features against the labelled training images.
+    linear_labelled_top1, linear_all_top1: logistic regression on the features
+      of the labelled images, of all N.
   """
   labels, truth = (np.where(train.readable, x, -1) for x in (labels, truth))
   if test is not None:
     test_truth = np.where(test.readable, test_truth, -1)
   labelled = labels >= 0
-  guesses = train.votes if cfg.classifier.detached else train.guesses
+  guesses = pseudo_labels_of(train, cfg)
   names = ('classifier_top1', 'knn_top1') + (
       'linear_labelled_top1', 'linear_all_top1',
   )  # fmt: skip

@@ -158,9 +158,9 @@ def _forward(
     if of == 'embedding':
       return (nets.encode(params, bn_state, views, False)[0],)
     if of == 'projection':
-      params, bn_state = map(networks.target_tree, (params, bn_state))
-      return (nets.target(params, bn_state, views, False)[0].projection,)
-    return (nets.online(params, bn_state, views, False)[0].prediction,)
+      params, bn_state = map(nets.target_tree, (params, bn_state))
+      return (nets.target(params, bn_state, views, False)[0]['projection'],)
+    return (nets.online(params, bn_state, views, False)[0]['prediction'],)
 
   return forward
 

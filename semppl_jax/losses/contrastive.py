@@ -1,7 +1,7 @@
 """The loss terms: per image, no collectives.
 
 Shapes: b images on this device, V views of the online network, W views of the
-target network, n negatives, d the embedding size, K classes. All embeddings are
+target network, n negatives, d the embedding size. All embeddings are
 unit vectors. Every function computes in float32 at least (bfloat16 is promoted,
 float64 stays) and returns one value per image, in nats: the step takes the
 means over images. Candidate 0 is the positive and is always there; a masked
@@ -112,23 +112,6 @@ def invariance(logits: jax.Array, *, stop_gradient: str) -> jax.Array:
   kl = jnp.sum(entropy - p * log_p.swapaxes(0, 1), axis=-1)  # [V_L, V_L, b]
   pairs = ~jnp.eye(views, dtype=bool)[:, :, None]
   return jnp.sum(jnp.where(pairs, kl, 0.0), (0, 1)) / (views * (views - 1))
-
-
-def classification(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Cross-entropy of a classifier; 0 where the label is -1.
-
-  Args:
-    logits: [..., b, K].
-    labels: [b] int32, broadcast over the leading axes; -1: unlabelled.
-
-  Returns:
-    [..., b].
-  """
-  log_p = jax.nn.log_softmax(_wide(logits), axis=-1)
-  labels = jnp.broadcast_to(labels, log_p.shape[:-1])  # [..., b]
-  true = jnp.maximum(labels, 0)[..., None]
-  picked = jnp.take_along_axis(log_p, true, axis=-1)[..., 0]
-  return jnp.where(labels >= 0, -picked, 0.0)
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from semppl_jax import errors
 from semppl_jax.distributed import parallel
 
 
@@ -38,29 +37,20 @@ class Neighbours(NamedTuple):
   slots: jax.Array  # [..., N] int32; -1: no entry
 
 
-def init(
-  num_views: int, capacity: int, size: int, num_devices: int
-) -> LabelQueue:
-  """An empty queue, one device's part.
+# Along which axis a leaf is split over the devices; -1: it is not.
+SHARDS = LabelQueue(embeddings=1, labels=-1, ids=-1, count=-1)
+
+
+def init(num_views: int, capacity: int, size: int) -> LabelQueue:
+  """An empty queue, of all devices together.
 
   Args:
     num_views: V_L.
-    capacity: C, of all devices together.
+    capacity: C.
     size: d.
-    num_devices: D.
-
-  Raises:
-    UserError: if the devices cannot hold equal parts.
   """
-  if capacity < 1 or capacity % num_devices:
-    raise errors.UserError(
-      f'Queue capacity {capacity} is not a positive multiple of the '
-      f'{num_devices} devices that share it.'
-    )
   return LabelQueue(
-    embeddings=jnp.zeros(
-      (num_views, capacity // num_devices, size), jnp.float32
-    ),
+    embeddings=jnp.zeros((num_views, capacity, size), jnp.float32),
     labels=jnp.full((capacity,), -1, jnp.int32),
     ids=jnp.full((capacity,), -1, jnp.int32),
     count=jnp.zeros((), jnp.int32),

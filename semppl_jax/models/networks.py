@@ -1,4 +1,4 @@
-"""Encoder, projector, predictor and monitoring classifier, in Haiku.
+"""Online and target network: an encoder with an objective's heads, in Haiku.
 
 `build` gives pure functions over flat Haiku trees {module: {name: array}}.
 Without selective kernels, module names and shapes are those of DeepMind's
@@ -19,49 +19,46 @@ import jax
 import jax.numpy as jnp
 import jmp
 
-from semppl_jax import errors, structs
+from semppl_jax import errors
 from semppl_jax.distributed import parallel
 from semppl_jax.models import encoders
+from semppl_jax.models import heads as heads_lib
+from semppl_jax.models.heads import Outputs
 
 PRECISIONS = ('float32', 'bfloat16')
 
 Tree = Mapping[str, Mapping[str, jax.Array]]
+# (embedding [n, e], is_training, is_online, BatchNorm's settings) -> outputs.
+Heads = Callable[..., Outputs]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_ONLINE_ONLY = ('predictor', 'classifier')
-
-
-class Head(hk.Module):
-  """Projector or predictor: Linear - BatchNorm - ReLU - Linear without bias."""
-
-  def __init__(self, hidden: int, size: int, bn: Mapping, name: str):
-    super().__init__(name=name)
-    self._hidden, self._size, self._bn = hidden, size, bn
-
-  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """[n, e] -> [n, d]."""
-    x = hk.Linear(self._hidden)(x)  # [n, hidden]
-    x = jax.nn.relu(hk.BatchNorm(**self._bn)(x, is_training))
-    return hk.Linear(self._size, with_bias=False)(x)  # [n, d]
 
 
 class Networks(NamedTuple):
-  """Pure functions over trees; `images` [n, H, W, 3] float in [0, 1].
+  """Online and target network: pure functions over trees.
+
+  `images` are [n, H, W, 3] float in [0, 1].
 
   init: (key, images) -> (params, state), the online tree with all its parts.
     Needs no device axis, whatever `cross_replica`. BatchNorm begins with the
     averages of these images; the first pass in training mode forgets them.
-  online: (params, state, images, is_training) -> (Outputs, state).
-  target: the same without predictor and classifier; takes `target_tree`s.
+  online: (params, state, images, is_training) -> (outputs, state). Outputs by
+    name: 'embedding' [n, e], the encoder's spatial mean; what the heads give,
+    such as 'projection' [n, d] and 'prediction' [n, d]; and 'logits' [n, K], if
+    there is a classifier.
+  target: the same with the heads of the target network alone, and without
+    'embedding'; takes `target_tree`s.
   encode: (params, state, images, is_training) -> (embedding [n, e], state),
     the encoder alone; takes any tree that has one.
+  target_tree: the part of an online tree that the target network has too.
   """
 
   init: Callable[..., tuple[Tree, Tree]]
-  online: Callable[..., tuple[structs.Outputs, Tree]]
-  target: Callable[..., tuple[structs.Outputs, Tree]]
+  online: Callable[..., tuple[Outputs, Tree]]
+  target: Callable[..., tuple[Outputs, Tree]]
   encode: Callable[..., tuple[jax.Array, Tree]]
+  target_tree: Callable[[Tree], Tree]
 
 
 @functools.lru_cache(16)  # what was compiled for one run serves the next
@@ -74,6 +71,7 @@ def build(
   padding: str = 'same',
   projector_hidden: int = 4096,
   embedding_size: int = 256,
+  heads: Heads | None = None,
   num_classes: int = 0,
   classifier_detached: bool = True,
   bn_decay: float = 0.9,
@@ -82,7 +80,7 @@ def build(
   precision: str = 'float32',
   remat: bool = False,
 ) -> Networks:
-  """Builds the online and target networks of SemPPL (BYOL's parts).
+  """Builds an encoder with an objective's heads.
 
   Args:
     encoder: a key of encoders.ENCODERS.
@@ -92,9 +90,13 @@ def build(
     selective_kernels: SimCLRv2's SK units, with ResNet-D's stem and shortcuts.
     padding: of convolutions with a stride; 'same': Haiku's, the release's;
       'symmetric': the same on all sides, SimCLRv2's.
-    projector_hidden: hidden units of projector and predictor.
-    embedding_size: d, their output size.
-    num_classes: K of the monitoring classifier; 0: no classifier.
+    projector_hidden: hidden units of projector and predictor, if `heads` is
+      None.
+    embedding_size: d, their output size, likewise.
+    heads: of an objective, see base.Method; None: SemPPL's projector and
+      predictor.
+    num_classes: K of the monitoring classifier; 0: no classifier, but what the
+      heads make.
     classifier_detached: the classifier sends no gradient into the encoder.
     bn_decay: decay of BatchNorm's running averages, per pass in training mode.
     bn_eps: added to BatchNorm's variances.
@@ -117,66 +119,70 @@ def build(
     raise errors.UserError(
       f'precision {precision!r} is unknown; known: {", ".join(PRECISIONS)}'
     )
+  if heads is None:
+    heads = heads_lib.ProjectorPredictor(
+      projector_hidden, embedding_size, projector_hidden
+    )
 
-  def forward(images, is_training, heads, axis):
-    bn = {
+  def batch_norm(axis):
+    return {
       'create_scale': True,
       'create_offset': True,
       'decay_rate': bn_decay,
       'eps': bn_eps,
       'cross_replica_axis': axis,
     }
-    network = encoders.ResNet(architecture, bn, remat)
-    embedding = network(_normalise(images), is_training)  # [n, e]
-    projection = prediction = logits = None
-    if 'projector' in heads:
-      projector = Head(projector_hidden, embedding_size, bn, 'projector')
-      projection = projector(embedding, is_training)  # [n, d]
-    if 'predictor' in heads:
-      predictor = Head(projector_hidden, embedding_size, bn, 'predictor')
-      prediction = predictor(projection, is_training)  # [n, d]
-    if 'classifier' in heads:
+
+  def encode(images, is_training, axis):
+    network = encoders.ResNet(architecture, batch_norm(axis), remat)
+    return network(_normalise(images), is_training)  # [n, e]
+
+  def online(images, is_training, axis):
+    embedding = encode(images, is_training, axis)
+    outputs = heads(embedding, is_training, True, batch_norm(axis))
+    outputs = {'embedding': embedding, **outputs}
+    if num_classes:
       seen = embedding
       if classifier_detached:
         seen = jax.lax.stop_gradient(embedding)
-      logits = hk.Linear(num_classes, name='classifier')(seen)  # [n, K]
-    return structs.Outputs(embedding, projection, prediction, logits)
+      outputs['logits'] = hk.Linear(num_classes, name='classifier')(seen)
+    return outputs
 
-  axis = parallel.AXIS if cross_replica else None
-  heads = ('projector', 'predictor') + (('classifier',) if num_classes else ())
-  online = _apply(functools.partial(forward, heads=heads, axis=axis), precision)
-  target = _apply(
-    functools.partial(forward, heads=heads[:1], axis=axis), precision
-  )
-  encoder_only = _apply(
-    functools.partial(forward, heads=(), axis=axis), precision
-  )
+  def target(images, is_training, axis):
+    embedding = encode(images, is_training, axis)
+    return heads(embedding, is_training, False, batch_norm(axis))
 
   def init(key, images):
     # The axis may be unbound here, and is of no use: weights do not depend on
     # the images, and the averages of these few live until the first step only.
-    unsynced = functools.partial(forward, heads=heads, axis=None)
+    unsynced = functools.partial(online, axis=None)
     return hk.transform_with_state(unsynced).init(key, images, True)
 
-  def encode(params, state, images, is_training):
-    outputs, state = encoder_only(params, state, images, is_training)
-    return outputs.embedding, state
+  @functools.cache
+  def target_modules():
+    # What its own initialisation makes, in params and in state.
+    unsynced = functools.partial(target, axis=None)
+    init = hk.transform_with_state(unsynced).init
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    trees = jax.eval_shape(
+      lambda key, images: init(key, images, True), jax.random.key(0), images
+    )
+    return frozenset().union(*trees)
 
-  return Networks(init, online, target, encode)
+  def target_tree(tree):
+    modules = target_modules()
+    return {name: leaves for name, leaves in tree.items() if name in modules}
+
+  axis = parallel.AXIS if cross_replica else None
+  apply = lambda forward: _apply(
+    functools.partial(forward, axis=axis), precision
+  )
+  return Networks(
+    init, apply(online), apply(target), apply(encode), target_tree
+  )
 
 
-def target_tree(tree: Tree) -> Tree:
-  """The part of online params or state that the target network has too."""
-  return {
-    module: leaves
-    for module, leaves in tree.items()
-    if module.split('/')[0] not in _ONLINE_ONLY
-  }
-
-
-def _apply(
-  forward: Callable[..., structs.Outputs], precision: str
-) -> Callable[..., Any]:
+def _apply(forward: Callable[..., Any], precision: str) -> Callable[..., Any]:
   transformed = hk.transform_with_state(forward)
 
   def apply(params, state, images, is_training):
@@ -198,7 +204,7 @@ def _policies(precision: str) -> Iterator[None]:
   # more than bfloat16's eight bits.
   norms = jmp.Policy(jnp.float32, jnp.float32, low)
   with contextlib.ExitStack() as stack:
-    for module in (encoders.ResNet, Head):
+    for module in (encoders.ResNet, heads_lib.MLP):
       stack.enter_context(hk.mixed_precision.push_policy(module, networks))
     stack.enter_context(hk.mixed_precision.push_policy(hk.BatchNorm, norms))
     yield

@@ -1,7 +1,6 @@
 """Images of the page: views, and queries beside their nearest neighbours."""
 
 import base64
-import collections
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from semppl_jax import structs
 from semppl_jax.augment import views
 from semppl_jax.data import images as images_lib
 from semppl_jax.data import pipeline
-from semppl_jax.report import markup, network
+from semppl_jax.report import markup, predictions
 from semppl_jax.report.markup import Html, tag
 from semppl_jax.train.runs import Run
 
@@ -23,7 +22,6 @@ _SMALL = 48  # pixels of a side; below, pixels are shown as squares
 _LARGEST = 112  # larger images are shrunk to that
 _VIEWED = 4  # training images whose views are shown
 _EACH = 9  # queries that are right, and that are wrong
-_NEAREST = 4  # neighbours of a query
 
 
 def picture(pixels: np.ndarray, alt: str) -> Html:
@@ -108,31 +106,33 @@ def _strip(
   return tag('div', *cells, class_='strip')
 
 
-def gallery(run: Run, said: network.Said) -> Html:
-  """Unlabelled images, their nearest labelled ones, and what these vote."""
-  voted = said.votes >= 0
-  if not voted.any():
-    raise markup.Absent('The queue holds no labelled image, so nobody votes.')
-  known = voted & (said.truth >= 0)
-  right = said.votes == said.truth
+def gallery(run: Run, said: predictions.Predictions) -> Html:
+  """Unlabelled images, their nearest labelled ones, and what is predicted."""
+  predicted = said.labels >= 0
+  if not predicted.any():
+    raise markup.Absent('Nothing predicts labels: no image has one.')
+  known = predicted & (said.truth >= 0)
+  right = said.labels == said.truth
   groups = (
     ('wrong', '✗', 'Wrong', np.flatnonzero(known & ~right)),
     ('right', '✓', 'Right', np.flatnonzero(known & right)),
-    ('unknown', '?', 'True class unknown', np.flatnonzero(voted & ~known)),
+    ('unknown', '?', 'True class unknown', np.flatnonzero(predicted & ~known)),
   )
   parts = []
   for kind, mark, title, which in groups:
     if not len(which):
       continue
-    shown = network.some(which, _EACH, run.cfg.seed)
+    shown = predictions.some(which, _EACH, run.cfg.seed)
     cards = [_card(run, said, int(i), kind, mark) for i in shown]
     head = f'{mark} {title}: {len(shown)} of {len(which):,}, at random'
     parts += [tag('h3', head), tag('div', *cards, class_='cards')]
   return markup.join(*parts)
 
 
-def _card(run: Run, said: network.Said, i: int, kind: str, mark: str) -> Html:
-  vote = _name(run, said.votes[i])
+def _card(
+  run: Run, said: predictions.Predictions, i: int, kind: str, mark: str
+) -> Html:
+  label = _name(run, said.labels[i])
   query = _figure(
     _thumbnail(run, int(said.rows[i]), 'Query'),
     'true: ',
@@ -141,33 +141,23 @@ def _card(run: Run, said: network.Said, i: int, kind: str, mark: str) -> Html:
   verdict = tag(
     'p',
     tag('span', mark, aria_hidden='true', class_='mark'),
-    tag('b', f' voted {vote} '),
+    tag('b', f' predicted {label} '),
     tag('span', kind, class_='unseen'),
-    tag('span', f'{said.share[i]:.0%} of votes', class_='share'),
     class_='verdict',
   )
   nearest = tag('div', *_nearest(run, said, i), class_='strip')
   return tag('div', query, tag('div', verdict, nearest), class_=f'card {kind}')
 
 
-def _nearest(run: Run, said: network.Said, i: int) -> list[Html]:
-  """Voters, nearest first; one that is so in several queues counts so often."""
-  best: dict[int, float] = {}
-  count: collections.Counter[int] = collections.Counter()
-  for row, similarity in zip(said.neighbours[i], said.similarity[i]):
-    if row >= 0:
-      count[int(row)] += 1
-      best[int(row)] = max(float(similarity), best.get(int(row), -1.0))
-  order = sorted(best, key=lambda row: -best[row])[:_NEAREST]
+def _nearest(run: Run, said: predictions.Predictions, i: int) -> list[Html]:
+  """Labelled neighbours, nearest first."""
   return [
     _figure(
-      _thumbnail(run, row, 'Labelled neighbour'),
+      _thumbnail(run, int(row), 'Labelled neighbour'),
       _class(run, run.labels[row]),
-      f'{count[row]} vote' + ('s' if count[row] > 1 else ''),
-      tag('br'),
-      f'cos {best[row]:.2f}',
+      f'cos {similarity:.2f}',
     )
-    for row in order
+    for row, similarity in zip(said.neighbours[i], said.similarity[i])
   ]
 
 
@@ -175,7 +165,7 @@ def _thumbnail(run: Run, row: int, what: str) -> Html:
   """A training image as the network sees it in evaluation."""
   label = _name(run, run.data.train.labels[row])
   try:
-    pixels = network.crops(run).array(run.data.train[row]['image'])
+    pixels = predictions.crops(run).array(run.data.train[row]['image'])
   except images_lib.Unreadable:
     return tag('span', 'cannot be decoded')
   return picture(pixels, f'{what}: {label}')

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from semppl_jax import pretraining
+from semppl_jax import config, pretraining
 from semppl_jax.errors import UserError
 from semppl_jax.train import resuming
 from semppl_jax.workdir import metrics, stop_file
@@ -69,7 +69,7 @@ def _read(folder: pathlib.Path) -> RunFiles:
   return RunFiles(
     name=folder.resolve().name,
     folder=folder,
-    config=_mapping(folder / _CONFIG, lacking),
+    config=config.upgrade(_mapping(folder / _CONFIG, lacking)),
     results=_mapping(folder / pretraining.RESULTS, lacking),
     rows=_rows(folder),
     rollbacks=_lines(folder / resuming.ROLLBACKS),

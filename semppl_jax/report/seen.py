@@ -1,4 +1,4 @@
-"""The sections that need a run's data and its network, as far as there are."""
+"""The sections that need a run's data and its as far as there are."""
 
 import functools
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semppl_jax.errors import UserError
-from semppl_jax.report import charts, markup, network, pictures, results
+from semppl_jax.report import charts, markup, pictures, predictions, results
 from semppl_jax.report.markup import Absent, Html, tag
 from semppl_jax.report.run_files import RunFiles
 from semppl_jax.train import runs
@@ -20,8 +20,8 @@ class Seen(NamedTuple):
   """What there is of a run beside its files; else the reason."""
 
   run: runs.Run | None  # None: no data
-  unlabelled: network.Said | None
-  test: network.Said | None
+  unlabelled: predictions.Predictions | None
+  test: predictions.Predictions | None
   tested: str  # which images `test` is about
   reasons: list[str]  # why what is None is so
 
@@ -36,10 +36,10 @@ def look(run: RunFiles, most: int) -> Seen:
     )
     return Seen(None, None, None, '', [reason])
   prepared, reasons = None, []
-  # Whatever goes wrong with data and network, the rest of the page stands.
+  # Whatever goes wrong with data and the rest of the page stands.
   try:
-    prepared = network.prepare(run.config)
-    found = network.restore(prepared, run.folder)
+    prepared = predictions.prepare(run.config)
+    found = predictions.restore(prepared, run.folder)
     unlabelled, test, tested = _ask(found, most)
   except Exception as error:
     lines = str(error).splitlines() or [type(error).__name__]
@@ -49,23 +49,19 @@ def look(run: RunFiles, most: int) -> Seen:
   return Seen(prepared, unlabelled, test, tested, reasons)
 
 
-def _ask(found: network.Network, most: int):
+def _ask(found: predictions.Network, most: int):
   run, seed = found.run, found.run.cfg.seed
-  hidden = network.some(np.flatnonzero(run.labels < 0), most, seed)
-  ask = functools.partial(network.ask, found)
+  hidden = predictions.some(np.flatnonzero(run.labels < 0), most, seed)
+  support = predictions.labelled(found)
+  ask = functools.partial(predictions.predict, found, support=support)
   unlabelled = ask(run.data.train, hidden) if len(hidden) else None
   held_out = run.cfg.dataset.validation > 0
   tested = 'validation images' if held_out else 'test images'
   source = run.data.test
   if source is None:
     source, tested = run.data.train, 'training images (there is no test set)'
-  rows = network.some(np.arange(len(source)), min(most, _MOST_POINTS), seed)
+  rows = predictions.some(np.arange(len(source)), min(most, _MOST_POINTS), seed)
   return unlabelled, ask(source, rows), tested
-
-
-def _guesses(seen: Seen, said: network.Said) -> np.ndarray:
-  """What counts as a pseudo-label: see encoder_scores.scores."""
-  return said.votes if seen.run.cfg.classifier.detached else said.guesses
 
 
 def _need(seen: Seen, part: Any, otherwise: str) -> None:
@@ -86,7 +82,7 @@ def tsne(seen: Seen) -> Html:
   if usable.sum() < _FEWEST_POINTS:
     raise Absent(f'Fewer than {_FEWEST_POINTS} images: no map of embeddings.')
   points = plots.project(said.embeddings[usable])
-  truth, guesses = said.truth[usable], _guesses(seen, said)[usable]
+  truth, guesses = said.truth[usable], said.labels[usable]
   draw = functools.partial(charts.scatter, points, names=_names(seen))
   wrong = (truth >= 0) & (guesses >= 0) & (truth != guesses)
   figures = [draw(truth, title='True class')]
@@ -110,8 +106,8 @@ def gallery(seen: Seen) -> Html:
     _which(
       seen,
       'Left: an unlabelled image, and its true class, which training never '
-      'saw. Right: the labelled images that are nearest to it in the queues, '
-      'one for each large view; votes: in how many; cos: the largest cosine.',
+      'saw. Right: the labelled images whose embeddings are nearest to its; '
+      'cos: their cosine.',
     ),
   )
 
@@ -140,14 +136,13 @@ def confusion(seen: Seen) -> Html:
   return markup.join(*parts)
 
 
-def _confusion(seen: Seen, said: network.Said, which: str, count: int) -> Html:
-  guesses = _guesses(seen, said)
+def _confusion(
+  seen: Seen, said: predictions.Predictions, which: str, count: int
+) -> Html:
+  guesses = said.labels
   matrix = results.confusion(said.truth, guesses, _names(seen), which)
   chosen = f'{len(said.rows):,} of {count:,} {which}.'
-  by_whom = (
-    '' if seen.run.cfg.classifier.detached else ' Guesses of the classifier.'
-  )
-  return markup.join(matrix, _which(seen, chosen, by_whom))
+  return markup.join(matrix, _which(seen, chosen))
 
 
 def _names(seen: Seen) -> list[str]:

@@ -25,7 +25,11 @@ def of_one(run: RunFiles) -> Html:
   if not run.config:
     raise markup.Absent('There is no config.json: the settings are unknown.')
   own = dict(differences.flat(run.config))
-  standard = eval_config.default() if run.is_evaluation else config.default()
+  standard = (
+    eval_config.default()
+    if run.is_evaluation
+    else config.default(run.config.get('method', 'semppl'))
+  )
   usual = dict(differences.flat(json.loads(standard.to_json())))
   changed = [
     (_key(key), _text(value), _text(usual[key]) if key in usual else 'unknown')

@@ -41,7 +41,7 @@ def fit(
   state: Any,
   inputs: Iterable[tuple[Any, Any]],
   *,
-  to_portable: Callable[[Any], Any],
+  to_host: Callable[[Any], Any],
   describe: Callable[..., run_log.Describe] | None = None,
   past: resuming.Past = resuming.Past(),  # noqa: B008, a tuple
   watch: watchdog.Watchdog | None = None,
@@ -54,7 +54,7 @@ def fit(
     state: with a field `step`; leaves [D, ...].
     inputs: (batch of NumPy arrays [B, ...], what stays on the host), from the
       state's step on; this host's slice of them.
-    to_portable: the state as it is saved.
+    to_host: the state as it is saved.
     describe: (batch, what stays on the host, the step's further outputs) -> how
       its metrics are written; None: as they are.
     past: of the run.
@@ -85,7 +85,7 @@ def fit(
     return past._replace(seconds=clock(), watch=watch.memory())
 
   def save(step, state):
-    remembered, portable = now(), to_portable(state)
+    remembered, portable = now(), to_host(state)
     watchdog.check_state(step, portable)
     job.saver.save(step, portable, remembered._asdict())
     if first:

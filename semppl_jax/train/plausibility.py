@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from semppl_jax import config
+from semppl_jax import methods
 from semppl_jax.data import images as images_lib
 from semppl_jax.workdir import run_log
 
@@ -29,7 +29,8 @@ def doubts(run: Any) -> list[str]:
   Args:
     run: a `runs.Run`.
   """
-  return [*_batch(run), *_queue(run), *_views(run), *_neighbours(run)]
+  of_method = methods.doubts(run.cfg, run.facts)
+  return [*_batch(run), *of_method, *_views(run), *_neighbours(run)]
 
 
 def _batch(run: Any) -> Iterator[str]:
@@ -39,20 +40,6 @@ def _batch(run: Any) -> Iterator[str]:
       f'batch_size {size} is larger than the {count:,} training images: images '
       'come more than once in a batch, and copies of an image are among its '
       'negatives'
-    )
-
-
-def _queue(run: Any) -> Iterator[str]:
-  cfg, labelled = run.cfg, run.labels >= 0
-  if not config.uses_semantic_positives(cfg) or not labelled.any():
-    return
-  share = cfg.labels.share or labelled.mean()
-  passing = int(share * cfg.batch_size * run.setup.total_steps)
-  if passing < cfg.queue.capacity:
-    yield (
-      f'queue.capacity {cfg.queue.capacity:,} can never fill: about '
-      f'{passing:,} labelled images come by in all '
-      f'{run.setup.total_steps:,} steps'
     )
 
 

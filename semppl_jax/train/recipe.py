@@ -8,7 +8,6 @@ on is in docs/trials.md.
 """
 
 import math
-import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -25,8 +24,9 @@ from semppl_jax.data import images as images_lib
 from semppl_jax.data import masks as masks_lib
 from semppl_jax.distributed import hosts, parallel
 from semppl_jax.errors import UserError
+from semppl_jax.models import heads as heads_lib
 from semppl_jax.models import networks
-from semppl_jax.workdir import metrics, run_log
+from semppl_jax.workdir import config_file, run_log
 
 MASKS = 'masks'  # DIR/masks, where `python -m semppl_jax.saliency` may write
 _LOOKED_AT = 64  # images
@@ -71,7 +71,7 @@ def complete(
   Raises:
     UserError: a data set that cannot be read, or no time to plan for.
   """
-  wanted = config.open_keys(cfg)
+  wanted = config.open_keys(cfg, config.default(cfg.method))
   if not wanted:
     return cfg
   chosen = hosts.agree(hosts.together(lambda: _find(cfg, workdir, wanted)))
@@ -87,7 +87,7 @@ def _find(
 ) -> dict[str, Any]:
   if not hosts.is_first():
     return {}
-  begun = workdir and metrics.read_json(os.path.join(workdir, 'config.json'))
+  begun = workdir and config_file.read(workdir)
   if begun:
     found = {key: config.find(begun, key) for key in wanted}
     if all(value is not None for value in found.values()):
@@ -264,8 +264,9 @@ def _encoder(seen: Look, known: Mapping[str, Any]) -> Choice:
     {
       'encoder.name': name,
       'encoder.stem': 'small' if large <= 16 else 'imagenet',
-      'encoder.projector_hidden': hidden,
-      'encoder.embedding_size': size,
+      'projector.hidden': hidden,
+      'projector.size': size,
+      'predictor.hidden': hidden,
     },
     f'views of {large} px',
   )
@@ -336,8 +337,7 @@ def seconds_of_passes(
     width=cfg.encoder.width,
     stem=values['encoder.stem'],
     selective_kernels=cfg.encoder.selective_kernels,
-    projector_hidden=values['encoder.projector_hidden'],
-    embedding_size=values['encoder.embedding_size'],
+    heads=_heads(values),
     cross_replica=False,
     precision=cfg.precision,
   )
@@ -345,7 +345,8 @@ def seconds_of_passes(
   images = jnp.zeros((values['batch_size'], size, size, 3), jnp.float32)
   with jax.default_device(device):
     params, state = nets.init(jax.random.key(0), images)
-    loss = lambda p: jnp.sum(nets.online(p, state, images, True)[0].prediction)
+    total = lambda tree: sum(map(jnp.sum, jax.tree.leaves(tree)))
+    loss = lambda p: total(nets.online(p, state, images, True)[0])
     passed = jax.jit(jax.grad(loss))
     jax.block_until_ready(passed(params))  # compiles
     times = []
@@ -357,7 +358,15 @@ def seconds_of_passes(
   smaller = (values['views.small_size'] / size) ** 2
   large, small = cfg.views.num_large, cfg.views.num_small
   # A pass of the target network has no backward pass: a third of the work.
-  return one * (large * (1 + 1 / 3) + small * smaller)
+  target = 1 / 3 if 'ema' in cfg else 0
+  return one * (large * (1 + target) + small * smaller)
+
+
+def _heads(values: Mapping[str, Any]) -> Any:
+  if 'projector.size' not in values:
+    return heads_lib.no_heads
+  keys = ('projector.hidden', 'projector.size', 'predictor.hidden')
+  return heads_lib.ProjectorPredictor(*(values.get(key, 0) for key in keys))
 
 
 def _phases(seen: Look, values: Mapping[str, Any]) -> Choice:

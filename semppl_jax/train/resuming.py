@@ -69,7 +69,7 @@ def restore(
   fresh: Any,
   *,
   like: Any,
-  from_portable: Callable[[Any], Any],
+  from_host: Callable[[Any], Any],
 ) -> tuple[Any, Past]:
   """The newest checkpoint's state or a fresh one, and the run's past.
 
@@ -77,14 +77,14 @@ def restore(
     saver: the checkpoints.
     fresh: the state before the first step, leaves [D, ...].
     like: shapes and dtypes of the state as it is saved.
-    from_portable: makes of it one for these devices.
+    from_host: makes of it one for these devices.
   """
   if saver.latest_step() is None:
     return fresh, Past()
   portable, info, step = saver.restore(like)
   run_log.say(f'Going on from the checkpoint of step {step}.')
   past = Past(info['seconds'], tuple(info['rollbacks']), info['watch'])
-  return from_portable(portable), past
+  return from_host(portable), past
 
 
 def go_back(

@@ -9,12 +9,13 @@ import ml_collections
 import numpy as np
 import optax
 
-from semppl_jax import config
+from semppl_jax import config, methods
 from semppl_jax.data import datasets, pipeline, sources, subsets
 from semppl_jax.distributed import hosts, parallel
 from semppl_jax.errors import UserError
+from semppl_jax.methods import base
 from semppl_jax.models import networks as networks_lib
-from semppl_jax.train import optimizers, pretrain_step, schedules
+from semppl_jax.train import optimizers, schedules, state, step
 from semppl_jax.workdir import run_log
 
 
@@ -25,7 +26,8 @@ class Run(NamedTuple):
   data: sources.Dataset
   labels: np.ndarray  # [N] int32 labels that training sees, -1: none
   images: pipeline.Images  # how training images become arrays
-  setup: pretrain_step.Setup
+  setup: step.StepSetup
+  facts: base.RunFacts
   devices: list[jax.Device]
 
 
@@ -38,7 +40,7 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
       f'Warning: {devices[0].device_kind} does not compute in bfloat16 but '
       'imitates it: precision=float32 is faster there.'
     )
-  frozen = _with_negatives_that_exist(cfg)
+  frozen = ml_collections.FrozenConfigDict(cfg)
   data = datasets.load(frozen.dataset)
   labels = subsets.visible_labels(cfg.labels, data, cfg.dataset.path)
   if config.uses_labels(cfg) and not np.any(labels >= 0):
@@ -47,75 +49,60 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
       'training image, but labels.per_class, .fraction, .file or .subset is '
       'set.'
     )
-  _check_labels(cfg, labels, data.num_classes)
+  facts = _facts(frozen, data, labels)
+  method = methods.build(frozen, facts)
+  setup = step.StepSetup(
+    cfg=frozen,
+    method=method,
+    nets=build_networks(frozen, method, data.num_classes),
+    optimizer=build_optimizer(frozen),
+    total_steps=facts.total_steps,
+    warmup_steps=facts.steps(cfg.optimizer.warmup_epochs),
+  )
+  images = pipeline.whole(frozen.dataset, data)
+  return Run(frozen, data, labels, images, setup, facts, devices)
+
+
+def _facts(
+  cfg: ml_collections.FrozenConfigDict,
+  data: sources.Dataset,
+  labels: np.ndarray,
+) -> base.RunFacts:
   to_steps = functools.partial(
     schedules.to_steps,
     num_examples=len(data.train),
     batch_size=cfg.batch_size,
   )
-  setup = pretrain_step.Setup(
-    cfg=frozen,
-    nets=networks_lib.build(
-      encoder=cfg.encoder.name,
-      width=cfg.encoder.width,
-      stem=cfg.encoder.stem,
-      selective_kernels=cfg.encoder.selective_kernels,
-      padding=cfg.encoder.padding,
-      projector_hidden=cfg.encoder.projector_hidden,
-      embedding_size=cfg.encoder.embedding_size,
-      num_classes=data.num_classes if config.uses_labels(cfg) else 0,
-      classifier_detached=cfg.classifier.detached,
-      bn_decay=cfg.encoder.bn_decay,
-      bn_eps=cfg.encoder.bn_eps,
-      precision=cfg.precision,
-      remat=cfg.remat,
-    ),
-    optimizer=build_optimizer(frozen),
-    total_steps=to_steps(cfg.num_epochs),
-    warmup_steps=to_steps(cfg.optimizer.warmup_epochs),
-    target_query_steps=to_steps(cfg.queue.target_query_epochs),
-    exclude_after_steps=to_steps(cfg.loss.exclude_after_epochs),
+  return base.RunFacts(
+    num_classes=data.num_classes,
+    num_images=len(data.train),
     class_share=subsets.class_share(labels, data.num_classes),
+    num_labels=int(np.sum(labels >= 0)),
+    total_steps=to_steps(cfg.num_epochs),
+    steps=to_steps,
   )
-  images = pipeline.whole(frozen.dataset, data)
-  return Run(frozen, data, labels, images, setup, devices)
 
 
-def _with_negatives_that_exist(
-  cfg: ml_collections.ConfigDict,
-) -> ml_collections.FrozenConfigDict:
-  """The settings; in a small batch all other images are negatives."""
-  others = cfg.batch_size - 1
-  if cfg.loss.num_negatives > others:
-    run_log.say(
-      f'Note: batch_size {cfg.batch_size} has {others} negatives for an image, '
-      f'not loss.num_negatives {cfg.loss.num_negatives}: all of them are taken.'
-    )
-    cfg = cfg.copy_and_resolve_references()
-    cfg.loss.num_negatives = others
-  return ml_collections.FrozenConfigDict(cfg)
-
-
-def _check_labels(
-  cfg: ml_collections.ConfigDict, labels: np.ndarray, num_classes: int
-) -> None:
-  """What is wrong with how many images of which class have labels."""
-  if not config.uses_semantic_positives(cfg):
-    return
-  if (
-    np.count_nonzero(subsets.class_share(labels, num_classes))
-    <= 1
-    < (num_classes)
-  ):
-    run_log.say('Warning: all labelled images are of one class.')
-  natural = min(cfg.batch_size, int(np.sum(labels >= 0)))
-  most = round(cfg.labels.share * cfg.batch_size) or natural
-  if cfg.accumulate > 1 and most > cfg.queue.capacity:
-    raise UserError(
-      f'accumulate is {cfg.accumulate}, but of up to {most} labelled images in '
-      f'a batch only queue.capacity {cfg.queue.capacity} find a place, and the '
-      'semantic terms are means over the whole batch: set one of them back.'
-    )
+def build_networks(
+  cfg: ml_collections.FrozenConfigDict, method: base.Method, num_classes: int
+) -> networks_lib.Networks:
+  """Encoder, the objective's heads and the monitoring classifier."""
+  encoder = cfg.encoder
+  monitored = 'classifier' in cfg and config.uses_labels(cfg)
+  return networks_lib.build(
+    encoder=encoder.name,
+    width=encoder.width,
+    stem=encoder.stem,
+    selective_kernels=encoder.selective_kernels,
+    padding=encoder.padding,
+    heads=method.heads,
+    num_classes=num_classes if monitored else 0,
+    classifier_detached=not monitored or cfg.classifier.detached,
+    bn_decay=encoder.bn_decay,
+    bn_eps=encoder.bn_eps,
+    precision=cfg.precision,
+    remat=cfg.remat,
+  )
 
 
 def build_optimizer(
@@ -131,6 +118,14 @@ def build_optimizer(
     'sgd': momentum,
   }
   return optimizers.build(opt.name, **own.get(opt.name, {}))
+
+
+def initial_state(run: Run) -> state.TrainState:
+  """The state before the first step, leaves [D, ...]."""
+  setup = run.setup
+  return state.init(
+    setup.cfg, setup.method, setup.nets, setup.optimizer, run.devices
+  )
 
 
 def input_batches(

@@ -5,9 +5,9 @@ is saved with the run: a run that was taken up again raises it at the same step,
 and all hosts of a job, who see the same metrics, raise it together.
 """
 
-import math
 import statistics
-from collections.abc import Collection, Mapping
+import types
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,13 +34,22 @@ class AlarmError(UserError):
     good: the newest step whose state is trusted.
     what: is wrong, without a full stop.
     kind: loss, spread, chance, labels, or '': not finite.
+    advice: settings to try, the best first.
   """
 
   status = STATUS
 
-  def __init__(self, step: int, good: int, what: str, kind: str = ''):
+  def __init__(
+    self,
+    step: int,
+    good: int,
+    what: str,
+    kind: str = '',
+    advice: Sequence[str] = (),
+  ):
     super().__init__(f'{what}.')
     self.step, self.good, self.what, self.kind = step, good, what, kind
+    self.advice = tuple(advice)
 
 
 class NotFiniteError(AlarmError):
@@ -58,10 +67,7 @@ def stopped(alarm: AlarmError, last_good: int | None, cfg: Any) -> AlarmError:
   kept = 'there is no good checkpoint yet'
   if last_good is not None:
     kept = f'the last good checkpoint is that of step {last_good}'
-  ways = _against_one_label(cfg) if alarm.kind == 'labels' else []
-  if alarm.kind == 'chance':
-    ways = ['a larger watchdog.chance_patience, if it was falling']
-  ways = [*ways[:3], 'a smaller optimizer.learning_rate']
+  ways = [*alarm.advice[:3], 'a smaller optimizer.learning_rate']
   rolls_back = 'watchdog' in cfg and cfg.watchdog.action != 'roll_back'
   back = ', or watchdog.action=roll_back' if rolls_back else ''
   what = (
@@ -69,23 +75,6 @@ def stopped(alarm: AlarmError, last_good: int | None, cfg: Any) -> AlarmError:
     f'{" or ".join(ways)}{back}'
   )
   return type(alarm)(alarm.step, alarm.good, what, alarm.kind)
-
-
-def _against_one_label(cfg: Any) -> list[str]:
-  """Settings that keep one pseudo-label from taking over, and are not on.
-
-  docs/trials.md says which of them were tried, and where.
-  """
-  whole = cfg.accumulate == 1  # what needs all votes of a batch
-  ways = {
-    'queue.balance=1': whole and cfg.queue.balance == 0,
-    'labels.share=0.25': cfg.labels.share == 0,
-    'queue.target_query_epochs=6': cfg.queue.target_query_epochs == 0,
-    'loss.alpha=0.2': cfg.loss.alpha > 0.2,
-    'queue.k=5': cfg.queue.k == 1,
-    'queue.min_share=0.5': whole and cfg.queue.min_share == 0,
-  }
-  return [way for way, is_off in ways.items() if is_off]
 
 
 class Watchdog:
@@ -106,8 +95,9 @@ class Watchdog:
     limits: the `watchdog` section of the config; None: NaN and infinity only.
     watched: of `WATCHED`, what the run trains.
     warmup_steps: of the learning rate.
-    chance: loss_augm of a network that cannot tell an image's views from other
-      images, in nats.
+    chance: {metric: its value, in nats, of a network that cannot tell an
+      image's views from other images}.
+    advice: settings to try if one pseudo-label takes over.
     largest_class: share of the most frequent label among the training labels;
       pseudo-labels may be that one-sided by right.
     memory: of the watchdog that saw the steps before, see `memory`.
@@ -119,14 +109,19 @@ class Watchdog:
     *,
     watched: Collection[str] = WATCHED,
     warmup_steps: int = 0,
-    chance: float = math.inf,
+    chance: Mapping[str, float] = types.MappingProxyType({}),
+    advice: Sequence[str] = (),
     largest_class: float = 0.0,
     memory: Mapping[str, Any] | None = None,
   ):
     self._limits = limits
     self._watched = watched
     self._warmup_steps = warmup_steps
-    self._chance = chance
+    self._chance = dict(chance)
+    self._advice = {
+      'labels': tuple(advice),
+      'chance': ('a larger watchdog.chance_patience, if it was falling',),
+    }
     self._largest_class = largest_class
     memory = memory or {}
     # Of each thing that is watched: so many steps in a row it has been bad, and
@@ -166,7 +161,9 @@ class Watchdog:
       if what and self._must_alarm(name, step):
         first = step - self._rows[name] + 1
         what = f'From step {first} to {step} {what}'
-        raise AlarmError(step, first - 2, what, name)
+        raise AlarmError(
+          step, first - 2, what, name, self._advice.get(name, ())
+        )
     if step > self._warmup_steps:
       self._losses = [*self._losses, scalars['loss']][-_WINDOW:]
 
@@ -196,14 +193,16 @@ class Watchdog:
     if 'spread' in self._watched:
       found['spread'] = self._spread(scalars['embedding_std'])
     if 'chance' in self._watched and self._limits.chance_factor:
-      found['chance'] = self._by_chance(scalars['loss_augm'])
+      told = [self._by_chance(scalars, name) for name in self._chance]
+      found['chance'] = next(filter(None, told), '')
     if 'loss' in self._watched and len(self._losses) >= self._limits.patience:
       found['loss'] = self._exploded(scalars['loss'])
     # Of all unlabelled images; a queue that fills has seen few labelled images,
     # maybe of one class.
-    share = scalars['top_label_share'] * scalars['pseudo_label_share']
-    if 'labels' in self._watched and share and scalars['queue_fill'] >= 1:
-      found['labels'] = self._one_label(share)
+    if 'labels' in self._watched and scalars.get('queue_fill', 1.0) >= 1:
+      share = scalars['top_label_share'] * scalars['pseudo_label_share']
+      if share:
+        found['labels'] = self._one_label(share)
     return found
 
   def _spread(self, spread: float) -> str:
@@ -215,12 +214,13 @@ class Watchdog:
       'have collapsed'
     )
 
-  def _by_chance(self, loss: float) -> str:
-    if loss < self._limits.chance_factor * self._chance:
+  def _by_chance(self, scalars: Mapping[str, float], name: str) -> str:
+    loss, chance = scalars[name], self._chance[name]
+    if loss < self._limits.chance_factor * chance:
       return ''
     return (
       "the network could not tell an image's views from other images "
-      f'(loss_augm is {loss:.3g}; by chance it is {self._chance:.3g})'
+      f'({name} is {loss:.3g}; by chance it is {chance:.3g})'
     )
 
   def _exploded(self, loss: float) -> str:

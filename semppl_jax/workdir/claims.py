@@ -11,10 +11,10 @@ import json
 import os
 import pathlib
 import socket
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from semppl_jax.config.upgrade import upgrade
 from semppl_jax.distributed import hosts
 from semppl_jax.errors import UserError
 from semppl_jax.utils import differences, files
@@ -28,7 +28,6 @@ def claimed(
   config: Mapping[str, Any],
   *,
   ignore: Sequence[str] = (),
-  added: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Iterator[None]:
   """Has the folder for this job alone, and for these settings, see `claim`.
 
@@ -42,7 +41,7 @@ def claimed(
   def take():
     lock = _lock(pathlib.Path(workdir))
     try:
-      claim(workdir, config, ignore=ignore, added=added)
+      claim(workdir, config, ignore=ignore)
     except BaseException:
       _release(lock)
       raise
@@ -107,7 +106,6 @@ def claim(
   config: Mapping[str, Any],
   *,
   ignore: Sequence[str] = (),
-  added: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
   """Writes WORKDIR/config.json, or checks that it says the same already.
 
@@ -117,8 +115,6 @@ def claim(
       lists.
     ignore: names (dotted if nested) that may differ; the file then takes the
       new values.
-    added: settings that an older version did not know, with the values at which
-      a run computes what it computed then.
 
   Raises:
     UserError: the directory belongs to a run with other settings, or holds
@@ -126,7 +122,7 @@ def claim(
   """
   folder = pathlib.Path(workdir)
   _make(folder)
-  if not check(workdir, config, ignore=ignore, added=added):
+  if not check(workdir, config, ignore=ignore):
     try:
       files.write_text(folder / 'config.json', _text(config))
     except OSError as error:
@@ -138,7 +134,6 @@ def check(
   config: Mapping[str, Any],
   *,
   ignore: Sequence[str] = (),
-  added: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> bool:
   """Refuses what `claim` refuses, and writes nothing.
 
@@ -150,8 +145,16 @@ def check(
   if there == here:
     return True
   differing = differences.between(
-    here if there is None else {**added, **there}, here, ignore
+    here if there is None else there, here, ignore
   )
+  names = (
+    [] if there is None else [each.get('method') for each in (there, here)]
+  )
+  if names and names[0] != names[1]:
+    raise UserError(
+      f'--workdir {workdir} holds a run of method {names[0]!r}, not of '
+      f'{names[1]!r}: choose another --workdir.'
+    )
   if differing:
     what = differences.first_few(differing)
     raise UserError(
@@ -170,7 +173,8 @@ def _standing(folder: pathlib.Path) -> dict[str, Any] | None:
   path = folder / 'config.json'
   advice = 'choose another --workdir, or bring the file back'
   try:
-    return dict(differences.flat(dict(json.loads(path.read_text('utf-8')))))
+    settings = upgrade(dict(json.loads(path.read_text('utf-8'))))
+    return dict(differences.flat(settings))
   except FileNotFoundError:
     if any((folder / 'checkpoints').glob('[0-9]*')):
       raise UserError(

@@ -1,13 +1,11 @@
 """Evaluation on a run's own data: settings from CHECKPOINT/config.json."""
 
-import os
-
 import ml_collections
 
 from semppl_jax import config
 from semppl_jax.config import eval_config
 from semppl_jax.errors import UserError
-from semppl_jax.workdir import metrics
+from semppl_jax.workdir import config_file
 
 # Key of an evaluation -> key of the run; what is not here has the same name.
 CALLED = {
@@ -32,7 +30,7 @@ def complete(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   wanted = config.open_keys(cfg, eval_config.default())
   if not wanted:
     return cfg
-  begun = metrics.read_json(os.path.join(cfg.checkpoint, 'config.json'))
+  begun = config_file.read(cfg.checkpoint)
   cfg = cfg.copy_and_resolve_references()
   for key in wanted:
     value = config.find(begun, CALLED.get(key, key))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from semppl_jax import structs
+from tests.before import structs
 
 
 def encode(

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from semppl_jax.distributed import parallel
-from semppl_jax.memory import label_queue
-from semppl_jax.models import networks as networks_lib
+from tests.before import label_queue
+from tests.before import networks as networks_lib
 
 
 class TrainState(NamedTuple):

@@ -10,14 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from semppl_jax import structs
+from semppl_jax import methods, structs
 from semppl_jax.augment import views
 from semppl_jax.distributed import parallel
 from semppl_jax.losses import negatives
 from semppl_jax.memory import label_queue
+from semppl_jax.methods import base
 from semppl_jax.models import networks
-from semppl_jax.train import pretrain_step, train_state
-from semppl_jax.train.train_state import TrainState
+from semppl_jax.train import state as state_lib
+from semppl_jax.train import step as step_lib
+from semppl_jax.train.state import TrainState
 from tests import reference, tiny
 
 _LABELS = [-1, 0, -1, 2, 1, -1, -1, 0, -1, -1, 2, -1, -1, -1, 1, -1]
@@ -37,8 +39,10 @@ def _linear_networks(num_features=48, size=8):
     state = {
       'projector/~/bn': {'passes': state['projector/~/bn']['passes'] + 1}
     }
-    prediction = out @ params['predictor']['w'] if predictor else None
-    return structs.Outputs(embedding, out, prediction, None), state
+    outputs = {'projection': out}
+    if predictor:
+      outputs |= {'prediction': out @ params['predictor']['w']}
+    return outputs, state
 
   random = np.random.RandomState(1)
   params = {
@@ -50,12 +54,13 @@ def _linear_networks(num_features=48, size=8):
     online=functools.partial(apply, predictor=True),
     target=functools.partial(apply, predictor=False),
     encode=None,
+    target_tree=lambda tree: {'projector': tree['projector']},
   )
   return nets, params, features
 
 
 def _map(setup, num_devices=1):
-  step = functools.partial(pretrain_step.train_step, setup=setup)
+  step = functools.partial(step_lib.train_step, setup=setup)
   return tiny.map_step(step, num_devices)
 
 
@@ -63,18 +68,31 @@ def _unit(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _linear_setup(cfg, optimizer):
-  nets, params, features = _linear_networks()
-  setup = pretrain_step.Setup(
-    cfg=tiny.frozen(cfg),
+# One step an epoch, of ten: durations of the config are steps.
+_FACTS = base.RunFacts(
+  num_classes=tiny.NUM_CLASSES,
+  num_images=tiny.BATCH,
+  class_share=np.full(tiny.NUM_CLASSES, 1 / tiny.NUM_CLASSES, np.float32),
+  num_labels=7,
+  total_steps=10,
+  steps=int,
+)
+
+
+def _setup(cfg, nets, optimizer, facts=_FACTS):
+  return step_lib.StepSetup(
+    cfg=cfg,
+    method=methods.build(cfg, facts),
     nets=nets,
     optimizer=optimizer,
     total_steps=10,
     warmup_steps=2,
-    target_query_steps=0,
-    exclude_after_steps=0,
-    class_share=None,
   )
+
+
+def _linear_setup(cfg, optimizer, facts=_FACTS):
+  nets, params, features = _linear_networks()
+  setup = _setup(tiny.frozen(cfg), nets, optimizer, facts)
   passes = {'projector/~/bn': {'passes': np.zeros((), np.int32)}}
   other = {'projector': {'w': params['projector']['w'][:, ::-1].copy()}}
   state = TrainState(
@@ -84,7 +102,7 @@ def _linear_setup(cfg, optimizer):
     target_params=other,
     target_state=passes,
     opt_state=optimizer.init(params),
-    queue=label_queue.init(2, 16, 8, 1),
+    memory=label_queue.init(2, 16, 8),
   )
   return setup, parallel.replicate(state, 1), features
 
@@ -158,7 +176,7 @@ class _Expected:
   def _draw(self, cfg, batch, keys):
     """Semantic positives [S, V_L, B, d], through the queue's own sampler."""
     entered = np.flatnonzero(batch.labels >= 0)
-    queue = label_queue.init(2, 16, 8, 1)
+    queue = label_queue.init(2, 16, 8)
     queue = queue._replace(
       labels=queue.labels.at[: len(entered)].set(batch.labels[entered])
     )
@@ -193,12 +211,13 @@ def test_step_equals_a_slow_reference(exclude, early):
   cfg = tiny.make_config(
     loss__exclude_same_label=exclude,
     loss__semantic_invariance_weight=3.0,
+    loss__exclude_after_epochs=4.0 if early else 0.0,
     queue__capacity=16,
   )
   batch = tiny.make_batch(_LABELS)
   optimizer = optax.trace(0.0)  # its state is the gradient
   setup, state, features = _linear_setup(cfg, optimizer)
-  step = _map(setup._replace(exclude_after_steps=4 if early else 0))
+  step = _map(setup)
   new, [(scalars, labels)] = tiny.run_steps(step, state, [batch], 1)  # step 3
   expected = _Expected(cfg, state, batch, features, early)
 
@@ -221,7 +240,7 @@ def test_step_equals_a_slow_reference(exclude, early):
   assert new.target_state['projector/~/bn']['passes'][0] == 2
   # Labelled images, and only they, entered the queue in the batch's order.
   entered = np.flatnonzero(batch.labels >= 0)
-  queue = parallel.first(new.queue)
+  queue = parallel.first(new.memory)
   assert queue.count == len(entered)
   np.testing.assert_array_equal(queue.ids[: len(entered)], 100 + entered)
   np.testing.assert_allclose(
@@ -253,12 +272,13 @@ def test_balanced_votes_are_those_of_the_whole_batch():
   batch, found = tiny.make_batch(_LABELS), {}
   for strength, number in ((0.0, 1), (1.0, 1), (1.0, 4)):
     cfg = tiny.make_config(queue__balance=strength)
-    setup, state, _ = _linear_setup(cfg, optax.trace(0.0))
-    setup = setup._replace(class_share=np.array([0.1, 0.1, 0.8], np.float32))
-    state = parallel.first(state)._replace(
-      queue=label_queue.init(2, 16, 8, number)
+    share = np.array([0.1, 0.1, 0.8], np.float32)
+    setup, state, _ = _linear_setup(
+      cfg, optax.trace(0.0), _FACTS._replace(class_share=share)
     )
-    state = parallel.replicate(state, number)
+    state = state_lib.from_host(
+      parallel.first(state), setup.method, jax.devices()[:number]
+    )
     _, [(scalars, labels)] = tiny.run_steps(
       _map(setup, number), state, [batch], number
     )
@@ -274,13 +294,14 @@ def test_balanced_votes_are_those_of_the_whole_batch():
 
 def test_target_projections_vote_in_the_first_steps():
   cfg, batch = tiny.make_config(), tiny.make_batch(_LABELS)
-  setup, state, features = _linear_setup(cfg, optax.trace(0.0))
+  _, state, features = _linear_setup(cfg, optax.trace(0.0))
   expected = _Expected(cfg, state, batch, features)
   by_target = expected.vote(batch.labels, expected.targets)
   assert np.any(by_target != expected.labels)
   for steps, wanted in ((4, by_target), (3, expected.labels)):
-    early = _map(setup._replace(target_query_steps=steps))
-    _, [(_, labels)] = tiny.run_steps(early, state, [batch], 1)  # step 3
+    cfg.queue.target_query_epochs = float(steps)
+    setup, _, _ = _linear_setup(cfg, optax.trace(0.0))
+    _, [(_, labels)] = tiny.run_steps(_map(setup), state, [batch], 1)  # step 3
     np.testing.assert_array_equal(labels, wanted)
 
 
@@ -348,7 +369,7 @@ def _gradient_step(num_devices):
 
   def step(*arguments):
     _TRACES[num_devices] += 1
-    return pretrain_step.train_step(*arguments, setup=run.setup)
+    return step_lib.train_step(*arguments, setup=run.setup)
 
   return run, tiny.map_step(step, num_devices)
 
@@ -360,8 +381,9 @@ def _begin():
 
 def _trained(num_devices, labels):
   """Two steps from one beginning."""
-  _, step = _gradient_step(num_devices)
-  state = train_state.from_portable(_begin(), jax.devices()[:num_devices])
+  run, step = _gradient_step(num_devices)
+  devices = jax.devices()[:num_devices]
+  state = state_lib.from_host(_begin(), run.setup.method, devices)
   batches = [tiny.make_batch(labels, seed) for seed in range(2)]
   return tiny.run_steps(step, state, batches, num_devices)
 
@@ -426,7 +448,7 @@ def _assert_close(one, many):
 
 def test_the_classifier_learns_from_true_labels_alone():
   _, step = _gradient_step(1)
-  state = train_state.from_portable(_begin(), jax.devices()[:1])
+  state = state_lib.from_host(_begin(), jax.devices()[:1])
   # Without weights it gives every class a third.
   blank = jax.tree.map(jnp.zeros_like, state.online_params['classifier'])
   params = state.online_params | {'classifier': blank}
@@ -497,7 +519,7 @@ def test_parts_with_batchnorm_do_not_know_the_devices():
   begin = tiny.portable(run)
   found = []
   for number in (1, 2):
-    state = train_state.from_portable(begin, jax.devices()[:number])
+    state = state_lib.from_host(begin, jax.devices()[:number])
     mapped = _map(run.setup, number)
     batches = [tiny.make_batch(_LABELS)]
     new, seen = tiny.run_steps(mapped, state, batches, number, parts=2)
@@ -552,8 +574,8 @@ def test_a_batch_in_one_part_makes_its_views_once(monkeypatch):
     made.append(original(*arguments) if not made else made[0])
     return made[0]
 
-  original = pretrain_step.make_views
-  monkeypatch.setattr(pretrain_step, 'make_views', make_views)
+  original = step_lib.make_views
+  monkeypatch.setattr(step_lib, 'make_views', make_views)
   assert both_passes_make_them == pytest.approx(flops(), rel=0.01)
   assert len(made) == 2
 
@@ -573,16 +595,16 @@ def _collective_sizes(step, *arguments):
 
 def _traffic(capacity, gathers_queue=False):
   setup, state, _ = _linear_setup(tiny.make_config(), optax.trace(0.0))
-  queue = label_queue.init(2, capacity, 8, 4)
-  state = parallel.first(state)._replace(queue=queue)
-  state = parallel.replicate(state, 4)
   devices = jax.devices()[:4]
-  inner = functools.partial(pretrain_step.train_step, setup=setup)
+  queue = label_queue.init(2, capacity, 8)
+  whole = parallel.first(state)._replace(memory=queue)
+  state = state_lib.from_host(whole, setup.method, devices)
+  inner = functools.partial(step_lib.train_step, setup=setup)
 
   def step(state, batch, key):
     new, metrics, labels = inner(state, batch, key)
     if gathers_queue:
-      whole = parallel.gather(new.queue.embeddings, axis=1)
+      whole = parallel.gather(new.memory.embeddings, axis=1)
       metrics['sum'] = jnp.sum(whole)
     return new, metrics, labels
 

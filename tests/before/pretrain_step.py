@@ -15,16 +15,14 @@ import ml_collections
 import numpy as np
 import optax
 
-from semppl_jax import structs
 from semppl_jax.augment import views as views_lib
 from semppl_jax.distributed import parallel
 from semppl_jax.losses import contrastive, negatives
-from semppl_jax.memory import label_queue, pseudo_labels
-from semppl_jax.methods import objective
-from semppl_jax.models import networks as networks_lib
-from semppl_jax.models import passes
+from semppl_jax.memory import pseudo_labels
 from semppl_jax.train import schedules
-from semppl_jax.train.train_state import TrainState
+from tests.before import label_queue, objective, passes, structs
+from tests.before import networks as networks_lib
+from tests.before.train_state import TrainState
 
 Metrics = dict[str, jax.Array]
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from semppl_jax import config
 from semppl_jax.distributed import parallel
-from semppl_jax.losses import contrastive
+from semppl_jax.losses import classification, contrastive
+from semppl_jax.methods import semppl
 
 Terms = dict[str, jax.Array]
 
@@ -54,7 +54,7 @@ def weighted_sum(
   return (
     cfg.loss.contrastive_weight * contrastive
     + cfg.loss.invariance_weight * parts['inv_augm']
-    + config.semantic_invariance_weight(cfg) * parts['inv_sempos']
+    + semppl.semantic_invariance_weight(cfg) * parts['inv_sempos']
   )
 
 
@@ -70,7 +70,7 @@ def classifier(
   """
   if logits is None:
     return {'loss_classifier': jnp.zeros(())}
-  per_view = contrastive.classification(logits, labels)  # [V, b]
+  per_view = classification.cross_entropy(logits, labels)  # [V, b]
   hit = (logits.argmax(axis=-1) == labels).astype(jnp.float32)  # [V, b]
   mean = functools.partial(
     parallel.masked_mean, mask=labels >= 0, everyones=everyones >= 0

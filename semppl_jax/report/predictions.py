@@ -10,30 +10,38 @@ import numpy as np
 from semppl_jax import checkpoint, config
 from semppl_jax.data import pipeline, sources
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.evaluation import encoder_scores, inference
-from semppl_jax.memory import pseudo_labels
-from semppl_jax.train import runs, train_state
+from semppl_jax.evaluation import encoder_scores
+from semppl_jax.train import runs
+from semppl_jax.train import state as state_lib
 from semppl_jax.workdir import stop_file
 
+NEIGHBOURS = 4  # of an image
+_MOST_LABELLED = 2000
 
-class Said(NamedTuple):
+
+class Predictions(NamedTuple):
   """Of n images of a source."""
 
   rows: np.ndarray  # [n] int, of the source
   truth: np.ndarray  # [n] int32, -1: unknown
-  embeddings: np.ndarray  # [n, e] float32
-  votes: np.ndarray  # [n] int32, pseudo-label by the queue's vote, -1: none
-  share: np.ndarray  # [n] float32, the winner's share of the votes
-  guesses: np.ndarray  # [n] int32, the classifier's choice, -1: none
-  neighbours: np.ndarray  # [n, V_L * k] int, training rows, -1: no vote
-  similarity: np.ndarray  # [n, V_L * k] float32, cosine
+  embeddings: np.ndarray  # [n, e] float32, the encoder's
+  labels: np.ndarray  # [n] int32 predicted, -1: none
+  neighbours: np.ndarray  # [n, k] int, labelled training rows, nearest first
+  similarity: np.ndarray  # [n, k] float32, cosine of embeddings
+
+
+class Labelled(NamedTuple):
+  """Labelled training images, among which neighbours are looked up."""
+
+  rows: np.ndarray  # [M] int
+  embeddings: np.ndarray  # [M, e] float32
 
 
 class Network(NamedTuple):
   """A run whose data set is at hand, with the newest checkpoint's network."""
 
   run: runs.Run
-  state: train_state.TrainState
+  state: state_lib.TrainState
   step: int
 
 
@@ -43,7 +51,7 @@ def prepare(settings: Mapping[str, Any]) -> runs.Run:
   Raises:
     UserError: settings of another version, or a data set that is gone.
   """
-  cfg = config.default().lock()
+  cfg = config.default(settings.get('method', 'semppl')).lock()
   try:
     cfg.update(settings)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -70,9 +78,7 @@ def restore(run: runs.Run, folder: pathlib.Path) -> Network:
     raise CheckpointError('There is no checkpoint yet.')
   if stop := stop_file.read(folder):
     steps = [n for n in steps if n <= stop.good] or steps
-  fresh = train_state.init(
-    run.cfg, run.setup.nets, run.setup.optimizer, run.devices
-  )
+  fresh = runs.initial_state(run)
   reason: CheckpointError | None = None
   for step in reversed(steps):
     try:
@@ -84,9 +90,10 @@ def restore(run: runs.Run, folder: pathlib.Path) -> Network:
 
 def _state(run, fresh, folder, step):
   """With what evaluation needs; the rest is as before the first step."""
-  like = train_state.like(run.cfg, fresh)
+  method = run.setup.method
+  like = state_lib.abstract_state(fresh, method, len(run.devices))
   leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-  wanted = ('state.step', 'state.online_', 'state.queue')
+  wanted = ('state.step', 'state.online_', 'state.memory')
   found = checkpoint.read(str(folder), step, wanted)
   portable = []
   for path, kind in leaves:
@@ -100,49 +107,65 @@ def _state(run, fresh, folder, step):
       )
     portable.append(found[name])
   state = jax.tree.unflatten(tree, portable)
-  return train_state.from_portable(state, run.devices)
+  return state_lib.from_host(state, method, run.devices)
 
 
-def ask(network: Network, source: Any, rows: np.ndarray) -> Said:
+def labelled(network: Network) -> Labelled:
+  """Embeddings of the labelled training images, of some if there are many."""
+  run = network.run
+  rows = some(np.flatnonzero(run.labels >= 0), _MOST_LABELLED, run.cfg.seed)
+  if not len(rows):
+    return Labelled(rows, np.zeros((0, 1), np.float32))
+  found = _features(network, sources.Rows(run.data.train, rows))
+  return Labelled(rows[found.readable], found.embeddings[found.readable])
+
+
+def predict(
+  network: Network, source: Any, rows: np.ndarray, support: Labelled
+) -> Predictions:
   """Runs some images of a source through the network.
 
   Images that cannot be decoded are left out.
+
+  Args:
+    network: of a run.
+    source: of images.
+    rows: which of them.
+    support: the images that may be neighbours.
   """
-  run, state, _ = network
-  cfg = run.cfg
-
-  def forward(state, views):
-    outputs, found = encoder_scores.look_up(state, run.setup.nets, cfg, views)
-    voted = pseudo_labels.vote(found.labels, found.similarity)
-    guesses = encoder_scores.choices(outputs.logits, voted[0])
-    return outputs.embedding, *voted, guesses, found.slots, found.similarity
-
   chosen = sources.Rows(source, rows)
-  said, readable = inference.over_images(
-    forward, state, chosen, run.devices, cfg.evaluation.batch_size,
-    images=crops(run), on_unreadable=lambda name, reason: None,
-  )  # fmt: skip
-  embeddings, votes, share, guesses, slots, similarity = (
-    x[readable] for x in said
+  found = _features(network, chosen)
+  labels = encoder_scores.pseudo_labels_of(found, network.run.cfg)
+  readable = found.readable
+  embeddings = found.embeddings[readable]
+  nearest = np.zeros((len(embeddings), 0), int)
+  similarity = nearest.astype(np.float32)
+  if len(support.rows) and len(embeddings):
+    nearest, similarity = encoder_scores.neighbours(
+      embeddings, support.embeddings, NEIGHBOURS
+    )
+    nearest = support.rows[nearest]
+  return Predictions(
+    rows[readable],
+    chosen.labels[readable],
+    embeddings,
+    labels[readable],
+    nearest,
+    similarity,
   )
-  neighbours = _training_rows(network, slots)
-  return Said(
-      rows[readable], chosen.labels[readable], embeddings, votes, share,
-      guesses, neighbours, similarity,
-  )  # fmt: skip
 
 
-def _training_rows(network: Network, slots: np.ndarray) -> np.ndarray:
-  """Slots of the queue -> rows of the training images, -1: none."""
-  run, state, _ = network
-  train = run.data.train
-  row_of = {
-    sources.number(train, int(row)): int(row)
-    for row in np.flatnonzero(run.labels >= 0)
-  }
-  ids = np.asarray(state.queue.ids)[0]  # [C]
-  rows = np.array([row_of.get(int(i), -1) for i in ids])
-  return np.where(slots < 0, -1, rows[slots])
+def _features(network: Network, source: Any) -> encoder_scores.Features:
+  run = network.run
+  return encoder_scores.features(
+    network.state,
+    run.setup.method,
+    run.setup.nets,
+    run.cfg,
+    source,
+    run.devices,
+    on_unreadable=lambda name, reason: None,
+  )
 
 
 def crops(run: runs.Run) -> pipeline.Images:

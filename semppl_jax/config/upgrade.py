@@ -1,0 +1,87 @@
+"""Settings of runs that began under an older version, in today's names.
+
+`upgrade` is applied wherever a run's config.json is read, so that the run goes
+on, is reported and evaluated. It changes nothing of what today's version wrote.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from semppl_jax.config import checks
+
+# Their name -> ours.
+RENAMED = {
+  'encoder.projector_hidden': ('projector.hidden', 'predictor.hidden'),
+  'encoder.embedding_size': ('projector.size',),
+}
+# Settings that came later, at the values at which they change nothing. A method
+# without the section does not get them.
+_ADDED = {
+  'loss.exclude_after_epochs': 0.0,
+  'queue.target_query_epochs': 0.0,
+  'queue.balance': 0.0,
+  'views.background': 'grey',
+  'evaluation.baseline_images': 10_000,
+  'minutes': 10.0,
+}
+# What `supervised` has no use for.
+_NOT_SUPERVISED = (
+  'loss',
+  'queue',
+  'ema',
+  'classifier',
+  'projector',
+  'predictor',
+)
+
+
+def upgrade(settings: Any) -> Any:
+  """A run's settings as today's version would have written them.
+
+  Args:
+    settings: of config.json, nested dicts; of an evaluation, or of whatever
+      else a file may hold, they are left alone.
+
+  Returns:
+    A copy.
+  """
+  if not isinstance(settings, dict) or 'checkpoint' in settings:
+    return settings
+  new = {
+    key: dict(x) if isinstance(x, dict) else x for key, x in settings.items()
+  }
+  if 'method' not in new:
+    new = _name_method(new)
+  for key, value in _ADDED.items():
+    section, _, name = key.rpartition('.')
+    inside = new.get(section) if section else new
+    if isinstance(inside, dict):
+      inside.setdefault(name, value)
+  return new
+
+
+def _name_method(new: dict[str, Any]) -> dict[str, Any]:
+  """From before there were methods: SemPPL, or the supervised baseline."""
+  for theirs, ours in RENAMED.items():
+    value = checks.find(new, theirs)
+    if value is None:
+      continue
+    section, _, name = theirs.rpartition('.')
+    del new[section][name]
+    for key in ours:
+      section, _, name = key.rpartition('.')
+      new.setdefault(section, {})[name] = value
+  if _was_supervised(new):
+    kept = {key: x for key, x in new.items() if key not in _NOT_SUPERVISED}
+    return {'method': 'supervised', **kept}
+  return {'method': 'semppl', **new}
+
+
+def _was_supervised(settings: Mapping[str, Any]) -> bool:
+  """Whether the classifier's loss, with weight 1, was all that there was."""
+  find = lambda key: checks.find(settings, key)
+  weights = ('contrastive_weight', 'invariance_weight')
+  off = all(find(f'loss.{name}') == 0 for name in weights)
+  semantic = find('loss.semantic_invariance_weight') in (None, 0)
+  attached = find('classifier.detached') is False
+  return off and semantic and attached and find('classifier.weight') == 1

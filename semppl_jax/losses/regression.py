@@ -1,0 +1,35 @@
+"""Regression of a target's embedding: BYOL's loss. Per image, no collectives.
+
+Shapes: b images on this device, V views of the online and W of the target
+network, d the embedding size.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def squared_distances(online: jax.Array, targets: jax.Array) -> jax.Array:
+  """Mean over pairs of views v != w of |online_v - target_w|^2.
+
+  2 - 2 cos of unit vectors: normalised mean squared error, BYOL (arXiv
+  2006.07733), eq. 2. A view's own target is left out; small views, which have
+  none, are compared with all targets.
+
+  Args:
+    online: [V, b, d] unit predictions, large views first.
+    targets: [W, b, d] unit projections of the W large views.
+
+  Returns:
+    [b] float32, from 0 to 4.
+  """
+  views, images, size = online.shape
+  chex.assert_shape(targets, (None, images, size))
+  other_view = ~np.eye(views, len(targets), dtype=bool)  # [V, W]
+  cosine = jnp.einsum(
+    'vbd,wbd->vwb', online, targets, precision=jax.lax.Precision.HIGHEST
+  )
+  distance = 2 - 2 * cosine  # [V, W, b]
+  pairs = jnp.where(other_view[..., None], distance, 0.0)
+  return pairs.sum(axis=(0, 1)) / other_view.sum()

@@ -1,0 +1,171 @@
+"""Method: what an objective is, as the engine sees it.
+
+An objective is a value made of pure functions, as an optimiser is in optax:
+`byol.build(cfg, facts)` is a `Method(heads, loss, ...)`. `train/step.py` runs
+it; docs/add_a_method.md shows how to write one.
+
+Shapes: B images in the global batch, D devices, b = B/D here; V views of the
+online network, W of the target network; d the size of a projection.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+from semppl_jax.structs import Views
+
+Outputs = Mapping[str, jax.Array]  # by name, [views, images, ...]
+Metrics = dict[str, jax.Array]
+Memory = chex.ArrayTree  # () if the objective keeps none
+Shared = chex.ArrayTree  # what `prepare` hands to every loss of the step
+
+
+class RunFacts(NamedTuple):
+  """What a method may depend on besides its config."""
+
+  num_classes: int  # K
+  num_images: int  # training images
+  class_share: np.ndarray  # [K] float32, of the labels; zeros: no labels
+  num_labels: int  # training images with a label
+  total_steps: int
+  steps: Callable[[float], int]  # epochs -> steps
+
+
+class Keys(NamedTuple):
+  """Randomness by an image's index in the global batch, never by its device."""
+
+  index: jax.Array  # [b] int32, of this device's images
+  local: jax.Array  # [b] keys
+  batch: jax.Array  # [B] keys of all images, the same on all devices
+
+  def fold(self, purpose: int) -> 'Keys':
+    """Keys of their own for one use; 0 is the views'."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    return self._replace(
+      local=fold(self.local, purpose), batch=fold(self.batch, purpose)
+    )
+
+
+class BatchWide(NamedTuple):
+  """What every device knows of the whole batch, however it is split."""
+
+  target: Outputs | None  # [W, B, ...] no gradient; None: no target network
+  labels: jax.Array  # [B] int32, -1: unlabelled
+  ids: jax.Array  # [B] int32, an image's number in its data set
+  step: jax.Array  # [] int32, the clock of all that changes in training
+
+
+class Inputs(NamedTuple):
+  """What a loss sees of one step: b images of this device, this microbatch."""
+
+  online: Outputs  # [V, b, ...] large views first; gradients flow
+  target: Outputs | None  # [W, b, ...] no gradient
+  labels: jax.Array  # [b] int32, -1: unlabelled. Hidden labels never come here
+  ids: jax.Array  # [B] int32, of all devices' images of this microbatch
+  batch: BatchWide
+  shared: Shared  # from `prepare`
+  keys: Keys
+
+
+class Result(NamedTuple):
+  """What a loss gives back."""
+
+  loss: jax.Array  # []: its mean over devices and microbatches is the loss
+  # Scalars whose means over devices and microbatches are what they say.
+  metrics: Metrics = {}
+  # [b] int32 (pseudo-)labels, -1: none. The host compares them with the truth.
+  labels: jax.Array | None = None
+  # [.., b, ..] arrays for `update`, without gradient, b on axis 1.
+  kept: Outputs = {}
+
+
+def all_views(views: Views) -> tuple[jax.Array, ...]:
+  """Large and small views."""
+  return views.large, views.small
+
+
+def large_views(views: Views) -> tuple[jax.Array, ...]:
+  """Large views only."""
+  return (views.large,)
+
+
+def _no_memory() -> Memory:
+  return ()
+
+
+def _nothing_to_prepare(memory: Memory, batch: BatchWide):
+  del batch
+  return memory, ()
+
+
+def _unchanged(memory: Memory, batch: BatchWide, shared: Shared, kept: Outputs):
+  del batch, shared, kept
+  return memory
+
+
+class Method(NamedTuple):
+  """An objective: pure functions that run inside the mapped step.
+
+  Attributes:
+    heads: a Haiku function, (embedding [n, e], is_training, is_online,
+      BatchNorm's settings) -> outputs by name, [n, ...]. Modules that the call
+      with is_online=False does not make belong to the online network alone.
+    loss: (Inputs, Memory) -> Result. Reads the memory, never changes it. May
+      use the collectives of `distributed.parallel`; neither value nor gradient
+      may depend on the number of devices.
+    online_views: (Views) -> groups of views, each [v, b, S, S, 3].
+    target_views: likewise of the target network, a moving average of the
+      online one; None: there is no target network.
+    init: () -> the memory before the first step, of all devices together.
+    prepare: (Memory, BatchWide) -> (Memory, Shared), once a step and before any
+      loss.
+    update: (Memory, BatchWide, Shared, kept [.., B, ..]) -> Memory, once a step
+      and after the last loss.
+    shards: a tree like the memory: along which axis a leaf is split over the
+      devices; -1: it is not.
+    predict: (outputs of one view, [1, b, ...], Memory) -> labels [b] int32, -1:
+      none, of images in evaluation; None: the classifier predicts.
+    embedding: the output whose spread shows a collapse, of the target network
+      if it has it; None: not watched.
+    chance: {metric: its value, in nats, if views are told apart by chance}.
+    labels_train: pseudo-labels of the method's own take part in its loss, so
+      that one of them may take over.
+    advice: settings to try if one does, the best first.
+    accumulates: whether a batch may be taken in parts.
+  """
+
+  heads: Callable[..., Outputs]
+  loss: Callable[[Inputs, Memory], Result]
+  online_views: Callable[[Views], tuple[jax.Array, ...]] = all_views
+  target_views: Callable[[Views], tuple[jax.Array, ...]] | None = None
+  init: Callable[[], Memory] = _no_memory
+  prepare: Callable[[Memory, BatchWide], tuple[Memory, Shared]] = (
+    _nothing_to_prepare
+  )
+  update: Callable[[Memory, BatchWide, Shared, Outputs], Memory] = _unchanged
+  shards: Any = ()
+  predict: Callable[[Outputs, Memory], jax.Array] | None = None
+  embedding: str | None = 'projection'
+  chance: Mapping[str, float] = {}
+  labels_train: bool = False
+  advice: tuple[str, ...] = ()
+  accumulates: bool = True
+
+
+def dimensions(inputs: Inputs) -> chex.Dimensions:
+  """V, b, d of the online outputs, W of the target's, and B.
+
+  For chex.assert_shape at the door of a loss.
+  """
+  online, target = inputs.online, inputs.target
+  views, images, size = online.get('prediction', online['projection']).shape
+  return chex.Dimensions(
+    V=views,
+    W=0 if target is None else len(target['projection']),
+    b=images,
+    B=len(inputs.batch.labels),
+    d=size,
+  )

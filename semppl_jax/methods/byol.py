@@ -1,0 +1,77 @@
+"""BYOL: Bootstrap Your Own Latent (Grill et al., arXiv 2006.07733).
+
+The online network's prediction of one view regresses the target network's
+projection of another; the target is a moving average of the online network. No
+negatives, no labels, no memory. Small views, which BYOL does not have, regress
+all large views' targets.
+
+Shapes: as in `base`.
+"""
+
+import chex
+import ml_collections
+
+from semppl_jax.losses import regression
+from semppl_jax.methods import base
+from semppl_jax.models.heads import ProjectorPredictor
+from semppl_jax.models.multicrop import l2_normalize
+
+
+def build(
+  cfg: ml_collections.FrozenConfigDict, facts: base.RunFacts
+) -> base.Method:
+  """BYOL's heads and loss."""
+  del facts
+
+  def loss(inputs: base.Inputs, memory: base.Memory) -> base.Result:
+    del memory
+    online = l2_normalize(inputs.online['prediction'])  # [V, b, d]
+    targets = l2_normalize(inputs.target['projection'])  # [W, b, d]
+    dims = base.dimensions(inputs)
+    chex.assert_shape(online, dims['Vbd'])
+    chex.assert_shape(targets, dims['Wbd'])
+    # A sum over the two directions, as released: twice their mean.
+    value = 2 * regression.squared_distances(online, targets).mean()
+    return base.Result(value, {'loss_regression': value})
+
+  return base.Method(
+    heads=ProjectorPredictor(
+      cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
+    ),
+    loss=loss,
+    target_views=base.large_views,
+  )
+
+
+# Settings. -----------------------------------------------------------------
+
+
+def default() -> ml_collections.ConfigDict:
+  """BYOL's own sections, and what it sets of the engine's, for ImageNet."""
+  cfg = ml_collections.ConfigDict()
+  cfg.views = ml_collections.ConfigDict(
+    {
+      'num_large': 2,  # V_L, large views of an image [P]
+      'num_small': 0,  # V_S: BYOL has none [P]
+    }
+  )
+  cfg.projector = ml_collections.ConfigDict(
+    {
+      'hidden': 4096,  # hidden units [P]
+      'size': 256,  # d, of projections and predictions [P]
+    }
+  )
+  cfg.predictor = ml_collections.ConfigDict(
+    {
+      'hidden': 4096,  # hidden units [P]
+    }
+  )
+  return cfg
+
+
+RANGES = {
+  'views.num_large': (2, None),  # a view learns another's target
+  'projector.hidden': (1, None),
+  'projector.size': (1, None),
+  'predictor.hidden': (1, None),
+}

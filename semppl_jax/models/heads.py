@@ -1,0 +1,100 @@
+"""Heads on an encoder: multi-layer perceptrons, projector and predictor.
+
+Sources: BYOL (arXiv 2006.07733), whose projector and predictor SemPPL has, and
+the module names of DeepMind's releases of both.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import haiku as hk
+import jax
+
+Outputs = dict[str, jax.Array]  # by name, [n, ...]
+
+
+class MLP(hk.Module):
+  """Linear - BatchNorm - ReLU - Linear without bias.
+
+  Args:
+    hidden: units of the hidden layer.
+    size: of the output.
+    bn: settings of hk.BatchNorm.
+    name: of the module, and of its parameters.
+  """
+
+  def __init__(self, hidden: int, size: int, bn: Mapping[str, Any], name: str):
+    super().__init__(name=name)
+    self._hidden, self._size, self._bn = hidden, size, bn
+
+  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """[n, e] -> [n, d]."""
+    x = hk.Linear(self._hidden)(x)  # [n, hidden]
+    x = jax.nn.relu(hk.BatchNorm(**self._bn)(x, is_training))
+    return hk.Linear(self._size, with_bias=False)(x)  # [n, d]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectorPredictor:
+  """Projector, and on it a predictor of the online network alone.
+
+  A value, so that networks of equal settings are equal. See base.Method.heads.
+
+  Attributes:
+    hidden: units of the projector's hidden layer.
+    size: d, of projections and predictions.
+    predictor_hidden: units of the predictor's hidden layer; 0: no predictor.
+  """
+
+  hidden: int
+  size: int
+  predictor_hidden: int
+
+  def __call__(
+    self,
+    embedding: jax.Array,
+    is_training: bool,
+    is_online: bool,
+    bn: Mapping[str, Any],
+  ) -> Outputs:
+    """[n, e] -> projection [n, d] and, online, prediction [n, d]."""
+    projector = MLP(self.hidden, self.size, bn, 'projector')
+    outputs = {'projection': projector(embedding, is_training)}
+    if is_online and self.predictor_hidden:
+      predictor = MLP(self.predictor_hidden, self.size, bn, 'predictor')
+      outputs['prediction'] = predictor(outputs['projection'], is_training)
+    return outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """A linear classifier that trains the encoder.
+
+  Attributes:
+    num_classes: K.
+  """
+
+  num_classes: int
+
+  def __call__(
+    self,
+    embedding: jax.Array,
+    is_training: bool,
+    is_online: bool,
+    bn: Mapping[str, Any],
+  ) -> Outputs:
+    """[n, e] -> logits [n, K]."""
+    del is_training, is_online, bn
+    return {'logits': hk.Linear(self.num_classes, name='classifier')(embedding)}
+
+
+def no_heads(
+  embedding: jax.Array,
+  is_training: bool,
+  is_online: bool,
+  bn: Mapping[str, Any],
+) -> Outputs:
+  """The encoder alone."""
+  del embedding, is_training, is_online, bn
+  return {}

@@ -1,0 +1,69 @@
+"""Multi-crop: views through a network, and unit embeddings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from semppl_jax.models.heads import Outputs
+
+
+def forward_views(
+  apply: Callable[..., Any],
+  params: Any,
+  bn_state: Any,
+  groups: tuple[jax.Array, ...],
+  *,
+  one_pass: bool,
+) -> tuple[Outputs, Any]:
+  """Passes views through a network in training mode, in order.
+
+  Each view is a pass of its own, with BatchNorm statistics over its B images
+  on all devices, and moves the running statistics once (our setting, as BYOL's
+  two passes).
+
+  Args:
+    apply: (params, bn_state, images [n, S, S, 3], is_training) -> (outputs,
+      bn_state).
+    params: the network's weights.
+    bn_state: its running statistics.
+    groups: arrays [views, b, S, S, 3], one for each size of view.
+    one_pass: all views of a size go through together, as views x b images.
+
+  Returns:
+    Outputs with a leading axis of all views, [V, b, ...], and the new state.
+  """
+  outputs = []
+  for images in groups:
+    whole = one_pass and len(images) > 0
+    for views in [images] if whole else images[:, None]:  # [v, b, S, S, 3]
+      flat = views.reshape((-1,) + views.shape[2:])  # [v * b, S, S, 3]
+      output, bn_state = apply(params, bn_state, flat, True)
+      lead = views.shape[:2]
+      outputs.append(
+        jax.tree.map(lambda x, s=lead: x.reshape(s + x.shape[1:]), output)
+      )
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *outputs), bn_state
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+  """Rows of length 1, in float32 at least; a zero row stays zero."""
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
+
+
+def embedding_std(embeddings: jax.Array) -> jax.Array:
+  """Standard deviation of unit embeddings over the batch, times sqrt(d).
+
+  About 1 where they fill the sphere, towards 0 where they collapse.
+
+  Args:
+    embeddings: [views, B, d] unit vectors.
+
+  Returns:
+    [] float32.
+  """
+  deviation = jnp.std(embeddings, axis=1).mean()
+  return deviation * embeddings.shape[-1] ** 0.5

@@ -1,0 +1,376 @@
+"""The update of every objective, from images to metrics. Pure.
+
+Runs inside `parallel.map_step`; the step is its only clock. Shapes: B images
+over D devices, b = B/D here; V views of the online network, W of the target
+network; m microbatches.
+"""
+
+import functools
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from semppl_jax import structs
+from semppl_jax.augment import views as views_lib
+from semppl_jax.distributed import parallel
+from semppl_jax.losses import classification
+from semppl_jax.memory import pseudo_labels
+from semppl_jax.methods import base
+from semppl_jax.models import multicrop
+from semppl_jax.models import networks as networks_lib
+from semppl_jax.train import microbatch, schedules
+from semppl_jax.train.state import TrainState
+
+
+class StepSetup(NamedTuple):
+  """What is fixed for a whole run: nothing here is traced."""
+
+  cfg: ml_collections.FrozenConfigDict
+  method: base.Method
+  nets: networks_lib.Networks
+  optimizer: optax.GradientTransformation  # without its learning rate
+  total_steps: int
+  warmup_steps: int
+
+
+class Part(NamedTuple):
+  """A microbatch: b images on this device, B on all of them."""
+
+  batch: structs.Batch  # images, not their views: see `make_views`
+  ids: jax.Array  # [B] int32, of all devices' images
+  target: base.Outputs | None  # [W, b, ...] of the target network
+  keys: base.Keys
+
+
+def train_step(
+  state: TrainState,
+  batch: structs.Batch,
+  base_key: jax.Array,
+  *,
+  setup: StepSetup,
+) -> tuple[TrainState, base.Metrics, jax.Array]:
+  """One update on one device's part of the batch.
+
+  With cfg.accumulate = m > 1 the networks see the batch in m microbatches, one
+  after another, and the gradients are averaged: memory for views and
+  activations is that of a microbatch. What `base.BatchWide` has is of the whole
+  batch; what changes is BatchNorm, whose statistics are those of a microbatch
+  on all devices.
+
+  Args:
+    state: see TrainState.
+    batch: b images with their labels and ids; with m > 1 leaves [m, b/m, ...].
+    base_key: the run's key, the same at every step and on every device.
+    setup: objective, networks, optimiser and settings.
+
+  Returns:
+    The new state, metrics (scalars, equal on all devices) and the
+    (pseudo-)labels, shaped as batch.labels, int32, -1: none; where there is a
+    true label, that one.
+  """
+  method, shape = setup.method, batch.labels.shape
+  if setup.cfg.accumulate == 1:
+    batch = jax.tree.map(lambda x: x[None], batch)  # leaves [1, b, ...]
+  keys = step_keys(base_key, state.step, batch.labels.shape)
+
+  # Target network: no gradient.
+  target_state, target = forward_target(state, batch, keys, setup)
+  batch_wide = gather_batch(target, batch, state.step)
+
+  # The objective's memory sees the whole batch before any loss.
+  memory, shared = method.prepare(state.memory, batch_wide)
+
+  # Online network, loss and gradient, microbatch after microbatch.
+  def loss_and_grad(bn_state, part):
+    grads, aux = jax.grad(loss_fn, has_aux=True)(
+      state.online_params, bn_state, part, memory, shared, batch_wide, setup
+    )
+    bn_state, metrics, per_image = aux
+    return bn_state, (grads, metrics), per_image
+
+  ids = batch_wide.ids.reshape(len(batch.ids), -1)  # [m, B/m]
+  online_state, averaged, per_image = microbatch.scan(
+    loss_and_grad, state.online_state, Part(batch, ids, target, keys)
+  )
+  grads, metrics = parallel.mean(averaged)
+  labels, kept, embeddings = per_image
+
+  # The optimiser's update; then the target network follows the online one, and
+  # the memory whatever the objective keeps of the batch.
+  updated, rates = apply_gradients(state, grads, setup)
+  memory = method.update(memory, batch_wide, shared, _gather_images(kept))
+  if method.target_views and method.embedding:
+    embeddings = multicrop.l2_normalize(batch_wide.target[method.embedding])
+  elif method.embedding:
+    embeddings = _gather_images(embeddings)  # [V, B, d]
+  metrics |= rates | _health(embeddings, labels, batch_wide)
+  new_state = updated._replace(
+    step=state.step + 1,
+    online_state=online_state,
+    target_state=target_state,
+    memory=memory,
+  )
+  labels = batch.labels if labels is None else labels
+  return new_state, metrics, labels.reshape(shape)
+
+
+def step_keys(
+  base_key: jax.Array, step: jax.Array, shape: tuple[int, int]
+) -> base.Keys:
+  """Keys that derive from the run, the step and the place in the batch only.
+
+  So neither a resumed run nor another number of devices changes a draw.
+
+  Args:
+    base_key: of the run.
+    step: [] int32.
+    shape: (m, b): microbatches, and this device's images in each.
+
+  Returns:
+    Keys with a leading axis of the m microbatches.
+  """
+  step_key = jax.random.fold_in(base_key, step)
+  parts, per_device = shape
+  in_part = per_device * parallel.size()  # B/m
+  every = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(
+    jnp.arange(parts * in_part)
+  ).reshape(parts, in_part)
+  begins = in_part * jnp.arange(parts)[:, None]  # [m, 1]
+  here = parallel.places(per_device)  # [b]
+  return base.Keys(index=begins + here, local=every[:, here], batch=every)
+
+
+def make_views(
+  batch: structs.Batch, keys: base.Keys, setup: StepSetup
+) -> structs.Views:
+  """Views of b images: [V_L, b, S, S, 3] and [V_S, b, s, s, 3].
+
+  Both networks' passes make them, equal ones. For a batch in one part the
+  compiler merges the two; of several parts the views would be there all at
+  once, in float32, if they were kept.
+  """
+  cfg = setup.cfg
+  # In bfloat16 the network sees no more of a pixel than 8 bits.
+  low = cfg.precision == 'bfloat16'
+  precision = jax.lax.Precision.DEFAULT if low else jax.lax.Precision.HIGHEST
+  return views_lib.make_views(
+    keys.fold(0).local,
+    batch.images,
+    cfg.views,
+    batch.sizes,
+    batch.masks,
+    precision,
+  )
+
+
+def forward_target(
+  state: TrainState, batch: structs.Batch, keys: base.Keys, setup: StepSetup
+) -> tuple[hk.State, base.Outputs | None]:
+  """What the target network makes of its views.
+
+  Args:
+    state: before the step.
+    batch: leaves [m, b, ...].
+    keys: leaves [m, ...].
+    setup: networks and settings.
+
+  Returns:
+    BatchNorm's state; outputs [m, W, b, ...], None: there is no target network.
+  """
+  target_views = setup.method.target_views
+  if target_views is None:
+    return state.target_state, None
+
+  def forward(bn_state, part):
+    views = make_views(*part, setup)
+    outputs, bn_state = multicrop.forward_views(
+      setup.nets.target,
+      state.target_params,
+      bn_state,
+      target_views(views),
+      one_pass=setup.cfg.views.one_pass,
+    )
+    return bn_state, (), outputs
+
+  target_state, _, target = microbatch.scan(
+    forward, state.target_state, (batch, keys)
+  )
+  return target_state, target
+
+
+def gather_batch(
+  target: base.Outputs | None, batch: structs.Batch, step: jax.Array
+) -> base.BatchWide:
+  """The whole batch, in its order, from all devices' microbatches.
+
+  Args:
+    target: leaves [m, W, b, ...].
+    batch: leaves [m, b, ...].
+    step: [] int32.
+  """
+  return base.BatchWide(
+    target=target and _gather_images(target),
+    labels=parallel.gather(batch.labels, axis=1).reshape(-1),  # [B]
+    ids=parallel.gather(batch.ids, axis=1).reshape(-1),  # [B]
+    step=step,
+  )
+
+
+def _gather_images(tree: base.Outputs) -> base.Outputs:
+  """[m, views, b, ...] here -> [views, B, ...] of all devices."""
+
+  def gather(x):
+    joined = parallel.gather(x, axis=2)  # [m, views, B/m, ...]
+    return jnp.concatenate(list(joined), axis=1)
+
+  return jax.tree.map(gather, tree)
+
+
+def loss_fn(
+  params: hk.Params,
+  bn_state: hk.State,
+  part: Part,
+  memory: base.Memory,
+  shared: base.Shared,
+  batch_wide: base.BatchWide,
+  setup: StepSetup,
+) -> tuple[jax.Array, tuple]:
+  """This device's part of the loss; its mean over devices is the loss.
+
+  Returns:
+    The loss [], and (BatchNorm state, metrics, per image: (pseudo-)labels [b],
+    what the objective keeps, embeddings [V, b, d] whose spread is watched).
+  """
+  cfg, method = setup.cfg, setup.method
+  views = make_views(part.batch, part.keys, setup)
+  outputs, bn_state = multicrop.forward_views(
+    setup.nets.online,
+    params,
+    bn_state,
+    method.online_views(views),
+    one_pass=cfg.views.one_pass,
+  )
+  result = method.loss(
+    base.Inputs(
+      online=outputs,
+      target=part.target,
+      labels=part.batch.labels,
+      ids=part.ids,
+      batch=batch_wide,
+      shared=shared,
+      keys=part.keys,
+    ),
+    memory,
+  )
+  metrics, total = {'loss': result.loss} | result.metrics, result.loss
+  if 'classifier' in cfg:
+    logits = outputs.get('logits')
+    monitor = _classifier(logits, part.batch.labels, batch_wide.labels, cfg)
+    metrics |= monitor
+    total += cfg.classifier.weight * monitor['loss_classifier']
+  embeddings = None
+  if method.embedding and not method.target_views:
+    embeddings = jax.lax.stop_gradient(outputs[method.embedding])
+    embeddings = multicrop.l2_normalize(embeddings)  # [V, b, d]
+  return total, (bn_state, metrics, (result.labels, result.kept, embeddings))
+
+
+def _classifier(
+  logits: jax.Array | None,
+  labels: jax.Array,
+  all_labels: jax.Array,
+  cfg: ml_collections.FrozenConfigDict,
+) -> base.Metrics:
+  """Cross-entropy and top-1 of the monitoring classifier on large views.
+
+  Args:
+    logits: [V, b, K], or None without labels.
+    labels: [b] int32, -1: left out.
+    all_labels: [B] int32, of the global batch: how many images count.
+    cfg: settings.
+  """
+  if logits is None:
+    return {'loss_classifier': jnp.zeros(())}
+  logits = logits[: cfg.views.num_large]
+  mean = functools.partial(
+    parallel.masked_mean, mask=labels >= 0, everyones=all_labels >= 0
+  )
+  per_image = classification.cross_entropy(logits, labels).mean(axis=0)
+  hit = classification.top1(logits, labels).mean(axis=0)
+  return {'loss_classifier': mean(per_image), 'classifier_accuracy': mean(hit)}
+
+
+def _health(
+  embeddings: jax.Array | None,
+  labels: jax.Array | None,
+  batch: base.BatchWide,
+) -> base.Metrics:
+  """What shows a collapse, of the whole batch.
+
+  Args:
+    embeddings: [views, B, d] unit vectors.
+    labels: [m, b] (pseudo-)labels of this device's images.
+    batch: its labels.
+  """
+  metrics = {}
+  if embeddings is not None:
+    metrics['embedding_std'] = multicrop.embedding_std(embeddings)
+  if labels is not None:
+    all_labels = parallel.gather(labels, axis=1).reshape(-1)  # [B]
+    unlabelled = batch.labels < 0
+    pseudo = jnp.where(unlabelled, all_labels, -1)
+    metrics['top_label_share'] = pseudo_labels.top_share(pseudo)
+    metrics['pseudo_label_share'] = jnp.sum(pseudo >= 0) / jnp.maximum(
+      jnp.sum(unlabelled), 1
+    )
+  return metrics
+
+
+def apply_gradients(
+  state: TrainState, grads: hk.Params, setup: StepSetup
+) -> tuple[TrainState, base.Metrics]:
+  """Updates the online network, and the target by its moving average.
+
+  Args:
+    state: before the update.
+    grads: of the loss, the mean over devices.
+    setup: the optimiser gives updates without their learning rate.
+
+  Returns:
+    The state with new weights and optimiser state, and metrics.
+  """
+  cfg = setup.cfg
+  rate = schedules.learning_rate(
+    state.step,
+    base=cfg.optimizer.learning_rate,
+    batch_size=cfg.batch_size,
+    total_steps=setup.total_steps,
+    warmup_steps=setup.warmup_steps,
+  )
+  updates, opt_state = setup.optimizer.update(
+    grads, state.opt_state, state.online_params
+  )
+  updates = jax.tree.map(lambda u: -rate * u, updates)
+  online_params = optax.apply_updates(state.online_params, updates)
+  updated = state._replace(online_params=online_params, opt_state=opt_state)
+  metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': rate}
+  if setup.method.target_views is None:
+    return updated, metrics
+
+  # The target follows the new online weights, as in BYOL's release.
+  keep = schedules.ema_rate(
+    state.step,
+    base=cfg.ema.base,
+    total_steps=setup.total_steps,
+    constant=cfg.ema.constant,
+  )
+  target_params = optax.incremental_update(
+    setup.nets.target_tree(online_params), state.target_params, 1 - keep
+  )
+  return updated._replace(target_params=target_params), metrics | {
+    'ema_rate': keep
+  }

@@ -1,0 +1,277 @@
+"""First-in-first-out queues of labelled embeddings, split over the devices.
+
+One queue for each large view, with labels and ids in common. All functions run
+inside the mapped step and see one device's part. Slots are numbered globally,
+0..C-1, and device s holds the embeddings of slots s * C/D to (s+1) * C/D - 1;
+labels and ids are everywhere. Queries travel, keys do not: no collective here
+has an operand whose size depends on C. Whatever D is, results are those of one
+unsharded queue; among equal similarities the newer entry comes first.
+
+Shapes: V_L large views, B images in the global batch, D devices, b = B/D, d the
+embedding size, C the capacity. Source: SemPPL (Bosnjak et al., ICLR 2023); the
+sharding is ours.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from semppl_jax import errors
+from semppl_jax.distributed import parallel
+
+
+class LabelQueue(NamedTuple):
+  """One device's part of the queues. All but the embeddings is replicated."""
+
+  embeddings: jax.Array  # [V_L, C/D, d] float32, unit rows: this device's slots
+  labels: jax.Array  # [C] int32, -1: empty slot
+  ids: jax.Array  # [C] int32, the image's number in its data set, -1: empty
+  count: jax.Array  # [] int32, pushes so far: the next slot is count mod C
+
+
+class Neighbours(NamedTuple):
+  """Nearest entries, N of them for each image, empty places included."""
+
+  similarity: jax.Array  # [..., N] float32, cosine; -inf: no entry
+  labels: jax.Array  # [..., N] int32; -1: no entry
+  slots: jax.Array  # [..., N] int32; -1: no entry
+
+
+def init(
+  num_views: int, capacity: int, size: int, num_devices: int
+) -> LabelQueue:
+  """An empty queue, one device's part.
+
+  Args:
+    num_views: V_L.
+    capacity: C, of all devices together.
+    size: d.
+    num_devices: D.
+
+  Raises:
+    UserError: if the devices cannot hold equal parts.
+  """
+  if capacity < 1 or capacity % num_devices:
+    raise errors.UserError(
+      f'Queue capacity {capacity} is not a positive multiple of the '
+      f'{num_devices} devices that share it.'
+    )
+  return LabelQueue(
+    embeddings=jnp.zeros(
+      (num_views, capacity // num_devices, size), jnp.float32
+    ),
+    labels=jnp.full((capacity,), -1, jnp.int32),
+    ids=jnp.full((capacity,), -1, jnp.int32),
+    count=jnp.zeros((), jnp.int32),
+  )
+
+
+def push(
+  queue: LabelQueue, embeddings: jax.Array, labels: jax.Array, ids: jax.Array
+) -> LabelQueue:
+  """Enters the labelled images of the global batch, in the batch's order.
+
+  Every device knows the whole batch, works out the same slots and writes the
+  rows that fall into its part: nothing travels. Of more labelled images than
+  slots, the last C stay.
+
+  Args:
+    queue: this device's part.
+    embeddings: [V_L, B, d] target projections, unit rows.
+    labels: [B] int32, -1: unlabelled, not entered.
+    ids: [B] int32.
+  """
+  capacity = len(queue.labels)
+  here = queue.embeddings.shape[1]  # C/D
+  labelled = labels >= 0  # [B]
+  rank = jnp.cumsum(labelled) - 1  # [B] among the labelled
+  total = jnp.sum(labelled)
+  # No slot is written twice: the order of a scatter's writes is undefined.
+  stays = labelled & (rank >= total - capacity)
+  slots = (queue.count + rank) % capacity
+  local = slots - parallel.index() * here
+
+  # Out of range is dropped: past the end, that is; negative ones would wrap.
+  slots = jnp.where(stays, slots, capacity)
+  local = jnp.where(stays & (local >= 0), local, here)
+  return LabelQueue(
+    embeddings=queue.embeddings.at[:, local].set(embeddings, mode='drop'),
+    labels=queue.labels.at[slots].set(labels, mode='drop'),
+    ids=queue.ids.at[slots].set(ids, mode='drop'),
+    count=queue.count + total.astype(jnp.int32),
+  )
+
+
+def nearest(
+  queue: LabelQueue,
+  queries: jax.Array,
+  exclude_ids: jax.Array,
+  *,
+  k: int,
+  block_size: int,
+) -> Neighbours:
+  """The k nearest entries in every queue, for every view of an image.
+
+  Args:
+    queue: this device's part.
+    queries: [V_q, B, d] unit rows, of the whole batch, in any number of views.
+    exclude_ids: [M, B] int32: M look-ups that share their products; look-up m
+      of image i does not see entries with id exclude_ids[m, i]. -2: sees all.
+    k: entries for each pair of view and queue; those that lack are marked.
+    block_size: keys in one product; bounds the temporary memory.
+
+  Returns:
+    Neighbours [M, b, V_q * V_L * k] of this device's images: view by view,
+    queue by queue, nearest first and the newer first among equals.
+  """
+  found = _search_shard(queue, queries, exclude_ids, k, block_size)
+  similarity, slots = map(_to_owners, found)  # [M, b, V_q, V_L, D * k]
+  capacity = len(queue.labels)
+  age = jnp.where(slots < 0, capacity, (queue.count - 1 - slots) % capacity)
+  merged = jax.lax.sort((-similarity, age, slots), num_keys=2)
+  shape = similarity.shape[:2] + (-1,)
+  distance, _, slots = (x[..., :k].reshape(shape) for x in merged)
+  return Neighbours(
+    similarity=-distance,
+    labels=jnp.where(slots < 0, -1, queue.labels[slots]),
+    slots=slots,
+  )
+
+
+def _search_shard(
+  queue: LabelQueue,
+  queries: jax.Array,
+  exclude_ids: jax.Array,
+  k: int,
+  block_size: int,
+) -> tuple[jax.Array, jax.Array]:
+  """The k nearest of this device's entries: similarity, slots (-inf, -1: none).
+
+  Walks from the newest entry to the oldest, block by block, with a running
+  top k: whatever keeps the first of equals keeps the newest. From the newest
+  slot downwards (from the last, if the newest lies elsewhere), modulo the
+  part's size, slots are in order of age.
+
+  Returns:
+    Two arrays [V_L, M, V_q, B, k].
+  """
+  num_views, here, _ = queue.embeddings.shape
+  block = min(block_size, here)
+  first = parallel.index() * here
+  newest = (queue.count - 1) % len(queue.labels) - first
+  newest = jnp.where((newest >= 0) & (newest < here), newest, here - 1)
+
+  def search(view):
+    def visit(i, best):
+      order = i * block + jnp.arange(block)  # 0 is the newest entry here
+      rows = (newest - order) % here
+      slots = first + rows
+      present = (order < here) & (queue.labels[slots] >= 0)
+      # Indexed at once: a slice of one view would be a copy that grows with C.
+      keys = queue.embeddings[view, rows]  # [block, d]
+      similarity = jnp.einsum(
+        'vbd,nd->vbn', queries, keys, precision=jax.lax.Precision.HIGHEST
+      )
+      # A top k may rank 0.0 above -0.0; equal similarities must be equal.
+      similarity = jnp.where(similarity == 0, 0.0, similarity)
+      seen = present & (queue.ids[slots] != exclude_ids[..., None])
+      # [M, V_q, B, block]
+      similarity = jnp.where(seen[:, None], similarity, -jnp.inf)
+      top, at = _largest(similarity, min(k, block))
+      # The best so far are newer, so they come first.
+      similarity, slots = (
+        jnp.concatenate(pair, axis=-1) for pair in zip(best, (top, slots[at]))
+      )  # [M, V_q, B, k + min(k, block)]
+      top, at = _largest(similarity, k)
+      return top, jnp.take_along_axis(slots, at, axis=-1)
+
+    shape = exclude_ids.shape[:1] + queries.shape[:2] + (k,)
+    none = jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32)
+    return jax.lax.fori_loop(0, -(-here // block), visit, none)
+
+  similarity, slots = jax.lax.map(search, jnp.arange(num_views))
+  return similarity, jnp.where(similarity == -jnp.inf, -1, slots)
+
+
+def _largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """The k largest of the last axis and their places, the first of equals."""
+  if k == 1:  # a reduction is much cheaper than a partial sort
+    return x.max(axis=-1, keepdims=True), x.argmax(axis=-1, keepdims=True)
+  return jax.lax.top_k(x, k)
+
+
+def _to_owners(found: jax.Array) -> jax.Array:
+  """Sends candidates to the device of their image.
+
+  Args:
+    found: [V_L, M, V_q, B, k], from this device's entries, for all images.
+
+  Returns:
+    [M, b, V_q, V_L, D * k], from all devices, for this device's images.
+  """
+  views, lookups, query_views, _, k = found.shape
+  found = found.reshape((views, lookups, query_views, parallel.size(), -1, k))
+  found = jax.lax.all_to_all(found, parallel.AXIS, split_axis=3, concat_axis=4)
+  # [V_L, M, V_q, b, D, k]
+  found = found.transpose(1, 3, 2, 0, 4, 5)
+  return found.reshape(found.shape[:4] + (-1,))
+
+
+def sample_positives(
+  queue: LabelQueue, keys: jax.Array, labels: jax.Array, *, num_draws: int
+) -> tuple[jax.Array, jax.Array]:
+  """Draws slots uniformly among those with the image's label.
+
+  Independent draws, with replacement; an image's own entry is not left out.
+  Every device draws for all images alike, so that each knows what to send.
+
+  Args:
+    queue: only its labels are used.
+    keys: [B] keys, one for each image of the global batch.
+    labels: [B] int32 (pseudo-)labels, -1: none.
+    num_draws: S.
+
+  Returns:
+    Slots [B, S] int32, -1 where there is none, and mask [B] bool: there is one.
+  """
+  by_label = jnp.argsort(queue.labels)  # [C], empty slots first
+  ordered = queue.labels[by_label]
+  start = jnp.searchsorted(ordered, labels, side='left')  # [B]
+  number = jnp.searchsorted(ordered, labels, side='right') - start
+  exists = (labels >= 0) & (number > 0)
+
+  def draw(key, number):
+    # 64 random bits modulo `number`: no bias that could ever be seen.
+    return jax.random.randint(key, (num_draws,), 0, number)
+
+  rank = jax.vmap(draw)(keys, jnp.maximum(number, 1))  # [B, S]
+  slots = by_label[jnp.where(exists[:, None], start[:, None] + rank, 0)]
+  return jnp.where(exists[:, None], slots, -1), exists
+
+
+def fetch(queue: LabelQueue, slots: jax.Array) -> jax.Array:
+  """Brings chosen entries, in all views, to the devices of their images.
+
+  Args:
+    queue: this device's part.
+    slots: [B, S] int32, the same on all devices; -1 gives zeros.
+
+  Returns:
+    [S, V_L, b, d] for this device's images.
+  """
+  here = queue.embeddings.shape[1]
+  local = slots.T - parallel.index() * here  # [S, B]
+  mine = (local >= 0) & (local < here)  # never where the slot is -1
+  rows = queue.embeddings[:, jnp.where(mine, local, 0)]  # [V_L, S, B, d]
+  rows = jnp.where(mine[..., None], rows, 0.0)
+  # One device has the row, the others zeros: the sum is exact.
+  rows = jax.lax.psum_scatter(
+    rows, parallel.AXIS, scatter_dimension=2, tiled=True
+  )  # [V_L, S, b, d]
+  return jnp.swapaxes(rows, 0, 1)
+
+
+def fill(queue: LabelQueue) -> jax.Array:
+  """Share of slots that are filled, [] float32."""
+  return jnp.mean(queue.labels >= 0, dtype=jnp.float32)
