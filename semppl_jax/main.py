@@ -148,16 +148,26 @@ def _experiment(name: str) -> pathlib.Path:
   return known[file.stem]
 
 
+def _missing_part(error: BaseException | None) -> str | None:
+  """The part of a dotted key that the config does not have, if that is it."""
+  part = None
+  while error:
+    if isinstance(error, KeyError) and error.args:
+      part = str(error.args[0]).strip('\'"').splitlines()[0].strip('\'"')
+    error = error.__cause__ or error.__context__
+  return part
+
+
 def _explain(argv: list[str], error: BaseException) -> str:
   """One line for what went wrong with the flags."""
-  # An argument that the config does not know is what went wrong.
   keys = [
     found.group(1)
     for argument in argv[1:]
     if (found := re.match(r'--config\.([^=]+)', argument))
   ]
+  missing = _missing_part(error)
   for key in keys:
-    if line := config.why_unknown(key):
+    if missing in key.split('.') and (line := config.why_unknown(key)):
       return line
   top = (str(error).strip().splitlines() or [type(error).__name__])[0]
   while inner := error.__cause__ or error.__context__:

@@ -1,0 +1,294 @@
+"""What every objective must hold to, checked for each that is registered.
+
+A cheap network stands in for the encoder: what is tested is the objective in
+the engine's hands. That an objective's file imports neither the engine nor
+another objective is in test_architecture.
+"""
+
+import functools
+
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from semppl_jax import methods
+from semppl_jax.distributed import parallel
+from semppl_jax.errors import UserError
+from semppl_jax.models import networks
+from semppl_jax.train import runs
+from semppl_jax.train import state as state_lib
+from semppl_jax.train import step as step_lib
+from tests import tiny
+
+_LABELS = [-1, 0, -1, 2, 1, -1, -1, 0, -1, -1, 2, -1, -1, -1, 1, -1]
+_BN = {'create_scale': True, 'create_offset': True, 'decay_rate': 0.9}
+
+
+def _networks(method, monitored, bn_in_training):
+  """An encoder of one matrix, with the objective's heads."""
+
+  def forward(images, is_training, is_online, axis=parallel.AXIS):
+    small = jax.image.resize(images, (len(images), 4, 4, 3), 'linear')
+    flat = small.reshape(len(images), -1) - 0.5
+    embedding = jax.nn.relu(hk.Linear(12, name='encoder')(flat))
+    bn = _BN | {'cross_replica_axis': axis}
+    outputs = method.heads(
+      embedding, is_training and (bn_in_training or axis is None), is_online, bn
+    )
+    if is_online:
+      outputs = {'embedding': embedding, **outputs}
+    if is_online and monitored:
+      seen = jax.lax.stop_gradient(embedding)
+      outputs['logits'] = hk.Linear(tiny.NUM_CLASSES, name='classifier')(seen)
+    return outputs
+
+  def build(is_online):
+    transformed = hk.transform_with_state(
+      functools.partial(forward, is_online=is_online)
+    )
+    return lambda params, state, images, is_training: transformed.apply(
+      params, state, None, images, is_training
+    )
+
+  def init(key, images):
+    forward_online = functools.partial(forward, is_online=True, axis=None)
+    params, state = hk.transform_with_state(forward_online).init(
+      key, images, True
+    )
+    return params, state
+
+  def target_tree(tree):
+    return {
+      name: leaves
+      for name, leaves in tree.items()
+      if name.split('/')[0] in ('encoder', 'projector')
+    }
+
+  return networks.Networks(init, build(True), build(False), None, target_tree)
+
+
+@functools.cache
+def _run(name, parts=1, bn_in_training=True):
+  """A run whose optimiser's state is the gradient."""
+  run = tiny.prepare(name, accumulate=parts)
+  setup = run.setup
+  nets = _networks(setup.method, 'classifier' in run.cfg, bn_in_training)
+  return run._replace(
+    setup=setup._replace(nets=nets, optimizer=optax.trace(0.0))
+  )
+
+
+@functools.cache
+def _step(name, number, parts=1, bn_in_training=True):
+  """The compiled step, which may be traced once."""
+  setup, traces = _run(name, parts, bn_in_training).setup, []
+
+  def step(state, batch, key):
+    traces.append(key)
+    assert len(traces) == 1, 'the step was traced again'
+    return step_lib.train_step(state, batch, key, setup=setup)
+
+  return tiny.map_step(step, number)
+
+
+def _batches(labels=_LABELS):
+  return [tiny.make_batch(labels, seed) for seed in range(2)]
+
+
+@functools.cache
+def _on_one_device(name):
+  """Two steps: states on the host before, between and after; what was seen."""
+  run = _run(name)
+  state = tiny.first_state(run, 1)
+  states, seen = [_to_host(run, state, 1)], []
+  for batch in _batches():
+    state, told = tiny.run_steps(_step(name, 1), state, [batch], 1)
+    states.append(_to_host(run, state, 1))
+    seen += told
+  return states, seen
+
+
+def _to_host(run, state, number):
+  devices = jax.devices()[:number]
+  state = parallel.place(state, devices)
+  return state_lib.to_host(state, run.setup.method, devices)
+
+
+def _from_host(run, state, number):
+  devices = jax.devices()[:number]
+  return state_lib.from_host(state, run.setup.method, devices)
+
+
+def _assert_close(found, wanted, rtol, names=None):
+  """Each array to rtol of its largest; but not where all is rounding.
+
+  A bias before a BatchNorm has no gradient but rounding.
+  """
+  chex.assert_trees_all_equal_shapes_and_dtypes(found, wanted)
+  flat = jax.tree_util.tree_flatten_with_path(wanted)[0]
+  for (path, leaf), other in zip(flat, jax.tree.leaves(found)):
+    name = jax.tree_util.keystr(path)
+    if "linear']['b']" in name:
+      continue
+    leaf, other = (np.asarray(x, np.float64) for x in (leaf, other))
+    scale = max(np.abs(leaf).max(initial=0), 1e-3)
+    assert np.abs(leaf - other).max(initial=0) <= rtol * scale, name
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_the_number_of_devices_changes_nothing(name):
+  run = _run(name)
+  states, seen = _on_one_device(name)
+  four = _from_host(run, states[0], 4)
+  four, [(scalars, labels)] = tiny.run_steps(
+    _step(name, 4), four, _batches()[:1], 4
+  )
+  np.testing.assert_array_equal(labels, seen[0][1])
+  for key, value in seen[0][0].items():
+    assert np.ptp(scalars[key]) == 0, f'{key} differs between devices'
+    np.testing.assert_allclose(scalars[key][0], value[0], rtol=1e-4, atol=1e-6)
+  found = _to_host(run, four, 4)
+  _assert_close(found.opt_state, states[1].opt_state, rtol=1e-5)  # gradient
+  integers = lambda tree: [
+    x for x in jax.tree.leaves(tree) if np.issubdtype(x.dtype, np.integer)
+  ]
+  chex.assert_trees_all_equal(integers(found), integers(states[1]))
+  # It goes on, from what one device had saved, to what one device makes of it.
+  after, [(_, labels)] = tiny.run_steps(
+    _step(name, 4), _from_host(run, states[1], 4), _batches()[1:], 4
+  )
+  np.testing.assert_array_equal(labels, seen[1][1])
+  _assert_close(_to_host(run, after, 4), states[2], rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_a_run_taken_up_again_goes_on_bit_for_bit(name):
+  run = _run(name)
+  states, seen = _on_one_device(name)
+  fresh = tiny.first_state(run, 1)
+  kinds = state_lib.abstract_state(fresh, run.setup.method, 1)
+  chex.assert_trees_all_equal_shapes_and_dtypes(kinds, states[1])
+  after, [(scalars, labels)] = tiny.run_steps(
+    _step(name, 1), _from_host(run, states[1], 1), _batches()[1:], 1
+  )
+  chex.assert_trees_all_equal(_to_host(run, after, 1), states[2])
+  np.testing.assert_array_equal(labels, seen[1][1])
+  chex.assert_trees_all_equal(scalars, seen[1][0])
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_an_empty_memory_and_no_label_give_numbers(name):
+  run = _run(name)
+  nobody = [-1] * tiny.BATCH
+  state, seen = tiny.run_steps(
+    _step(name, 1), tiny.first_state(run, 1), _batches(nobody), 1
+  )
+  for scalars, labels in seen:
+    chex.assert_tree_all_finite(scalars)
+    np.testing.assert_array_equal(labels, -1)
+  chex.assert_tree_all_finite(_to_host(run, state, 1))
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_true_labels_overrule(name):
+  _, seen = _on_one_device(name)
+  known = np.array(_LABELS) >= 0
+  for _, labels in seen:
+    np.testing.assert_array_equal(labels[known], np.array(_LABELS)[known])
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_a_hidden_label_reaches_nobody(name):
+  run = tiny.prepare(name)
+  train = run.data.train
+  hidden = np.where(run.labels < 0, (train.labels + 1) % 3, train.labels)
+  changed = run._replace(
+    data=run.data._replace(train=_Relabelled(train, hidden))
+  )
+  pairs = zip(runs.input_batches(run, 0), runs.input_batches(changed, 0))
+  different = False
+  for (batch, truth), (same, other_truth) in pairs:
+    chex.assert_trees_all_equal(batch, same)
+    different |= bool(np.any(truth != other_truth))
+  assert different or name == 'supervised'  # which sees labelled images only
+
+
+class _Relabelled:
+  """A source with other labels."""
+
+  def __init__(self, source, labels):
+    self._source, self.labels = source, labels
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, row):
+    return self._source[row] | {'label': self.labels[row]}
+
+  def __getattr__(self, name):
+    return getattr(self._source, name)
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_microbatches_are_the_whole_batch(name):
+  """In evaluation mode of BatchNorm, whose statistics would differ."""
+  whole_run = _run(name, 1, False)
+  if not whole_run.setup.method.accumulates:
+    with pytest.raises(UserError, match=f'accumulate is 2, .* {name!r}'):
+      tiny.prepare(name, accumulate=2)
+    return
+  begun = _to_host(whole_run, tiny.first_state(whole_run, 2), 2)
+  found = []
+  for parts in (1, 2):
+    run = _run(name, parts, False)
+    state, [(scalars, labels)] = tiny.run_steps(
+      _step(name, 2, parts, False), _from_host(run, begun, 2),
+      _batches()[:1], 2, parts=parts,
+    )  # fmt: skip
+    found.append((_to_host(run, state, 2), scalars, labels))
+  (whole, scalars, labels), (parts, same, in_parts) = found
+  np.testing.assert_array_equal(labels, in_parts)
+  _assert_close(parts.opt_state, whole.opt_state, rtol=1e-5)
+  chex.assert_trees_all_close(parts.memory, whole.memory, atol=1e-6)
+  chex.assert_trees_all_close(scalars, same, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_what_is_watched_is_told(name):
+  method = _run(name).setup.method
+  _, seen = _on_one_device(name)
+  scalars = seen[0][0]
+  assert ('embedding_std' in scalars) == (method.embedding is not None)
+  assert set(method.chance) <= set(scalars)
+  assert not method.labels_train or 'top_label_share' in scalars
+  assert set(scalars) >= {'loss', 'grad_norm', 'learning_rate'}
+  assert np.all(np.isfinite(list(scalars.values())))
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_settings_have_bounds_that_exist(name):
+  module, cfg = methods.METHODS[name], methods.default(name)
+  known = {key for key, _ in methods.checks.flat(cfg)}
+  assert set(module.RANGES) <= known
+  assert set(getattr(module, 'CHOICES', {})) <= known
+  assert cfg.method == name
+
+
+@pytest.mark.long  # operation by operation
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_uncompiled_and_unmapped_it_gives_the_same(name):
+  run = _run(name)
+  states, seen = _on_one_device(name)
+  step = functools.partial(step_lib.train_step, setup=run.setup)
+  with chex.fake_pmap_and_jit():
+    mapped = parallel.map_step(step, jax.devices()[:1], donate=False)
+    batch = jax.tree.map(jnp.asarray, parallel.shard(_batches()[0], 1))
+    state = jax.tree.map(lambda x: jnp.asarray(x)[None], states[0])
+    _, scalars, labels = mapped(state, batch, jax.random.key(0))
+  np.testing.assert_array_equal(labels[0], seen[0][1])
+  for key, value in seen[0][0].items():
+    np.testing.assert_allclose(scalars[key][0], value[0], rtol=1e-4, atol=1e-5)
