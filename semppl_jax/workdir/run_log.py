@@ -48,7 +48,9 @@ def pretraining(
   """
   images = labels_of_all(np.asarray(labels), given, truth)
   accuracy = pseudo_label_accuracy(*images)
-  shown = {'queue': f'{scalars["queue_fill"]:.0%}'}
+  shown = {}
+  if 'queue_fill' in scalars:
+    shown['queue'] = f'{scalars["queue_fill"]:.0%}'
   if accuracy is not None:
     shown['pseudo-labels'] = f'{accuracy:.1%}'
   row = without_empty_means(scalars, images[1])

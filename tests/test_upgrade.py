@@ -1,0 +1,136 @@
+"""Runs that began under an older version go on, are read and evaluated.
+
+golden_data/runs_format3.tar.gz has two runs of the version before objectives
+had files: 5 steps of `tiny.make_config`, stopped after step 3, and beside each
+what it would have come to. `supervised` was SemPPL with all its terms off.
+"""
+
+import json
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+
+import semppl_jax
+from semppl_jax import checkpoint, config, pretraining
+from semppl_jax.checkpoint import upgrade as leaf_names
+from semppl_jax.config.upgrade import upgrade
+from semppl_jax.errors import UserError
+from semppl_jax.report import page, predictions
+from semppl_jax.workdir import claims, config_file
+from tests import tiny
+
+_ARCHIVE = pathlib.Path(__file__).parent / 'golden_data/runs_format3.tar.gz'
+
+
+def _config(name):
+  cfg = tiny.make_config(name, num_devices=1, keep_checkpoints=9)
+  cfg.dataset.validation = 0
+  if name == 'supervised':
+    cfg.views.num_small = 1  # as SemPPL's, of no use
+  return cfg
+
+
+@pytest.fixture
+def runs(tmp_path):
+  with tarfile.open(_ARCHIVE) as archive:
+    archive.extractall(tmp_path, filter='data')
+  return tmp_path
+
+
+@pytest.mark.parametrize('name', ['semppl', 'supervised'])
+def test_a_run_goes_on_to_what_it_would_have_come_to(name, runs):
+  expected = json.loads((runs / f'{name}.json').read_text())
+  workdir = runs / name
+  found = pretraining.pretrain(_config(name), str(workdir))
+  rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').open()]
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
+  # The supervised loss had a name of its own.
+  key = 'loss' if name == 'semppl' else 'loss_classifier'
+  for row, wanted in zip(rows[3:], expected['metrics'][3:]):
+    np.testing.assert_allclose(row[key], wanted[key], rtol=1e-5)
+  scores = {k: x for k, x in expected['results'].items() if 'top1' in k}
+  for key, score in scores.items():
+    if score is not None:
+      assert found[key] == pytest.approx(score, abs=0.03), key
+  # It is a run of today's now.
+  assert config_file.read(workdir)['method'] == name
+  document = checkpoint.folder.read_document(workdir / 'checkpoints/5')
+  assert document['format'] == checkpoint.folder.FORMAT == 4
+
+
+@pytest.mark.parametrize('name', ['semppl', 'supervised'])
+def test_a_run_is_read_reported_and_converted(name, runs, tmp_path):
+  model = semppl_jax.load_pretrained(runs / name)
+  assert model.checkpoint.step == 3 and model.image_size == 8
+  assert model.predict(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2,)
+  written = page.write([str(runs / name)], str(tmp_path / 'page.html'))
+  text = pathlib.Path(written).read_text()
+  assert 'settings of another version' not in text
+  assert 'Labelled neighbour' in text
+  run = predictions.prepare(config_file.read(runs / name))
+  assert predictions.restore(run, runs / name).step == 3
+
+
+def test_its_folder_is_refused_to_another_method(runs):
+  cfg = tiny.make_config('byol', num_devices=1)
+  with pytest.raises(UserError, match="of method 'semppl', not of 'byol'"):
+    claims.check(str(runs / 'semppl'), cfg.to_dict())
+
+
+def test_settings_are_todays(runs):
+  for name in ('semppl', 'supervised'):
+    before = json.loads((runs / name / 'config.json').read_text())
+    after = upgrade(before)
+    ours = json.loads(json.dumps(_config(name).to_dict()))
+    ours, found = dict(_flat(ours)), dict(_flat(after))
+    differing = {key for key in ours if ours[key] != found.get(key, '-')}
+    assert differing <= set(config.COSMETIC)
+    assert set(found) == set(ours)
+    assert upgrade(after) == after
+    assert 'method' not in before  # it is a copy
+
+
+def _flat(tree, prefix=''):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'loss.contrastive_weight': 0.3},
+    {'loss.invariance_weight': 1.0},
+    {'loss.semantic_invariance_weight': 1.0},
+    {'classifier.weight': 2.0},
+    {'classifier.detached': True},
+  ],
+)
+def test_what_trained_more_than_a_classifier_was_semppl(changes, runs):
+  before = json.loads((runs / 'supervised/config.json').read_text())
+  for key, value in changes.items():
+    section, name = key.split('.')
+    before[section][name] = value
+  after = upgrade(before)
+  assert after['method'] == 'semppl' and 'queue' in after
+
+
+@pytest.mark.parametrize('odd', [None, [], 'x', {'checkpoint': 'y', 'a': 1}])
+def test_what_is_no_training_is_left_alone(odd):
+  assert upgrade(odd) == odd
+
+
+def test_leaves_are_named_both_ways():
+  new, old = 'state.memory.ids', 'state.queue.ids'
+  assert leaf_names.name(old, 3) == new and leaf_names.stored(new, 3) == old
+  assert leaf_names.name(old, 4) == old and leaf_names.stored(new, 4) == new
+  heads = ["state.online_params['projector/linear']['w']", new]
+  kept = "state.online_params['encoder']['w']"
+  assert leaf_names.surplus([*heads, kept], [kept], 3) == set(heads)
+  assert not leaf_names.surplus([*heads, kept], [kept], 4)
+  with_target = [kept, "state.target_params['encoder']['w']"]
+  assert not leaf_names.surplus([*heads, kept], with_target, 3)
