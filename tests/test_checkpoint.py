@@ -373,11 +373,11 @@ def test_one_that_is_half_deleted_does_not_count(
 
 
 def test_another_format_is_refused(saver, monkeypatch):
-  monkeypatch.setattr(folder_lib, 'FORMAT', 4)
+  monkeypatch.setattr(folder_lib, 'FORMAT', 5)
   saver.save(1, tree(), {})
   assert saver.latest_step() == 1
   monkeypatch.undo()
-  with pytest.raises(UserError, match='has format 4, this version reads 3'):
+  with pytest.raises(UserError, match='has format 5, this version reads 4'):
     saver.restore(tree())
 
 

@@ -4,6 +4,7 @@ import functools
 import itertools
 from typing import NamedTuple
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import reference
 
 from semppl_jax import errors
-from semppl_jax.losses import contrastive
+from semppl_jax.losses import classification, contrastive, regression
+from semppl_jax.models import multicrop
 from tests import tiny
 
 TAU = 0.3
@@ -107,7 +109,7 @@ def test_classification_by_hand():
   labels = np.array([1, 1, -1, 0])
 
   def total(x):
-    views = contrastive.classification(jnp.stack([x, -x]), labels)  # [2, b]
+    views = classification.cross_entropy(jnp.stack([x, -x]), labels)  # [2, b]
     return views[0].sum(), views
 
   grads, value = jax.jit(jax.grad(total, has_aux=True))(logits)
@@ -343,7 +345,7 @@ def test_computes_in_float32_at_least(given, computed):
       contrastive.contrastive(logits),
       kl(logits),
       kl(logits[:1, :1]),
-      contrastive.classification(classes, np.array([1, 3, 0, -1, 2])),
+      classification.cross_entropy(classes, np.array([1, 3, 0, -1, 2])),
     )
 
   with tiny.enable_x64(True):
@@ -373,3 +375,41 @@ def test_products_ask_for_full_precision():
 def test_unknown_form():
   with pytest.raises(errors.UserError, match="'teachr'.*'entropy', 'teacher'"):
     contrastive.invariance(jnp.zeros([2, 2, 1, 2]), stop_gradient='teachr')
+
+
+def test_regression_by_hand():
+  x, y = np.eye(4, dtype=np.float32)[:2]
+  pair = lambda a, b: jnp.stack([a, b])[:, None]  # [2, 1, d]
+  # A view regresses the other view's target, never its own.
+  for online, targets, distance in (
+    (pair(x, y), pair(y, x), 0.0),
+    (pair(x, y), pair(x, y), 2.0),
+    (pair(x, x), pair(-x, -x), 4.0),
+  ):
+    found = regression.squared_distances(online, targets)
+    np.testing.assert_allclose(found, [distance], atol=1e-6)
+  # A small view, the third, has no target of its own: it learns both.
+  three = jnp.concatenate([pair(x, y), x[None, None]])
+  found = regression.squared_distances(three, pair(y, x))
+  np.testing.assert_allclose(found, [2 / 4], atol=1e-6)
+
+
+def test_regression_is_byols():
+  byol = golden.load('byol.npz')
+  one, two = (
+    {name: byol[f'loss/{kind}{name}'] for name in '12'}
+    for kind in ('prediction', 'target')
+  )
+
+  def total(predictions):
+    online = multicrop.l2_normalize(predictions)
+    targets = multicrop.l2_normalize(jnp.stack([two['1'], two['2']]))
+    return 2 * regression.squared_distances(online, targets).mean()
+
+  predictions = jnp.stack([one['1'], one['2']])
+  np.testing.assert_allclose(total(predictions), byol['loss/total'], rtol=1e-6)
+  grads = jax.grad(total)(predictions)
+  for i in range(2):
+    np.testing.assert_allclose(
+      grads[i], byol[f'loss/grad{i + 1}'], rtol=1e-5, atol=1e-6
+    )

@@ -22,7 +22,6 @@ from semppl_jax.config.checks import (
 from semppl_jax.config.defaults import (
   COSMETIC,
   leave_open,
-  open_keys,
   uses_labels,
 )
 from semppl_jax.config.upgrade import upgrade
@@ -69,6 +68,21 @@ def default(method: str = 'semppl') -> ml_collections.ConfigDict:
   from semppl_jax import methods
 
   return methods.default(method)
+
+
+def open_keys(
+  cfg: ml_collections.ConfigDict,
+  like: ml_collections.ConfigDict | None = None,
+) -> list[str]:
+  """Dotted names of the settings that are open, see `leave_open`.
+
+  Args:
+    cfg: the settings.
+    like: the defaults; None: those of its method.
+  """
+  method = cfg.get('method', 'semppl')
+  usual = default(method) if like is None else like
+  return defaults.open_keys(cfg, usual)
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:

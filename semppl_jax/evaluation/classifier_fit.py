@@ -77,13 +77,13 @@ def fit(
     embedding_size=eval_runs.output_size(run),
     num_classes=run.data.num_classes,
   )
-  from_portable = functools.partial(
+  from_host = functools.partial(
     parallel.replicate, num_devices=len(run.devices)
   )
 
   def train(saver):
     state, past = resuming.restore(
-      saver, from_portable(fresh), like=fresh, from_portable=from_portable
+      saver, from_host(fresh), like=fresh, from_host=from_host
     )
     start = int(state.step[0])
     batches = pipeline.batches(
@@ -106,7 +106,7 @@ def fit(
       loop.mapped(job, step),
       state,
       batches,
-      to_portable=classifier_step.to_portable,
+      to_host=classifier_step.to_host,
       past=past,
     )
 

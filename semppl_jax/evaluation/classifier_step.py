@@ -18,7 +18,7 @@ import optax
 from semppl_jax import structs
 from semppl_jax.augment import crops
 from semppl_jax.distributed import parallel
-from semppl_jax.losses import contrastive
+from semppl_jax.losses import classification
 from semppl_jax.train import optimizers, schedules
 
 Metrics = dict[str, jax.Array]
@@ -151,7 +151,7 @@ def _loss_fn(trained, fixed, bn_state, images, labels, setup):
     encoder = {m: x for m, x in params.items() if m != _HEAD}
     embedding, bn_state = setup.encode(encoder, bn_state, images, tunes)
   scores = logits(params, embedding)  # [b, K]
-  loss = contrastive.classification(scores, labels).mean()
+  loss = classification.cross_entropy(scores, labels).mean()
   right = (scores.argmax(axis=-1) == labels).mean(dtype=jnp.float32)
   return loss, (bn_state, {'loss': loss, 'accuracy': right})
 
@@ -185,6 +185,6 @@ def _split(params: Mapping[str, Any], setup: Setup) -> tuple[dict, dict]:
   )
 
 
-def to_portable(state: ClassifierState) -> ClassifierState:
+def to_host(state: ClassifierState) -> ClassifierState:
   """The host's state without device axes: NumPy arrays."""
   return jax.tree.map(lambda x: np.asarray(x[0]), state)

@@ -71,7 +71,7 @@ def complete(
   Raises:
     UserError: a data set that cannot be read, or no time to plan for.
   """
-  wanted = config.open_keys(cfg, config.default(cfg.method))
+  wanted = config.open_keys(cfg)
   if not wanted:
     return cfg
   chosen = hosts.agree(hosts.together(lambda: _find(cfg, workdir, wanted)))
