@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.utils import files
 from semppl_jax.workdir import claims
@@ -63,14 +64,15 @@ def test_ignored_settings_may_differ(tmp_path):
 
 
 def test_a_setting_that_came_later_stands_at_what_was_done_before(tmp_path):
-  claims.claim(str(tmp_path), CONFIG)
-  added = {'balance': 0.0}
-  with pytest.raises(UserError, match='balance is 0.0 there and 0.5 here'):
-    claims.claim(str(tmp_path), CONFIG | {'balance': 0.5}, added=added)
-  claims.claim(str(tmp_path), CONFIG | {'balance': 0.0}, added=added)
-  # The run's own value counts from then on.
-  with pytest.raises(UserError, match='balance is 0.0 there and 0.5 here'):
-    claims.claim(str(tmp_path), CONFIG | {'balance': 0.5}, added={})
+  run = {'task': 'pretrain', 'method': 'semppl', 'queue': {'k': 1}}
+  claims.claim(str(tmp_path), run)
+  now = upgrade(run)
+  assert now['queue'] == {'k': 1, 'target_query_epochs': 0.0, 'balance': 0.0}
+  changed = now | {'queue': now['queue'] | {'balance': 0.5}}
+  for _ in range(2):
+    with pytest.raises(UserError, match='balance is 0.0 there and 0.5 here'):
+      claims.claim(str(tmp_path), changed)
+    claims.claim(str(tmp_path), now)
 
 
 def test_checkpoints_without_config_are_refused(tmp_path):

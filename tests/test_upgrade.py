@@ -119,7 +119,7 @@ def test_what_trained_more_than_a_classifier_was_semppl(changes, runs):
   assert after['method'] == 'semppl' and 'queue' in after
 
 
-@pytest.mark.parametrize('odd', [None, [], 'x', {'checkpoint': 'y', 'a': 1}])
+@pytest.mark.parametrize('odd', [None, [], 'x', {'task': 'linear', 'a': 1}])
 def test_what_is_no_training_is_left_alone(odd):
   assert upgrade(odd) == odd
 

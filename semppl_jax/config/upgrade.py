@@ -45,7 +45,7 @@ def upgrade(settings: Any) -> Any:
   Returns:
     A copy.
   """
-  if not isinstance(settings, dict) or 'checkpoint' in settings:
+  if not isinstance(settings, dict) or settings.get('task') != 'pretrain':
     return settings
   new = {
     key: dict(x) if isinstance(x, dict) else x for key, x in settings.items()
