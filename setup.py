@@ -33,7 +33,7 @@ setuptools.setup(
     'semppl_jax.checkpoints': ['*.json', '*.md', '*.safetensors'],
     'semppl_jax.report': ['*.css'],
   },
-  entry_points={'console_scripts': ['semppl-jax = semppl_jax.command:main']},
+  entry_points={'console_scripts': ['semppl-jax = semppl_jax.cli:main']},
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.5',

@@ -16,9 +16,9 @@ import jax
 from absl import app, flags, logging
 
 from semppl_jax.config import eval_config
-from semppl_jax.evaluation import eval_tasks
+from semppl_jax.evaluation import protocols
 from semppl_jax.models import encoders, networks
-from semppl_jax.weights import loading
+from semppl_jax.weights import load as load_lib
 
 _ENCODER = flags.DEFINE_string('encoder', 'resnet18', 'A plain encoder.')
 _SIZE = flags.DEFINE_integer('size', 64, 'Pixels.')
@@ -35,8 +35,8 @@ def random_checkpoint(path: str) -> None:
   images = jax.random.uniform(jax.random.key(1), shape)
   trees = jax.jit(nets.init)(jax.random.key(0), images)
   params, state = jax.tree.map(jax.device_get, trees)
-  found = loading.Checkpoint(params, state, architecture, 0, 'random', {})
-  loading.save_safetensors(path, found)
+  found = load_lib.Checkpoint(params, state, architecture, 0, 'random', {})
+  load_lib.save_safetensors(path, found)
 
 
 def seconds(features: str, checkpoint: str, workdir: str) -> dict[str, float]:
@@ -49,7 +49,7 @@ def seconds(features: str, checkpoint: str, workdir: str) -> dict[str, float]:
     name='synthetic', num_examples=_IMAGES.value, image_size=_SIZE.value
   )
   cfg.crops.update(size=_SIZE.value, augment=False)
-  results = eval_tasks.run_task(cfg, workdir)
+  results = protocols.run_task(cfg, workdir)
   return {'seconds': results['seconds'], 'loss': results['loss']}
 
 

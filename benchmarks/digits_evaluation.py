@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from benchmarks import digits
-from semppl_jax.evaluation import eval_tasks
+from semppl_jax.evaluation import protocols
 from semppl_jax.workdir import metrics
 
 # Name in the table: experiment, variant.
@@ -37,7 +37,7 @@ def one_evaluation(workdir: str, name: str, seed: int) -> dict[str, Any]:
   cfg = importlib.import_module(f'experiments.{experiment}').get_config(variant)
   cfg.checkpoint, cfg.seed, cfg.labels.seed = run, seed, seed
   cfg.progress, cfg.num_devices = False, 1
-  return eval_tasks.run_task(
+  return protocols.run_task(
     cfg, os.path.join(run, 'evaluation', f'{experiment}_{variant}')
   )
 

@@ -25,7 +25,7 @@ from PIL import Image
 import semppl_jax
 from benchmarks import command, synthetic_photos, turns
 from semppl_jax.models import encoders, networks
-from semppl_jax.weights import loading
+from semppl_jax.weights import load as load_lib
 
 _DRAWN = 20  # photographs that the images are cut from
 _SIDES = 80, 370  # of the images, in pixels
@@ -42,7 +42,7 @@ def untrained(encoder: str, size: int) -> semppl_jax.Model:
   images = np.zeros((1, size, size, 3), np.float32)
   trees = jax.jit(nets.init)(jax.random.key(0), images)
   params, state = jax.tree.map(np.asarray, trees)
-  found = loading.Checkpoint(params, state, architecture, 0, 'random')
+  found = load_lib.Checkpoint(params, state, architecture, 0, 'random')
   return semppl_jax.Model(found, image_size=size)
 
 

@@ -19,7 +19,7 @@ from semppl_jax import structs
 from semppl_jax.distributed import parallel
 from semppl_jax.memory import label_queue
 from semppl_jax.models import multicrop
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
 
@@ -56,16 +56,16 @@ def settings(
   return cfg
 
 
-def prepare(cfg: ml_collections.ConfigDict) -> runs.Run:
+def prepare(cfg: ml_collections.ConfigDict) -> run_lib.TrainRun:
   """A run of these settings on noise, for one device to begin with."""
   cfg = cfg.copy_and_resolve_references()
   cfg.num_devices = 1
   cfg.dataset.update(name='synthetic', num_examples=64, num_classes=1000)
   cfg.labels.update(subset='', per_class=0, fraction=1 / TENTH)
-  return runs.prepare(cfg)
+  return run_lib.prepare(cfg)
 
 
-def batch_of(run: runs.Run) -> structs.Batch:
+def batch_of(run: run_lib.TrainRun) -> structs.Batch:
   """Whole images of 3 to 4, as ImageNet's lie on their canvas."""
   count, (height, width, _) = run.cfg.batch_size, run.data.image_shape
   random = np.random.RandomState(0)
@@ -77,7 +77,7 @@ def batch_of(run: runs.Run) -> structs.Batch:
   return structs.Batch(images, labels.astype(np.int32), ids, sizes)
 
 
-def full_queue(run: runs.Run) -> label_queue.LabelQueue:
+def full_queue(run: run_lib.TrainRun) -> label_queue.LabelQueue:
   """A queue as it is in most steps of a run, one device's.
 
   Labels are drawn from all classes, ids are none of the batch's.
@@ -97,18 +97,18 @@ def full_queue(run: runs.Run) -> label_queue.LabelQueue:
   )
 
 
-def whole(run: runs.Run) -> Program:
+def whole(run: run_lib.TrainRun) -> Program:
   """The training step on one device, its queue full."""
-  state = runs.initial_state(run)
+  state = run_lib.initial_state(run)
   queue = jax.tree.map(lambda x: x[None], full_queue(run))
   batch = parallel.shard(batch_of(run), 1)
   step = functools.partial(step_lib.train_step, setup=run.setup)
   return Program(step, state._replace(queue=queue), batch)
 
 
-def described(run: runs.Run) -> Program:
+def described(run: run_lib.TrainRun) -> Program:
   """The same as shapes: nothing is allocated, however large the networks."""
-  state = jax.eval_shape(lambda: runs.initial_state(run))
+  state = jax.eval_shape(lambda: run_lib.initial_state(run))
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((1,) + x.shape, x.dtype), batch_of(run)
   )
@@ -116,14 +116,14 @@ def described(run: runs.Run) -> Program:
   return Program(step, state, batch)
 
 
-def bare(run: runs.Run) -> Program:
+def bare(run: run_lib.TrainRun) -> Program:
   """Both networks on views that are there, and gradients; no update.
 
   The loss is minus the mean inner product of every online view with the mean of
   the target views: as good as none.
   """
   cfg = run.cfg
-  state = runs.initial_state(run)
+  state = run_lib.initial_state(run)
 
   def views_of(sizes):
     count, size = sizes
@@ -170,21 +170,21 @@ def bare_step(
   (loss, online_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
     state.online_params
   )
-  grads, loss = parallel.mean((grads, loss))
+  grads, loss = parallel.pmean((grads, loss))
   moved = state._replace(online_state=online_state, target_state=target_state)
   return moved, loss, grads
 
 
-def supervised(run: runs.Run) -> Program:
+def supervised(run: run_lib.TrainRun) -> Program:
   """What a plain supervised ResNet costs: one large view an image, LARS.
 
   The heads are there but get no gradient; the classifier trains the encoder.
   """
   cfg = ml_collections.ConfigDict(run.cfg.to_dict())
   cfg.classifier.detached = False
-  run = runs.prepare(cfg)
+  run = run_lib.prepare(cfg)
   cfg, setup = run.cfg, run.setup
-  state = runs.initial_state(run)
+  state = run_lib.initial_state(run)
   size = cfg.views.large_size
   images = jax.random.uniform(
     jax.random.key(0), (1, cfg.batch_size, size, size, 3)
@@ -203,7 +203,7 @@ def supervised(run: runs.Run) -> Program:
 
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, bn_state), grads = value_and_grad(state.online_params)
-    grads, loss = parallel.mean((grads, loss))
+    grads, loss = parallel.pmean((grads, loss))
     new, _ = step_lib.apply_gradients(state, grads, setup)
     return new._replace(online_state=bn_state), loss, ()
 

@@ -102,7 +102,7 @@ class Parts:
       queue, every, labels, num_draws=loss.num_semantic_positives
     )
     others = negatives.sample(
-      mine, parallel.places(self._here), labels,
+      mine, parallel.global_indices(self._here), labels,
       num_negatives=loss.num_negatives, exclude_same_label=False,
     )  # fmt: skip
     return label_queue.fetch(queue, slots), exists, others

@@ -17,14 +17,14 @@ import jax
 
 from benchmarks import command, hlo, programs, queue_parts, targets
 from experiments import imagenet
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from semppl_jax.workdir import tables
 
 DEVICES = (1, 2, 4, 8)
 TIMES = 20  # C / B
 
 
-def prepare(args: argparse.Namespace, per_device: int) -> runs.Run:
+def prepare(args: argparse.Namespace, per_device: int) -> run_lib.TrainRun:
   """One device's part of the run that is asked for."""
   large, small = map(int, args.sizes.split(','))
   sizes, capacity = (large, large, small), TIMES * per_device
@@ -33,21 +33,21 @@ def prepare(args: argparse.Namespace, per_device: int) -> runs.Run:
   )
 
 
-def networks(run: runs.Run, devices: int) -> float:
+def networks(run: run_lib.TrainRun, devices: int) -> float:
   """Operations of both networks' passes on each device, compiled."""
   target = targets.find(f'here:{devices}')
   program = programs.bare(run)
   return programs.flops(target.compile(programs.lower(program, target.devices)))
 
 
-def traffic(run: runs.Run, devices: int) -> int:
+def traffic(run: run_lib.TrainRun, devices: int) -> int:
   """Bytes of all collectives of the compiled step, on each device."""
   target = targets.find(f'here:{devices}')
   lowered = programs.lower(programs.whole(run), target.devices)
   return sum(one.bytes for one in hlo.collectives(target.compile(lowered)))
 
 
-def of_devices(run: runs.Run) -> list[dict[str, float]]:
+def of_devices(run: run_lib.TrainRun) -> list[dict[str, float]]:
   """What each device does, for every number of devices."""
   per_device, rows = run.cfg.batch_size, []
   for devices in DEVICES:

@@ -20,9 +20,9 @@ import numpy as np
 
 from experiments import digits
 from semppl_jax import pretraining
-from semppl_jax.data import subsets
+from semppl_jax.data import labels as labels_lib
 from semppl_jax.distributed import parallel
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.train.watchdog import AlarmError
 
@@ -41,17 +41,17 @@ def config(seed: int = FIRST_SEED, **changes: Any) -> Any:
   return cfg
 
 
-def mapped(run: runs.Run) -> Callable[..., Any]:
+def mapped(run: run_lib.TrainRun) -> Callable[..., Any]:
   """The step of a run; runs that differ in their seed may share it."""
   step = functools.partial(step_lib.train_step, setup=run.setup)
   return parallel.map_step(step, run.devices)
 
 
-def alarm(run: runs.Run, step: Callable[..., Any], steps: int) -> str:
+def alarm(run: run_lib.TrainRun, step: Callable[..., Any], steps: int) -> str:
   """The watchdog's words in a run's first steps, '' if it has none."""
-  state = runs.initial_state(run)
+  state = run_lib.initial_state(run)
   key, dog = jax.random.key(run.cfg.seed), pretraining.watching(run)
-  batches = itertools.islice(runs.input_batches(run, 0), steps)
+  batches = itertools.islice(run_lib.input_batches(run, 0), steps)
   for number, (batch, _) in enumerate(batches, start=1):
     state, scalars, _ = step(state, parallel.shard(batch, 1), key)
     try:
@@ -61,31 +61,31 @@ def alarm(run: runs.Run, step: Callable[..., Any], steps: int) -> str:
   return ''
 
 
-def broken() -> dict[str, runs.Run]:
+def broken() -> dict[str, run_lib.TrainRun]:
   """Runs that the watchdog must stop."""
   rate = config().optimizer.learning_rate
   # By the invariance alone: with negatives nothing collapses even so.
-  trivial = runs.prepare(
+  trivial = run_lib.prepare(
     config(ema__base=0.0, ema__constant=True, loss__contrastive_weight=0.0)
   )
   return {
     'no predictor, the online network as target': _without_predictor(trivial),
-    '100 times the rate': runs.prepare(
+    '100 times the rate': run_lib.prepare(
       config(optimizer__learning_rate=100 * rate)
     ),
-    'labels of one class only': _of_one_class(runs.prepare(config())),
+    'labels of one class only': _of_one_class(run_lib.prepare(config())),
   }
 
 
-def _of_one_class(run: runs.Run) -> runs.Run:
+def _of_one_class(run: run_lib.TrainRun) -> run_lib.TrainRun:
   labels = np.where(run.labels >= 0, 0, -1).astype(np.int32)
-  share = subsets.class_share(labels, run.data.num_classes)
+  share = labels_lib.class_share(labels, run.data.num_classes)
   return run._replace(
     labels=labels, setup=run.setup._replace(class_share=share)
   )
 
 
-def _without_predictor(run: runs.Run) -> runs.Run:
+def _without_predictor(run: run_lib.TrainRun) -> run_lib.TrainRun:
   nets = run.setup.nets
 
   def online(*arguments):
@@ -102,9 +102,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m benchmarks.seeds')
   parser.add_argument('--seeds', type=int, default=30)
   seeds = range(FIRST_SEED, FIRST_SEED + parser.parse_args().seeds)
-  wrong, step = 0, mapped(runs.prepare(config()))
+  wrong, step = 0, mapped(run_lib.prepare(config()))
   for seed in seeds:
-    said = alarm(runs.prepare(config(seed)), step, STEPS)
+    said = alarm(run_lib.prepare(config(seed)), step, STEPS)
     wrong += bool(said)
     print(f'seed {seed}: {said or "no alarm"}', flush=True)
   for name, run in broken().items():

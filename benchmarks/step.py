@@ -27,7 +27,8 @@ import jax
 import numpy as np
 
 from benchmarks import command, cost, peaks, programs, turns
-from semppl_jax.train import device_memory, runs
+from semppl_jax.train import device_memory
+from semppl_jax.train import run as run_lib
 from semppl_jax.workdir import tables
 
 TORCH_ENCODERS = ('resnet18', 'resnet50')
@@ -58,7 +59,7 @@ def largest(args: argparse.Namespace, share: float) -> int:
   return max(16, fits // 8 * 8)
 
 
-def torch_sizes(run: runs.Run) -> dict[str, Any]:
+def torch_sizes(run: run_lib.TrainRun) -> dict[str, Any]:
   """The same work for `torch_step`."""
   cfg = run.cfg
   return {
@@ -81,7 +82,7 @@ def torch_sizes(run: runs.Run) -> dict[str, Any]:
   }
 
 
-def flops(run: runs.Run) -> dict[str, float]:
+def flops(run: run_lib.TrainRun) -> dict[str, float]:
   """Operations of one call of each of our programs."""
   made = {'step': programs.whole(run), 'networks': programs.bare(run)}
   made['supervised'] = programs.supervised(run)
@@ -92,7 +93,7 @@ def flops(run: runs.Run) -> dict[str, float]:
 
 
 def measure(
-  run: runs.Run, server: turns.TorchServer | None, rounds: int
+  run: run_lib.TrainRun, server: turns.TorchServer | None, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
   """Seconds of each program in every round; and what compiling took."""
   heard = turns.Compilations()

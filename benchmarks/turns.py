@@ -65,8 +65,10 @@ class Ours:
     self.name = name
     self._step = parallel.map_step(program.step, devices)
     # Two programs begin with one state, and each gives its own away.
-    self._state = parallel.place(jax.tree.map(np.array, program.state), devices)
-    self._batch = parallel.place(program.batch, devices)
+    self._state = parallel.put_sharded(
+      jax.tree.map(np.array, program.state), devices
+    )
+    self._batch = parallel.put_sharded(program.batch, devices)
     before = len(compilations.seconds)
     self.first = self.take()
     self.compile_seconds = sum(compilations.seconds[before:])

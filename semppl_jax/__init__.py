@@ -23,7 +23,7 @@ if TYPE_CHECKING:
   )
   from semppl_jax.models import networks
   from semppl_jax.tasks import evaluate, pretrain
-  from semppl_jax.weights.loading import Checkpoint, load_checkpoint
+  from semppl_jax.weights.load import Checkpoint, load_checkpoint
 
 __all__ = [
   'Checkpoint',
@@ -46,14 +46,14 @@ optimised_python.refuse()
 
 # Where a name lives, or which module it is.
 _HOMES = {
-  'Checkpoint': 'weights.loading',
+  'Checkpoint': 'weights.load',
   'FileEmbeddings': 'model',
   'Model': 'model',
   'PseudoLabels': 'model',
   'config': 'config',
   'eval_config': 'config.eval_config',
   'evaluate': 'tasks',
-  'load_checkpoint': 'weights.loading',
+  'load_checkpoint': 'weights.load',
   'load_pretrained': 'model',
   'networks': 'models.networks',
   'pretrain': 'tasks',

@@ -2,7 +2,7 @@
 
 import sys
 
-from semppl_jax import command
+from semppl_jax import cli
 
 if __name__ == '__main__':
-  sys.exit(command.main())
+  sys.exit(cli.main())

@@ -15,11 +15,11 @@ from semppl_jax import main as main_lib
 
 def _check(cfg: Any, workdir: str | None) -> None:
   from semppl_jax import preflight
-  from semppl_jax.distributed import alike, hosts
+  from semppl_jax.distributed import consistency, processes
 
-  alike.check(cfg.to_dict() | {'workdir': workdir})
-  lines = hosts.together(lambda: preflight.look(cfg, workdir))
-  if hosts.is_first():
+  consistency.check(cfg.to_dict() | {'workdir': workdir})
+  lines = processes.run_on_all(lambda: preflight.look(cfg, workdir))
+  if processes.is_first():
     print('\n'.join(lines))
 
 

@@ -14,11 +14,11 @@ import sys
 
 from semppl_jax.errors import UserError
 from semppl_jax.models import encoders
-from semppl_jax.weights import loading
+from semppl_jax.weights import load as load_lib
 
 _WRITERS = {
-  '.safetensors': loading.save_safetensors,
-  '.pkl': loading.save_release,
+  '.safetensors': load_lib.save_safetensors,
+  '.pkl': load_lib.save_release,
 }
 
 
@@ -30,11 +30,11 @@ def convert(
   padding: str | None = None,
   mapping: str | None = None,
   overwrite: bool = False,
-) -> loading.Checkpoint:
+) -> load_lib.Checkpoint:
   """Reads `source`, checks it, and writes `target`.
 
   Args:
-    source: see `loading.load_checkpoint`, like the next three.
+    source: see `load_lib.load_checkpoint`, like the next three.
     target: a path that ends in .safetensors or .pkl.
     step: which checkpoint of a run.
     padding: what is not said by the source.
@@ -55,14 +55,14 @@ def convert(
     )
   if pathlib.Path(target).exists() and not overwrite:
     raise UserError(f'{target} is there already; --overwrite replaces it.')
-  found = loading.load_checkpoint(
+  found = load_lib.load_checkpoint(
     source, step=step, padding=padding, mapping=mapping
   )
   _WRITERS[ending](target, found)
   return found
 
 
-def lacking(found: loading.Checkpoint) -> str | None:
+def lacking(found: load_lib.Checkpoint) -> str | None:
   """Why DeepMind's code cannot use the encoder; None: it can."""
   name, _, stem, selective_kernels, padding = found.architecture
   reasons = []

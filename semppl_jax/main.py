@@ -27,7 +27,7 @@ from ml_collections import config_flags
 
 from semppl_jax import config
 from semppl_jax.errors import UserError
-from semppl_jax.train import signals
+from semppl_jax.train import stop as stop_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Experiment config, e.g. experiments/digits.py.',
@@ -63,22 +63,22 @@ def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
     if name in needed and flag.value is None:
       raise UserError(f'--{name} is missing; see --help.')
   # Imported late: a wrong flag is refused before JAX starts.
-  from semppl_jax.distributed import hosts
+  from semppl_jax.distributed import processes
 
-  told = hosts.Address(
+  told = processes.Address(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
-  hosts.connect(told, _DISTRIBUTED.value, _CONNECT_SECONDS.value)
+  processes.connect(told, _DISTRIBUTED.value, _CONNECT_SECONDS.value)
   task(_CONFIG.value, _WORKDIR.value)
 
 
 def train_or_evaluate(cfg: Any, workdir: str) -> None:
   """Does what the config asks for, and prints the results as a table."""
   from semppl_jax import tasks
-  from semppl_jax.distributed import hosts
+  from semppl_jax.distributed import processes
 
   results = tasks.of(cfg)(cfg, workdir)
-  if hosts.is_first():
+  if processes.is_first():
     # Later still: it takes seconds, and a mistake is told without it.
     from semppl_jax.evaluation import verdict
     from semppl_jax.workdir import plots
@@ -180,9 +180,9 @@ def _guarded(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
   try:
     _run(argv, task, needed)
   except RuntimeError as e:
-    from semppl_jax.distributed import hosts
+    from semppl_jax.distributed import processes
 
-    if hosts.count() == 1:
+    if processes.count() == 1:
       raise
     # The collective that broke says what it saw; the cause is elsewhere.
     reason = str(e).splitlines()[0][:200]
@@ -209,8 +209,10 @@ def _exit(message: str, status: int = UserError.status) -> None:
 
 def _leave(status: int) -> None:
   """Ends; in a job of several processes without waiting for the others."""
-  hosts = sys.modules.get('semppl_jax.distributed.hosts')  # None: no JAX yet
-  if hosts and hosts.is_connected():
+  hosts = sys.modules.get(
+    'semppl_jax.distributed.processes'
+  )  # None: no JAX yet
+  if processes and processes.is_connected():
     # At the usual exit JAX waits for them, maybe for minutes.
     sys.stderr.flush()
     os._exit(status)
@@ -225,7 +227,7 @@ def launch(task: Task, needed: Sequence[str] = ('config', 'workdir')) -> None:
     needed: flags that must be given.
   """
   logging.set_verbosity(logging.WARNING)  # orbax and JAX say much below it
-  with signals.reader_may_leave():
+  with stop_lib.reader_may_leave():
     if any(argument in _HELP for argument in sys.argv[1:]):
       print(_help(task))
       return

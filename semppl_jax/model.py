@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from semppl_jax.data import given, pipeline
-from semppl_jax.distributed import hosts, parallel
+from semppl_jax.data import pipeline, python_objects
+from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import encoder_scores, inference
 from semppl_jax.memory import pseudo_labels
 from semppl_jax.models import encoders
-from semppl_jax.weights import loading, recognition, trees
+from semppl_jax.weights import architecture as architecture_lib
+from semppl_jax.weights import haiku_trees
+from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import run_log
 
 _IMAGENET = 224, 0.875  # size of the crop, its side / the shorter side
@@ -65,7 +67,7 @@ class Model:
 
   def __init__(
     self,
-    checkpoint: loading.Checkpoint,
+    checkpoint: load_lib.Checkpoint,
     *,
     image_size: int | None = None,
     center: float | None = None,
@@ -81,7 +83,7 @@ class Model:
       UserError: a size below 1, a share out of range, or a job of several
         processes.
     """
-    hosts.alone('A model')
+    processes.require_single('A model')
     self.checkpoint = checkpoint
     said = checkpoint.image_size, checkpoint.center
     given_, usual = (image_size, center), _IMAGENET
@@ -101,12 +103,12 @@ class Model:
     return f'Model({self.checkpoint}; sees {self.image_size} px)'
 
   @property
-  def params(self) -> trees.Tree:
+  def params(self) -> haiku_trees.Tree:
     """Weights, {module: {name: float32 array}}, under the release's names."""
     return self.checkpoint.params
 
   @property
-  def state(self) -> trees.Tree:
+  def state(self) -> haiku_trees.Tree:
     """BatchNorm's running averages."""
     return self.checkpoint.state
 
@@ -118,7 +120,7 @@ class Model:
   @property
   def num_classes(self) -> int:
     """K of the classifier; 0: there is none."""
-    return recognition.head_sizes(self.params)['num_classes']
+    return architecture_lib.head_sizes(self.params)['num_classes']
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -148,7 +150,7 @@ class Model:
       [N, image_size, image_size, 3] float32 in [0, 1].
     """
     parts = pipeline.in_order(
-      given.source(images),
+      python_objects.source(images),
       batch_size=_BATCHES[-1],
       images=self._crops,
       on_unreadable=_refuse,
@@ -190,7 +192,7 @@ class Model:
     Raises:
       UserError: see `embed`; what is no path.
     """
-    paths = given.files(files)
+    paths = python_objects.files(files)
     unreadable: dict[str, str] = {}
     tell = unreadable.__setitem__ if skip_unreadable else _refuse
     embeddings = self._run(self._embed, paths, tell)
@@ -265,7 +267,9 @@ class Model:
       raise UserError(
         f'{len(keys)} support images, but {len(labels)} support labels.'
       )
-    paths = given.files(images) if given.are_files(images) else None
+    paths = (
+      python_objects.files(images) if python_objects.are_files(images) else None
+    )
     queries = self.embed(images if paths is None else paths)
     nearest, similarity = encoder_scores.neighbours(queries, keys, k)
     voted, share = map(
@@ -295,7 +299,7 @@ class Model:
   def _on_devices(self) -> Any:
     devices = jax.local_devices()
     copies = parallel.replicate((self.params, self.state), len(devices))
-    return parallel.place(copies, devices)
+    return parallel.put_sharded(copies, devices)
 
   def _run(
     self,
@@ -303,7 +307,7 @@ class Model:
     images: Any,
     on_unreadable: pipeline.OnUnreadable | None = None,
   ) -> np.ndarray:
-    source = given.source(images)
+    source = python_objects.source(images)
     few, many = _BATCHES
     (found,), _ = inference.over_images(
       forward, self._on_devices, source, jax.local_devices(),
@@ -336,9 +340,9 @@ def load_pretrained(
       used.
     UserError: see Model.
   """
-  found = loading.load_checkpoint(name, **options)
+  found = load_lib.load_checkpoint(name, **options)
   if found.note:
-    run_log.say(f'{name}: {found}')
+    run_log.info(f'{name}: {found}')
   return Model(found, image_size=image_size, center=center)
 
 

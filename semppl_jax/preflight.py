@@ -12,19 +12,21 @@ import ml_collections
 import numpy as np
 
 from semppl_jax import config, structs
-from semppl_jax.distributed import hosts, parallel
+from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
-from semppl_jax.evaluation import eval_runs
+from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.train import (
   device_memory,
   plausibility,
   recipe,
-  runs,
+)
+from semppl_jax.train import (
+  run as run_lib,
 )
 from semppl_jax.train import (
   state as state_lib,
 )
-from semppl_jax.workdir import claims, run_log, run_settings
+from semppl_jax.workdir import lock, run_log, run_settings
 
 # Temporary memory beside the convolutions' outputs, as XLA compiles the step
 # for an H100 (README has the table), rounded up; without and with remat.
@@ -50,16 +52,16 @@ def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
   if 'checkpoint' in cfg:
     return _evaluation(cfg)
   cfg = recipe.complete(cfg, workdir)
-  run = runs.prepare(cfg)
+  run = run_lib.prepare(cfg)
   if workdir:
-    claims.check(workdir, cfg.to_dict(), ignore=config.COSMETIC)
+    lock.check(workdir, cfg.to_dict(), ignore=config.COSMETIC)
   plausibility.tell(run)
   batch, data = _data(run)
   lines = [_settings(run), data, *_memory(run, batch), *_time(run)]
   return lines + ([_disk(run, workdir)] if workdir else [])
 
 
-def floor(run: runs.Run) -> int:
+def floor(run: run_lib.TrainRun) -> int:
   """Bytes of the online network's convolutions' outputs, per image.
 
   Of all its views, once each: what the backward pass cannot do without.
@@ -78,7 +80,7 @@ def floor(run: runs.Run) -> int:
   )
 
 
-def _outputs(run: runs.Run, size: int) -> int:
+def _outputs(run: run_lib.TrainRun, size: int) -> int:
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   nets = run.setup.nets
   params, state = jax.eval_shape(nets.init, jax.random.key(0), images)
@@ -91,7 +93,7 @@ def _outputs(run: runs.Run, size: int) -> int:
 def _evaluation(cfg: ml_collections.ConfigDict) -> list[str]:
   cfg = run_settings.complete(cfg)
   several = cfg.task in ('robustness', 'transfer')
-  run = (eval_runs.without_data if several else eval_runs.prepare)(cfg)
+  run = (setup_lib.without_data if several else setup_lib.prepare)(cfg)
   lines = [f'settings: fine; checkpoint: {run.weights}']
   if not several:
     lines.append(
@@ -102,16 +104,16 @@ def _evaluation(cfg: ml_collections.ConfigDict) -> list[str]:
   return [*lines, f'devices: {_devices(run.devices)}']
 
 
-def _settings(run: runs.Run) -> str:
+def _settings(run: run_lib.TrainRun) -> str:
   return (
     f'settings: fine; {run.setup.total_steps:,} steps of '
     f'{run.cfg.batch_size:,} images ({run.cfg.num_epochs:g} epochs)'
   )
 
 
-def _data(run: runs.Run) -> tuple[structs.Batch, str]:
+def _data(run: run_lib.TrainRun) -> tuple[structs.Batch, str]:
   unreadable, begun = run_log.Unreadable(), time.monotonic()
-  batch, _ = next(runs.input_batches(run, 0, unreadable))
+  batch, _ = next(run_lib.input_batches(run, 0, unreadable))
   seconds = time.monotonic() - begun
   test = 'no' if run.data.test is None else f'{len(run.data.test):,}'
   return batch, (
@@ -124,19 +126,23 @@ def _data(run: runs.Run) -> tuple[structs.Batch, str]:
 
 
 def _devices(devices: list[jax.Device]) -> str:
-  return f'{len(devices)} x {devices[0].device_kind}, {_number(hosts.count())}'
+  return (
+    f'{len(devices)} x {devices[0].device_kind}, {_number(processes.count())}'
+  )
 
 
 def _number(processes: int) -> str:
   return 'one process' if processes == 1 else f'{processes} processes'
 
 
-def _memory(run: runs.Run, batch: structs.Batch) -> list[str]:
+def _memory(run: run_lib.TrainRun, batch: structs.Batch) -> list[str]:
   cfg, number = run.cfg, len(run.devices)
   at_once = cfg.batch_size // (number * cfg.accumulate)
   # All parts of this step's batch are on the devices, and the next batch's.
   images = 2 * _bytes(batch)
-  state = (_bytes(_state(run)) + images) / len(parallel.here(run.devices))
+  state = (_bytes(_state(run)) + images) / len(
+    parallel.local_devices(run.devices)
+  )
   activations = int(at_once * floor(run) * _KEPT[cfg.remat])
   need = device_memory.Need(int(state), activations)
   line = (
@@ -155,14 +161,14 @@ def _memory(run: runs.Run, batch: structs.Batch) -> list[str]:
   return [f'devices: {_devices(run.devices)}', line]
 
 
-def _time(run: runs.Run) -> list[str]:
+def _time(run: run_lib.TrainRun) -> list[str]:
   """An estimate for a small network, one whose pass takes a moment."""
   cfg, number = run.cfg, len(run.devices)
   on_each = cfg.batch_size // number
   if floor(run) * on_each > _QUICK:
     return []
   values = dict(config.flat(cfg)) | {'batch_size': on_each}
-  mine = parallel.here(run.devices)[0]
+  mine = parallel.local_devices(run.devices)[0]
   step = recipe.OVERHEAD * recipe.seconds_of_passes(cfg, values, mine)
   if run.devices[0].platform == 'cpu':
     step *= number  # they share the cores
@@ -173,7 +179,7 @@ def _time(run: runs.Run) -> list[str]:
   ]
 
 
-def _disk(run: runs.Run, workdir: str) -> str:
+def _disk(run: run_lib.TrainRun, workdir: str) -> str:
   one = _bytes(
     state_lib.abstract_state(_state(run), run.setup.method, len(run.devices))
   )
@@ -193,8 +199,8 @@ def _disk(run: runs.Run, workdir: str) -> str:
   return line
 
 
-def _state(run: runs.Run) -> Any:
-  return jax.eval_shape(lambda: runs.initial_state(run))
+def _state(run: run_lib.TrainRun) -> Any:
+  return jax.eval_shape(lambda: run_lib.initial_state(run))
 
 
 def _size(number: float) -> str:

@@ -14,16 +14,19 @@ import ml_collections
 import numpy as np
 
 from semppl_jax import checkpoint, config
-from semppl_jax.data import sources, subsets
-from semppl_jax.distributed import alike, hosts, parallel
+from semppl_jax.data import labels as labels_lib
+from semppl_jax.data import sources
+from semppl_jax.distributed import consistency, parallel, processes
 from semppl_jax.evaluation import baselines, encoder_scores
 from semppl_jax.train import (
   loop,
   plausibility,
   recipe,
-  resuming,
-  runs,
+  resume,
   watchdog,
+)
+from semppl_jax.train import (
+  run as run_lib,
 )
 from semppl_jax.train import (
   state as state_lib,
@@ -31,7 +34,7 @@ from semppl_jax.train import (
 from semppl_jax.train import (
   step as step_lib,
 )
-from semppl_jax.workdir import claims, run_data, run_log
+from semppl_jax.workdir import lock, run_data, run_log
 from semppl_jax.workdir import metrics as metrics_lib
 
 RESULTS = 'results.json'
@@ -58,33 +61,35 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       has collapsed.
     Interrupted: SIGINT or SIGTERM; the state is saved.
   """
-  alike.check(cfg.to_dict() | {'workdir': workdir})
+  consistency.check(cfg.to_dict() | {'workdir': workdir})
   cfg = recipe.complete(cfg, workdir)
-  run = hosts.together(lambda: runs.prepare(cfg))
+  run = processes.run_on_all(lambda: run_lib.prepare(cfg))
   plausibility.tell(run)
-  with claims.claimed(workdir, cfg.to_dict(), ignore=config.COSMETIC):
+  with lock.claimed(workdir, cfg.to_dict(), ignore=config.COSMETIC):
     results = os.path.join(workdir, RESULTS)
-    done = hosts.agree(hosts.together(lambda: metrics_lib.read_json(results)))
+    done = processes.broadcast_from_first(
+      processes.run_on_all(lambda: metrics_lib.read_json(results))
+    )
     run_data.check(workdir, run, finished=done is not None)
     if done is not None:
-      run_log.say(f'{workdir}: this run is finished, at step {done["step"]}.')
+      run_log.info(f'{workdir}: this run is finished, at step {done["step"]}.')
       return done
-    state, past = resuming.saved(
+    state, past = resume.with_checkpointer(
       workdir, cfg, lambda saver: train(run, workdir, saver)
     )
     return finish(run, state, workdir, past)
 
 
 def train(
-  run: runs.Run, workdir: str, saver: checkpoint.Checkpointer
-) -> tuple[state_lib.TrainState, resuming.Past]:
+  run: run_lib.TrainRun, workdir: str, saver: checkpoint.Checkpointer
+) -> tuple[state_lib.TrainState, resume.History]:
   """All steps that are left, going back where the watchdog says so.
 
   Returns:
     The final state, leaves [D, ...] on the devices, and what the run remembers,
     over all the times that it was taken up again.
   """
-  job = loop.Job(
+  job = loop.LoopSettings(
       run.cfg, run.setup.total_steps, run.devices, workdir, saver,
       parts=run.cfg.accumulate, profile_steps=run.cfg.profile_steps,
   )  # fmt: skip
@@ -95,19 +100,23 @@ def train(
     try:
       return _fit(run, job, take, state, past)
     except watchdog.AlarmError as alarm:
-      tried = resuming.go_back(saver, workdir, run.cfg.watchdog, alarm, past)
+      tried = resume.roll_back(saver, workdir, run.cfg.watchdog, alarm, past)
     state, past = restore_or_init(run, saver)
     # All of them: the checkpoint may be older than the one before this.
     past = past._replace(rollbacks=tried.rollbacks)
 
 
 def _fit(
-  run: runs.Run, job: loop.Job, take: Any, state: Any, past: resuming.Past
-) -> tuple[state_lib.TrainState, resuming.Past]:
+  run: run_lib.TrainRun,
+  job: loop.LoopSettings,
+  take: Any,
+  state: Any,
+  past: resume.History,
+) -> tuple[state_lib.TrainState, resume.History]:
   unreadable = run_log.Unreadable(os.path.join(job.workdir, UNREADABLE))
   start = int(state.step[0])
   if run.cfg.progress:
-    run_log.say(
+    run_log.info(
       'Compiling the step, once: about half a minute for a small network, '
       'minutes for a large one.'
     )
@@ -115,7 +124,7 @@ def _fit(
     job,
     take,
     state,
-    runs.input_batches(run, start, unreadable, past.skipped),
+    run_lib.input_batches(run, start, unreadable, past.skipped),
     to_host=functools.partial(
       state_lib.to_host, method=run.setup.method, devices=run.devices
     ),
@@ -128,7 +137,7 @@ def _fit(
 
 
 def watching(
-  run: runs.Run, memory: dict[str, Any] | None = None
+  run: run_lib.TrainRun, memory: dict[str, Any] | None = None
 ) -> watchdog.Watchdog:
   """The watchdog of a run; `memory` is that of the steps before."""
   method = run.setup.method
@@ -144,7 +153,7 @@ def watching(
     warmup_steps=run.setup.warmup_steps,
     chance=method.chance,
     advice=method.advice,
-    largest_class=subsets.largest_class(run.labels, run.data.num_classes),
+    largest_class=labels_lib.largest_class(run.labels, run.data.num_classes),
     memory=memory,
   )
 
@@ -155,11 +164,11 @@ def _describe(scalars, *, labels, given, truth, run):
 
 
 def restore_or_init(
-  run: runs.Run, saver: checkpoint.Checkpointer
-) -> tuple[state_lib.TrainState, resuming.Past]:
+  run: run_lib.TrainRun, saver: checkpoint.Checkpointer
+) -> tuple[state_lib.TrainState, resume.History]:
   """The newest checkpoint's state or a fresh one, and the run's past."""
-  fresh, method = runs.initial_state(run), run.setup.method
-  return resuming.restore(
+  fresh, method = run_lib.initial_state(run), run.setup.method
+  return resume.restore(
     saver,
     fresh,
     like=state_lib.abstract_state(fresh, method, len(run.devices)),
@@ -170,10 +179,10 @@ def restore_or_init(
 
 
 def finish(
-  run: runs.Run,
+  run: run_lib.TrainRun,
   state: state_lib.TrainState,
   workdir: str,
-  past: resuming.Past,
+  past: resume.History,
 ) -> dict[str, Any]:
   """Evaluates the final state, writes the plots and, last, results.json."""
   from semppl_jax.workdir import plots
@@ -199,7 +208,7 @@ def finish(
     test_truth=None if test is None else test.labels,
     cfg=run.cfg,
   )
-  if hosts.is_first():
+  if processes.is_first():
     plots.plots(
       workdir,
       embeddings=None if test is None else test_features.embeddings,
@@ -217,12 +226,12 @@ def finish(
       'images_per_second': step * run.cfg.batch_size / max(past.seconds, 1e-9),
       'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }  # fmt: skip
-  if hosts.is_first():
+  if processes.is_first():
     metrics_lib.write_json(os.path.join(workdir, RESULTS), results)
-  return hosts.agree(metrics_lib.plain(results))
+  return processes.broadcast_from_first(metrics_lib.plain(results))
 
 
-def _without_network(run: runs.Run) -> dict[str, float | None]:
+def _without_network(run: run_lib.TrainRun) -> dict[str, float | None]:
   """What the most frequent class, pixels and colours give on the test images.
 
   None where there are no test images; the baselines also where there are more

@@ -7,7 +7,7 @@ import ml_collections
 
 from semppl_jax import pretraining
 from semppl_jax.errors import UserError
-from semppl_jax.evaluation import eval_tasks, follow, robustness, transfer
+from semppl_jax.evaluation import follow, protocols, robustness, transfer
 from semppl_jax.workdir import run_settings
 
 Task = Callable[[ml_collections.ConfigDict, str], dict[str, Any]]
@@ -77,4 +77,4 @@ def _evaluate(
   if config.follow:
     return follow.follow(config, workdir)
   tables = {'robustness': robustness.run, 'transfer': transfer.run}
-  return tables.get(config.task, eval_tasks.run_task)(config, workdir)
+  return tables.get(config.task, protocols.run_task)(config, workdir)

@@ -13,7 +13,7 @@ import numpy as np
 jax.config.update('jax_num_cpu_devices', 8)
 
 from experiments import digits  # noqa: E402
-from semppl_jax.train import runs  # noqa: E402
+from semppl_jax.train import run as run_lib  # noqa: E402
 from semppl_jax.train import step as step_lib  # noqa: E402
 from tests import tiny  # noqa: E402
 
@@ -22,9 +22,9 @@ def main():
   """Losses at rtol 1e-3, pseudo-labels all but equal."""
   cfg = digits.get_config()
   cfg.num_devices = 1
-  run = runs.prepare(cfg)
+  run = run_lib.prepare(cfg)
   step = functools.partial(step_lib.train_step, setup=run.setup)
-  stream = itertools.islice(runs.input_batches(run, 0), 20)
+  stream = itertools.islice(run_lib.input_batches(run, 0), 20)
   batches = [batch for batch, _ in stream]
   seen = {}
   for num_devices in (1, 2, 4, 8):

@@ -27,13 +27,17 @@ from semppl_jax.data import (
   images,
   label_maps,
   masks,
-  subsets,
   tfds_files,
   tfrecords,
 )
+from semppl_jax.data import (
+  labels as labels_lib,
+)
 from semppl_jax.errors import UserError
-from semppl_jax.weights import loading, name_matching, weight_files
-from semppl_jax.workdir import claims, metrics
+from semppl_jax.weights import files as files_lib
+from semppl_jax.weights import load as load_lib
+from semppl_jax.weights import match_names
+from semppl_jax.workdir import lock, metrics
 from tests import fuzz_mutations, golden, objectnet_data, tfds_data
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -59,13 +63,13 @@ def _contents(folder: pathlib.Path) -> Files:
 
 
 def _weights(folder):
-  found = loading.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
-  loading.save_safetensors(folder / 'x.safetensors', found)
+  found = load_lib.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
+  load_lib.save_safetensors(folder / 'x.safetensors', found)
   return [_contents(folder)]
 
 
 def _read_weights(folder):
-  found = loading.load_checkpoint(folder / 'x.safetensors')
+  found = load_lib.load_checkpoint(folder / 'x.safetensors')
   for tree in (found.params, found.state):
     for leaves in tree.values():
       assert all(np.isfinite(leaf).all() for leaf in leaves.values())
@@ -118,9 +122,9 @@ def _lists(folder):
 
 
 def _read_list(folder):
-  wanted = subsets.read_list(str(folder / 'x.txt'))
+  wanted = labels_lib.read_list(str(folder / 'x.txt'))
   known = np.arange(60) % 3
-  found = subsets.select_listed(known, _NAMES, wanted, 'labels.file x.txt')
+  found = labels_lib.select_listed(known, _NAMES, wanted, 'labels.file x.txt')
   assert found.dtype == np.int32 and 0 < sum(found >= 0) <= len(wanted)
 
 
@@ -273,12 +277,12 @@ def _json(folder):
 def _read_json(folder):
   failures = []
   tasks = (
-    lambda: claims.claim(str(folder), _CONFIG),
-    lambda: weight_files._run_settings(folder / 'config.json'),
+    lambda: lock.claim(str(folder), _CONFIG),
+    lambda: files_lib._run_settings(folder / 'config.json'),
     lambda: [row['step'] for row in metrics.read(str(folder))],
     lambda: metrics.MetricsWriter(str(folder), step=3).close(),
     lambda: metrics.read_json(folder / 'results.json'),
-    lambda: name_matching._read(str(folder / 'mapping.json')),
+    lambda: match_names._read(str(folder / 'mapping.json')),
   )
   for task in tasks:
     try:

@@ -16,9 +16,9 @@ import types
 import jax
 
 from semppl_jax import pretraining, workdir
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from tests import tiny
 
 
@@ -29,13 +29,13 @@ def main():
   options = {k: ast.literal_eval(v) for k, v in options.items()}
   jax.config.update('jax_num_cpu_devices', devices)
   if count > 1:
-    address = hosts.Address(f'localhost:{port}', count, index)
-    hosts.connect(address, timeout=30)
+    address = processes.Address(f'localhost:{port}', count, index)
+    processes.connect(address, timeout=30)
   at = {
     options.pop('kill_at', None): signal.SIGKILL,
     options.pop('signal_at', None): signal.SIGTERM,
   }
-  input_batches = runs.input_batches
+  input_batches = run_lib.input_batches
 
   def watched(run, start, *rest):
     for step, batch in enumerate(input_batches(run, start, *rest), start + 1):
@@ -43,7 +43,7 @@ def main():
         os.kill(os.getpid(), at[step])
       yield batch
 
-  runs.input_batches = watched
+  run_lib.input_batches = watched
   workdir.plots = types.SimpleNamespace(plots=lambda *_, **__: None)
   try:
     cfg = tiny.make_config(**options)

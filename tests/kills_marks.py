@@ -39,7 +39,7 @@ def watch(path: str) -> None:
   """Marks from here on; the package itself does not know of it."""
   from semppl_jax import checkpoint, pretraining
   from semppl_jax.distributed import parallel
-  from semppl_jax.train import runs
+  from semppl_jax.train import run as run_lib
   from semppl_jax.workdir import metrics
 
   marks = Marks(path)
@@ -50,7 +50,7 @@ def watch(path: str) -> None:
     (pretraining, 'finish', 'evaluation'),
   ):
     setattr(owner, name, _marked(getattr(owner, name), marks, place))
-  runs.input_batches = _marked_batches(runs.input_batches, marks)
+  run_lib.input_batches = _marked_batches(run_lib.input_batches, marks)
   parallel.map_step = _marked_steps(parallel.map_step, marks)
 
 

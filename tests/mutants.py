@@ -30,6 +30,9 @@ _ROOT = pathlib.Path(__file__).parent.parent
 TESTS = {
   'train/step': ('step',),
   'methods/semppl': ('step',),
+  'methods/byol': ('losses', 'methods/contract'),
+  'losses/regression': ('losses',),
+  'train/microbatch': ('microbatch', 'step'),
   'losses/contrastive': ('losses',),
   'losses/negatives': ('negatives',),
   'memory/label_queue': ('label_queue',),

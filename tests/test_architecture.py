@@ -22,7 +22,7 @@ LAYERS = {
 # What people call: who imports whom of these is fixed, too.
 ENTRY = (
   'pretraining', 'model', 'convert', 'saliency', 'to_array_record', 'launch',
-  'preflight', 'report', 'compare', 'tasks', 'main', 'check', 'command',
+  'preflight', 'report', 'compare', 'tasks', 'main', 'check', 'cli',
   '__main__',
 )  # fmt: skip
 _LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -83,7 +83,7 @@ ENTRY %again (p: f32[]) -> f32[] {
 def test_collectives_of_a_compiled_program():
   def everything(x, unused_batch, unused_key):
     return (
-      parallel.gather(x),  # [4, 2, 8]: 256 bytes
+      parallel.all_gather(x),  # [4, 2, 8]: 256 bytes
       jax.lax.psum(x, parallel.AXIS),  # 64 bytes
       jax.lax.psum_scatter(  # takes [4, 2]
         x.reshape(4, 4), parallel.AXIS, scatter_dimension=0, tiled=True
@@ -239,7 +239,7 @@ def test_unknown_targets(name):
 
 def test_a_target_compiles():
   target = targets.find('here:2')
-  total = lambda state, batch, key: (parallel.mean(state), batch)
+  total = lambda state, batch, key: (parallel.pmean(state), batch)
   mapped = parallel.map_step(total, target.devices)
   x = jax.ShapeDtypeStruct((2, 8), jnp.float32)
   key = jax.eval_shape(lambda: jax.random.key(0))

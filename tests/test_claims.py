@@ -12,7 +12,7 @@ import pytest
 from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.utils import files
-from semppl_jax.workdir import claims
+from semppl_jax.workdir import lock
 
 CONFIG = {'a': 1, 'progress': True, 'loss': {'t': 0.2, 'types': ('A', 'B')}}
 
@@ -23,8 +23,8 @@ def stored(workdir) -> dict:
 
 def test_claim_twice(tmp_path):
   workdir = tmp_path / 'deep' / 'run'
-  claims.claim(str(workdir), CONFIG)
-  claims.claim(str(workdir), CONFIG)
+  lock.claim(str(workdir), CONFIG)
+  lock.claim(str(workdir), CONFIG)
   assert stored(workdir) == json.loads(json.dumps(CONFIG))
   assert [p.name for p in workdir.iterdir()] == ['config.json']
 
@@ -44,9 +44,9 @@ def test_claim_twice(tmp_path):
   ],
 )
 def test_other_settings_are_refused_in_one_line(tmp_path, config, words):
-  claims.claim(str(tmp_path), CONFIG)
+  lock.claim(str(tmp_path), CONFIG)
   with pytest.raises(UserError) as error:
-    claims.claim(str(tmp_path), config, ignore=('progress',))
+    lock.claim(str(tmp_path), config, ignore=('progress',))
   text = str(error.value)
   assert words in text and str(tmp_path) in text and '\n' not in text
   assert 'another --workdir' in text
@@ -54,34 +54,32 @@ def test_other_settings_are_refused_in_one_line(tmp_path, config, words):
 
 
 def test_ignored_settings_may_differ(tmp_path):
-  claims.claim(str(tmp_path), CONFIG)
+  lock.claim(str(tmp_path), CONFIG)
   with pytest.raises(UserError, match='progress is true there and false'):
-    claims.claim(str(tmp_path), CONFIG | {'progress': False})
-  claims.claim(
-    str(tmp_path), CONFIG | {'progress': False}, ignore=('progress',)
-  )
+    lock.claim(str(tmp_path), CONFIG | {'progress': False})
+  lock.claim(str(tmp_path), CONFIG | {'progress': False}, ignore=('progress',))
   assert stored(tmp_path)['progress'] is False
 
 
 def test_a_setting_that_came_later_stands_at_what_was_done_before(tmp_path):
   run = {'task': 'pretrain', 'method': 'semppl', 'queue': {'k': 1}}
-  claims.claim(str(tmp_path), run)
+  lock.claim(str(tmp_path), run)
   now = upgrade(run)
   assert now['queue'] == {'k': 1, 'target_query_epochs': 0.0, 'balance': 0.0}
   changed = now | {'queue': now['queue'] | {'balance': 0.5}}
   for _ in range(2):
     with pytest.raises(UserError, match='balance is 0.0 there and 0.5 here'):
-      claims.claim(str(tmp_path), changed)
-    claims.claim(str(tmp_path), now)
+      lock.claim(str(tmp_path), changed)
+    lock.claim(str(tmp_path), now)
 
 
 def test_checkpoints_without_config_are_refused(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
-  claims.claim(str(tmp_path), CONFIG)  # none there yet
+  lock.claim(str(tmp_path), CONFIG)  # none there yet
   (tmp_path / 'config.json').unlink()
   (tmp_path / 'checkpoints' / '12').mkdir()
   with pytest.raises(UserError, match='has checkpoints but no config.json'):
-    claims.claim(str(tmp_path), CONFIG)
+    lock.claim(str(tmp_path), CONFIG)
   assert not (tmp_path / 'config.json').exists()
 
 
@@ -91,7 +89,7 @@ def test_unreadable_config_is_refused(tmp_path, text):
   path.write_bytes(text.encode('utf-8', 'surrogateescape'))
   before = path.read_bytes()
   with pytest.raises(UserError, match='config.json cannot be read as JSON'):
-    claims.claim(str(tmp_path), CONFIG)
+    lock.claim(str(tmp_path), CONFIG)
   assert path.read_bytes() == before
 
 
@@ -99,20 +97,20 @@ def test_workdir_that_is_a_file_is_refused(tmp_path):
   path = tmp_path / 'file'
   path.write_text('mine')
   with pytest.raises(UserError, match='cannot be written: '):
-    claims.claim(str(path), CONFIG)
+    lock.claim(str(path), CONFIG)
   with pytest.raises(UserError, match='cannot be written: '):
-    claims.claim(str(path / 'below'), CONFIG)
+    lock.claim(str(path / 'below'), CONFIG)
 
 
 def test_config_is_replaced_whole(tmp_path, monkeypatch):
-  claims.claim(str(tmp_path), CONFIG)
+  lock.claim(str(tmp_path), CONFIG)
 
   def fail(*unused):
     raise KeyboardInterrupt
 
   monkeypatch.setattr(files.os, 'replace', fail)
   with pytest.raises(KeyboardInterrupt):
-    claims.claim(
+    lock.claim(
       str(tmp_path), CONFIG | {'progress': False}, ignore=('progress',)
     )
   assert stored(tmp_path)['progress'] is True
@@ -120,14 +118,14 @@ def test_config_is_replaced_whole(tmp_path, monkeypatch):
 
 def _claim(workdir, config):
   """Takes the folder and gives it back."""
-  with claims.claimed(str(workdir), config):
+  with lock.claimed(str(workdir), config):
     pass
 
 
 _HOLD = """
 import sys
-from semppl_jax.workdir import claims
-with claims.claimed(sys.argv[1], {'a': 1}):
+from semppl_jax.workdir import lock
+with lock.claimed(sys.argv[1], {'a': 1}):
   print('held', flush=True)
   sys.stdin.read()
 """
@@ -156,7 +154,7 @@ def test_a_refused_claim_gives_the_lock_back(tmp_path):
   with pytest.raises(UserError, match='a is 1 there and 2 here'):
     _claim(tmp_path, {'a': 2})
   with (
-    claims.claimed(str(tmp_path), {'a': 1}),
+    lock.claimed(str(tmp_path), {'a': 1}),
     pytest.raises(UserError, match='Another job'),
   ):
     _claim(tmp_path, {'a': 1})
@@ -168,8 +166,8 @@ def test_without_locks_in_the_file_system_nobody_is_refused(
   def no_locks(*unused):
     raise OSError(errno.ENOLCK, 'No locks available')
 
-  monkeypatch.setattr(claims.fcntl, 'flock', no_locks)
-  with claims.claimed(str(tmp_path), {'a': 1}):
+  monkeypatch.setattr(lock.fcntl, 'flock', no_locks)
+  with lock.claimed(str(tmp_path), {'a': 1}):
     _claim(tmp_path, {'a': 1})
 
 
@@ -178,16 +176,16 @@ def test_who_may_not_write_there_may_look(tmp_path, monkeypatch):
   real = os.open
 
   def refuses(path, *arguments):
-    if pathlib.Path(path).name == claims.LOCK:
+    if pathlib.Path(path).name == lock.LOCK:
       raise PermissionError(errno.EACCES, 'Permission denied')
     return real(path, *arguments)
 
-  monkeypatch.setattr(claims.os, 'open', refuses)
+  monkeypatch.setattr(lock.os, 'open', refuses)
   _claim(tmp_path, {'a': 1})
 
   def full(*unused):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
-  monkeypatch.setattr(claims.files, 'write_text', full)
+  monkeypatch.setattr(lock.files, 'write_text', full)
   with pytest.raises(UserError, match='cannot be written: No space left'):
     _claim(tmp_path / 'new', {'a': 1})

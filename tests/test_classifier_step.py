@@ -12,7 +12,7 @@ from semppl_jax.config import eval_config
 from semppl_jax.distributed import parallel
 from semppl_jax.evaluation import classifier_step
 from semppl_jax.models import networks
-from semppl_jax.weights import loading
+from semppl_jax.weights import load as load_lib
 from tests import tiny
 
 STEPS, BATCH, CLASSES = 6, 8, 5
@@ -34,7 +34,7 @@ def release():
 
 @pytest.fixture(scope='module')
 def checkpoint():
-  return loading.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
+  return load_lib.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
 
 
 def make_setup(checkpoint, rate, encoder_rate=None, **changes):
@@ -68,7 +68,7 @@ def train(setup, state, images, labels, num_devices):
   step = functools.partial(classifier_step.train_step, setup=setup)
   mapped = tiny.map_step(step, num_devices)
   state = parallel.replicate(state, num_devices)
-  state = parallel.place(state, jax.devices()[:num_devices])
+  state = parallel.put_sharded(state, jax.devices()[:num_devices])
   if images.dtype == np.uint8 and not setup.cfg.crops.augment:
     images = images.astype(np.float32) / 255  # as the input crops them
   seen = []

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import semppl_jax
-from semppl_jax import command, main
+from semppl_jax import cli, main
 from semppl_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -19,14 +19,14 @@ _ROOT = pathlib.Path(__file__).parent.parent
 
 def _call(monkeypatch, *arguments):
   monkeypatch.setattr(sys, 'argv', ['semppl-jax', *arguments])
-  return command.main()
+  return cli.main()
 
 
 @pytest.mark.parametrize('arguments', [[], ['--help'], ['help']])
 def test_help_names_every_task(monkeypatch, capsys, arguments):
   assert _call(monkeypatch, *arguments) == 0
   shown = capsys.readouterr().out
-  assert all(f'\n  {name} ' in shown for name in command.TASKS)
+  assert all(f'\n  {name} ' in shown for name in cli.TASKS)
 
 
 def test_an_unknown_task_is_refused(monkeypatch, capsys):
@@ -94,7 +94,7 @@ def test_python_without_assertions_is_refused(module):
 
 
 def test_every_task_has_a_main():
-  for module, _ in command.TASKS.values():
+  for module, _ in cli.TASKS.values():
     assert callable(importlib.import_module(f'semppl_jax.{module}').main)
 
 
@@ -105,7 +105,7 @@ def test_a_task_gets_the_rest_and_gives_its_status(monkeypatch, capsys):
 
 def test_a_flag_of_training_reaches_it():
   done = subprocess.run(
-    [sys.executable, '-m', 'semppl_jax.command', 'train', '--config=digits'],
+    [sys.executable, '-m', 'semppl_jax.cli', 'train', '--config=digits'],
     cwd=_ROOT, capture_output=True, text=True, timeout=120,
   )  # fmt: skip
   assert done.returncode == 2

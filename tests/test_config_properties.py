@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from semppl_jax import config
 from semppl_jax.config import eval_config
 from semppl_jax.errors import UserError
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from tests import tiny
 
 _NUMBERS = (0, 1, 2, 7, 16, -1, 2**31, 2**62, 10**30, None, True, 0.5, 1.5)
@@ -62,7 +62,7 @@ def refused(error, changes):
 def attempt(cfg, changes):
   """The run, or None for one that is refused as it should be."""
   try:
-    return runs.prepare(cfg)
+    return run_lib.prepare(cfg)
   except UserError as error:
     refused(error, changes)
     return None

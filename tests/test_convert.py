@@ -5,7 +5,7 @@ import pytest
 
 from semppl_jax import convert, errors
 from semppl_jax.models import encoders
-from semppl_jax.weights import loading
+from semppl_jax.weights import load as load_lib
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
 
@@ -17,8 +17,8 @@ def test_there_and_back(tmp_path, capsys):
   shown = capsys.readouterr().out
   assert 'tiny 1x, step 1,000' in shown and f'Written: {end}' in shown
   assert 'cannot use it' not in shown
-  first, last = map(loading.load_checkpoint, (TINY, end))
-  assert loading.digest(first) == loading.digest(last)
+  first, last = map(load_lib.load_checkpoint, (TINY, end))
+  assert load_lib.digest(first) == load_lib.digest(last)
   assert first.architecture == last.architecture and first.step == last.step
 
 
@@ -55,9 +55,9 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
 
 
 def test_what_deepminds_code_cannot_build_is_said(tmp_path, capsys):
-  found = loading.load_checkpoint(TINY, padding='symmetric')
+  found = load_lib.load_checkpoint(TINY, padding='symmetric')
   source = tmp_path / 'x.safetensors'
-  loading.save_safetensors(source, found)
+  load_lib.save_safetensors(source, found)
   assert convert.main([str(source), str(tmp_path / 'x.pkl')]) == 0
   assert 'cannot use it: it has no symmetric padding' in capsys.readouterr().out
   lacking = lambda *a, **k: convert.lacking(

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from semppl_jax import config
-from semppl_jax.data import datasets, images, sources, subsets
+from semppl_jax.data import datasets, images, sources
+from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 
 
@@ -324,7 +325,7 @@ def test_a_list_names_the_labelled_images_of_a_folder(folder, tmp_path):
   path.write_text(train.names[labelled[-1]] + '\n')
   cfg = config.default()
   cfg.labels.file = str(path)
-  selected = subsets.visible_labels(cfg.labels, load_folder(folder))
+  selected = labels_lib.visible_labels(cfg.labels, load_folder(folder))
   assert config.uses_labels(cfg)
   assert np.flatnonzero(selected >= 0).tolist() == [labelled[-1]]
   assert selected[labelled[-1]] == train.labels[labelled[-1]]
@@ -336,7 +337,7 @@ def test_a_list_names_the_labelled_images_of_a_folder(folder, tmp_path):
   digits = load(name='digits')
   cfg.labels.per_class = 0
   with pytest.raises(UserError, match='have no names'):
-    subsets.visible_labels(cfg.labels, digits)
+    labels_lib.visible_labels(cfg.labels, digits)
 
 
 def test_folder_can_go_to_a_worker(folder):

@@ -7,7 +7,7 @@ import pytest
 from semppl_jax.data import sources
 from semppl_jax.evaluation import encoder_scores
 from semppl_jax.models import multicrop
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from tests import tiny
 
@@ -164,4 +164,4 @@ def test_features_are_in_order_for_any_number_of_devices():
     sources.Rows(run.data.train, np.array([2])), jax.devices()[:1],
   )  # fmt: skip
   np.testing.assert_allclose(alone.embeddings[0], one.embeddings[2], atol=1e-5)
-  assert isinstance(run, runs.Run)
+  assert isinstance(run, run_lib.TrainRun)

@@ -12,9 +12,11 @@ import tiny
 from semppl_jax import checkpoint, errors
 from semppl_jax.config import eval_config
 from semppl_jax.data import pipeline
-from semppl_jax.evaluation import classifier_fit, eval_runs, eval_tasks
-from semppl_jax.train import signals
-from semppl_jax.weights import loading
+from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation import protocols
+from semppl_jax.evaluation import setup as setup_lib
+from semppl_jax.train import stop as stop_lib
+from semppl_jax.weights import load as load_lib
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
 CLASSES = 3
@@ -60,12 +62,12 @@ def same_losses(one, other, **tolerance):
   np.testing.assert_allclose(loss(one), loss(other), **tolerance)
 
 
-@pytest.mark.parametrize('task', eval_tasks.TASKS)
+@pytest.mark.parametrize('task', protocols.TASKS)
 def test_a_task_writes_its_results(task, tmp_path, capsys):
   cfg = make_config(task)
   if task == 'classifier':
     cfg.dataset.num_classes = 10  # as many as the checkpoint's classifier has
-  results = eval_tasks.run_task(cfg, str(tmp_path))
+  results = protocols.run_task(cfg, str(tmp_path))
   assert results == read(tmp_path / 'results.json')
   assert 0 <= results['top1'] <= results['top5'] <= 1
   assert results['num_labels'] == 40 and results['num_test'] == 10
@@ -79,10 +81,10 @@ def test_a_task_writes_its_results(task, tmp_path, capsys):
   assert (results['loss'] is None) == (task == 'knn')
   # Done is done: nothing is computed again, whatever watches it.
   cfg.log_every_steps = 7
-  assert eval_tasks.run_task(cfg, str(tmp_path)) == results
+  assert protocols.run_task(cfg, str(tmp_path)) == results
   cfg.seed = 1
   with pytest.raises(errors.UserError, match='seed is 0 there and 1 here'):
-    eval_tasks.run_task(cfg, str(tmp_path))
+    protocols.run_task(cfg, str(tmp_path))
 
 
 def test_cached_features_train_the_same_classifier(small, tmp_path):
@@ -97,7 +99,7 @@ def test_cached_features_train_the_same_classifier(small, tmp_path):
     features='cached',
   )
   found = [
-    eval_tasks.run_task(cfg, str(tmp_path / name))
+    protocols.run_task(cfg, str(tmp_path / name))
     for cfg, name in ((online, 'online'), (cached, 'cached'))
   ]
   assert found[0]['top1'] == found[1]['top1']
@@ -109,7 +111,7 @@ def test_cached_features_train_the_same_classifier(small, tmp_path):
 def test_the_number_of_devices_changes_nothing(small, tmp_path):
   for number in (1, 4):
     cfg = make_config('semi_supervised', checkpoint=small, num_devices=number)
-    eval_tasks.run_task(cfg, str(tmp_path / str(number)))
+    protocols.run_task(cfg, str(tmp_path / str(number)))
   same_losses(tmp_path / '1', tmp_path / '4', rtol=1e-4)
 
 
@@ -125,8 +127,8 @@ def test_only_labelled_images_are_used(tmp_path, monkeypatch):
 
   monkeypatch.setattr(pipeline, 'batches', batches)
   cfg = make_config('linear', labels__per_class=2, num_epochs=4.0)
-  run = eval_runs.prepare(cfg)
-  results = eval_tasks.run_task(cfg, str(tmp_path))
+  run = setup_lib.prepare(cfg)
+  results = protocols.run_task(cfg, str(tmp_path))
   assert results['num_labels'] == 2 * CLASSES
   ids = np.concatenate([batch.ids for batch in seen])
   labels = np.concatenate([batch.labels for batch in seen])
@@ -138,7 +140,7 @@ def test_an_interrupted_evaluation_goes_on_exactly(
   small, tmp_path, monkeypatch
 ):
   whole = tmp_path / 'whole'
-  eval_tasks.run_task(
+  protocols.run_task(
     make_config('semi_supervised', checkpoint=small), str(whole)
   )
   parts = tmp_path / 'parts'
@@ -151,20 +153,20 @@ def test_an_interrupted_evaluation_goes_on_exactly(
       yield item
 
   monkeypatch.setattr(pipeline, 'batches', batches)
-  with pytest.raises(signals.Interrupted) as stopped:
-    eval_tasks.run_task(
+  with pytest.raises(stop_lib.Interrupted) as stopped:
+    protocols.run_task(
       make_config('semi_supervised', checkpoint=small), str(parts)
     )
   assert stopped.value.code == 128 + signal.SIGTERM
   # The third batch is drawn while the second one waits on the devices.
   assert len(lines(parts)) == 2 and not (parts / 'results.json').exists()
   monkeypatch.setattr(pipeline, 'batches', original)
-  eval_tasks.run_task(
+  protocols.run_task(
     make_config('semi_supervised', checkpoint=small), str(parts)
   )
   same_losses(whole, parts, rtol=0)
-  one, other = map(loading.load_checkpoint, (whole, parts))
-  assert loading.digest(one) == loading.digest(other)
+  one, other = map(load_lib.load_checkpoint, (whole, parts))
+  assert load_lib.digest(one) == load_lib.digest(other)
   assert one.kind == 'run' and one.step == 5
   assert str(one).startswith('one_block 1x, small stem, step 5')
 
@@ -183,14 +185,14 @@ def test_the_grid_chooses_by_held_out_images(small, tmp_path, monkeypatch):
       result = {'top1': top1, 'top5': 1.0, 'loss': 1.5}
       (folder / 'results.json').write_text(json.dumps(result))
   seen = []
-  original = classifier_fit.fit
+  original = classifier_lib.fit
 
   def fit(run, setup, source, labels, workdir):
     seen.append((setup.learning_rate, labels.copy()))
     return original(run, setup, source, labels, workdir)
 
-  monkeypatch.setattr(classifier_fit, 'fit', fit)
-  results = eval_tasks.run_task(cfg, str(tmp_path))
+  monkeypatch.setattr(classifier_lib, 'fit', fit)
+  results = protocols.run_task(cfg, str(tmp_path))
   assert [rate for rate, _ in seen][0] == 0.2 and len(seen) == 2
   part, whole = (labels for _, labels in seen)
   assert np.sum(part >= 0) == 32 and np.sum(whole >= 0) == 40
@@ -207,16 +209,16 @@ def test_pairs_that_diverge_lose(small, tmp_path):
   """Found in the search, again on resume; all of them: one clear line."""
   cfg = make_config('semi_supervised', checkpoint=small)
   cfg.grid.update(learning_rates=(1e30, 0.1), encoder_learning_rates=(0.01,))
-  results = eval_tasks.run_task(cfg, str(tmp_path / 'some'))
+  results = protocols.run_task(cfg, str(tmp_path / 'some'))
   assert results['learning_rate'] == 0.1
   done = read(tmp_path / 'some' / 'grid' / '1e+30_0.01' / 'results.json')
   assert done['loss'] is None
   (tmp_path / 'some' / 'results.json').unlink()
-  again = eval_tasks.run_task(cfg, str(tmp_path / 'some'))
+  again = protocols.run_task(cfg, str(tmp_path / 'some'))
   assert again['learning_rate'] == 0.1
   cfg.grid.learning_rates = (1e30, 2e30)
   with pytest.raises(errors.UserError, match='not finite with any pair'):
-    eval_tasks.run_task(cfg, str(tmp_path / 'all'))
+    protocols.run_task(cfg, str(tmp_path / 'all'))
 
 
 def test_the_last_good_checkpoint_is_kept(small, tmp_path):
@@ -225,7 +227,7 @@ def test_the_last_good_checkpoint_is_kept(small, tmp_path):
   )
   cfg.grid.update(learning_rates=(1e8,), encoder_learning_rates=(1e8,))
   with pytest.raises(errors.UserError, match='last good checkpoint is that of'):
-    eval_tasks.run_task(cfg, str(tmp_path))
+    protocols.run_task(cfg, str(tmp_path))
   assert checkpoint.steps(str(tmp_path))
 
 
@@ -233,7 +235,7 @@ def test_a_grid_needs_images_to_hold_out(tmp_path):
   cfg = make_config('semi_supervised', labels__per_class=1, grid__holdout=0.9)
   cfg.grid.learning_rates = (0.1, 0.2)
   with pytest.raises(errors.UserError, match='grid.holdout 0.9 of 3 labelled'):
-    eval_tasks.run_task(cfg, str(tmp_path))
+    protocols.run_task(cfg, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,7 @@ def test_what_cannot_work_is_refused_first(changes, words, tmp_path):
     {key.replace('__', '.'): value for key, value in changes.items()}
   )
   with pytest.raises(errors.UserError) as error:
-    eval_tasks.run_task(cfg, str(tmp_path / 'work'))
+    protocols.run_task(cfg, str(tmp_path / 'work'))
   assert words in str(error.value) and '\n' not in str(error.value)
   assert not (tmp_path / 'work').exists()
 
@@ -287,28 +289,28 @@ def test_data_without_a_test_split_or_labels(tmp_path):
   np.savez(path, **arrays)
   cfg = make_config('knn', dataset__name='arrays', dataset__path=str(path))
   with pytest.raises(errors.UserError, match='no test image'):
-    eval_tasks.run_task(cfg, str(tmp_path / 'work'))
+    protocols.run_task(cfg, str(tmp_path / 'work'))
   unlabelled = {'train_images': images, 'train_labels': np.full(4, -1)}
   tests = {'test_images': images, 'test_labels': np.arange(4) % 2}
   np.savez(path, **unlabelled, **tests)
   with pytest.raises(errors.UserError, match='no labelled training image'):
-    eval_tasks.run_task(cfg, str(tmp_path / 'work'))
+    protocols.run_task(cfg, str(tmp_path / 'work'))
 
 
 def test_knn_needs_the_head_that_it_compares(tmp_path):
   for of in ('projection', 'prediction'):
     cfg = make_config('knn', knn__of=of)
-    assert eval_tasks.run_task(cfg, str(tmp_path / of))['top1'] >= 0
-  found = loading.load_checkpoint(TINY)
+    assert protocols.run_task(cfg, str(tmp_path / of))['top1'] >= 0
+  found = load_lib.load_checkpoint(TINY)
   bare = found._replace(
     params={m: x for m, x in found.params.items() if '~' in m},
     state={m: x for m, x in found.state.items() if 'tiny' in m},
   )
   path = tmp_path / 'bare.safetensors'
-  loading.save_safetensors(path, bare)
+  load_lib.save_safetensors(path, bare)
   cfg = make_config('knn', knn__of='prediction', checkpoint=str(path))
   with pytest.raises(errors.CheckpointError, match='has no predictor'):
-    eval_tasks.run_task(cfg, str(tmp_path / 'none'))
+    protocols.run_task(cfg, str(tmp_path / 'none'))
   cfg = make_config('classifier', checkpoint=str(path))
   with pytest.raises(errors.CheckpointError, match='has no classifier'):
-    eval_tasks.run_task(cfg, str(tmp_path / 'none'))
+    protocols.run_task(cfg, str(tmp_path / 'none'))

@@ -30,9 +30,10 @@ from semppl_jax import config, pretraining
 from semppl_jax.config import eval_config
 from semppl_jax.distributed import parallel
 from semppl_jax.methods import semppl
-from semppl_jax.train import runs, schedules
+from semppl_jax.train import run as run_lib
+from semppl_jax.train import schedules
 from semppl_jax.train import step as step_lib
-from semppl_jax.weights import released
+from semppl_jax.weights import releases
 from tests import tiny
 
 _FOLDER = pathlib.Path(digits.__file__).parent
@@ -183,7 +184,7 @@ def test_one_variant_for_each_released_checkpoint():
       entry['encoder'], entry['width'], entry['selective_kernels'],
       entry['labels'].replace('%', 'pct'),
     )
-    for entry in released.manifest()
+    for entry in releases.manifest()
   }  # fmt: skip
   assert found == wanted and len(found) == 14
 
@@ -233,12 +234,12 @@ def test_imagenets_step_runs_on_synthetic_batches():
   cfg.queue.capacity = 20 * 12
   cfg.optimizer.warmup_epochs = 0.5
   cfg.projector.hidden = 32
-  run = runs.prepare(cfg)
+  run = run_lib.prepare(cfg)
   step = functools.partial(step_lib.train_step, setup=run.setup)
-  batches = [batch for batch, _ in runs.input_batches(run, 0)]
+  batches = [batch for batch, _ in run_lib.input_batches(run, 0)]
   assert len(batches) == run.setup.total_steps == 4
   state = tiny.first_state(run, 2)
-  params = parallel.first(state.online_params)
+  params = parallel.unreplicate(state.online_params)
   state, seen = tiny.run_steps(tiny.map_step(step, 2), state, batches, 2)
   assert all(np.isfinite(s['loss'][0]) for s, _ in seen)
   assert state.memory.count[0] == sum((b.labels >= 0).sum() for b in batches)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from semppl_jax import config
-from semppl_jax.data import datasets, folders, subsets
+from semppl_jax.data import datasets, folders
+from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 
 
@@ -154,7 +155,7 @@ def listed(root, text, encoding='utf-8'):
   cfg = config.default().labels
   cfg.file = str(path)
   data = load(root)
-  seen = subsets.visible_labels(cfg, data, str(root))
+  seen = labels_lib.visible_labels(cfg, data, str(root))
   return [data.train.names[i] for i in np.flatnonzero(seen >= 0)]
 
 

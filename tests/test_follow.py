@@ -112,7 +112,7 @@ def test_a_checkpoint_that_the_job_deletes_is_left_out(
   job, tmp_path, monkeypatch
 ):
   job.save(2)
-  real = follow.eval_tasks.run_task
+  real = follow.protocols.run_task
 
   def run_task(cfg, workdir, step):
     if step == 2:

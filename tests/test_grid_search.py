@@ -11,7 +11,8 @@ import pytest
 
 from semppl_jax import errors
 from semppl_jax.data import sources
-from semppl_jax.evaluation import classifier_fit, grid_search
+from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation import grid_search
 from semppl_jax.train import watchdog
 
 LABELS = np.array([0, 1] * 10)
@@ -44,10 +45,10 @@ def faked(monkeypatch):
     logits = np.zeros((len(source), 2), np.float32)
     logits[:, 1] = fake.logits[state]
     readable = np.full(len(source), fake.readable is not False)
-    return classifier_fit.Predictions(logits, readable)
+    return classifier_lib.Predictions(logits, readable)
 
   for name, function in (('setup', setup), ('fit', fit), ('predict', predict)):
-    monkeypatch.setattr(classifier_fit, name, function)
+    monkeypatch.setattr(classifier_lib, name, function)
   return fake
 
 

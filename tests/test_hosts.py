@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from semppl_jax import checkpoint
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
-from semppl_jax.utils import differences
+from semppl_jax.utils import diff
 from semppl_jax.workdir import metrics
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -191,33 +191,33 @@ def test_missing_data_is_one_line_in_all(tmp_path):
 
 
 def test_an_absent_coordinator_is_named():
-  address = hosts.Address(f'localhost:{_port()}', 2, 1)
+  address = processes.Address(f'localhost:{_port()}', 2, 1)
   begun = time.monotonic()
   with pytest.raises(UserError, match=address.coordinator):
-    hosts.connect(address, timeout=2)
+    processes.connect(address, timeout=2)
   assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize(
   'told, message',
   [
-    (hosts.Address('nonsense', 2, 0), 'HOST:PORT'),
-    (hosts.Address('a:99999', 2, 0), 'HOST:PORT'),
-    (hosts.Address('a:1', 2, 2), 'process_id is 2'),
-    (hosts.Address('a:1', 0, 0), 'num_processes is 0'),
+    (processes.Address('nonsense', 2, 0), 'HOST:PORT'),
+    (processes.Address('a:99999', 2, 0), 'HOST:PORT'),
+    (processes.Address('a:1', 2, 2), 'process_id is 2'),
+    (processes.Address('a:1', 0, 0), 'num_processes is 0'),
   ],
 )
 def test_addresses_that_cannot_be(told, message):
   with pytest.raises(UserError, match=message):
-    hosts.connect(told, timeout=1)
+    processes.connect(told, timeout=1)
 
 
 def test_environments_of_several_processes_are_known():
-  assert not hosts.detected({})
-  assert not hosts.detected({'SLURM_STEP_NUM_TASKS': '1'})
-  assert not hosts.detected({'TPU_WORKER_HOSTNAMES': 'one'})
-  assert hosts.detected({'SLURM_STEP_NUM_TASKS': '8'})
-  assert hosts.detected({'TPU_WORKER_HOSTNAMES': 'one,two'})
+  assert not processes.detected({})
+  assert not processes.detected({'SLURM_STEP_NUM_TASKS': '1'})
+  assert not processes.detected({'TPU_WORKER_HOSTNAMES': 'one'})
+  assert processes.detected({'SLURM_STEP_NUM_TASKS': '8'})
+  assert processes.detected({'TPU_WORKER_HOSTNAMES': 'one,two'})
 
 
 def _slurm_job():
@@ -231,9 +231,9 @@ def _slurm_job():
 
 _MEET = """
 import jax
-from semppl_jax.distributed import hosts
-hosts.connect()
-print(hosts.exchange(f'process {hosts.index()} of {hosts.count()}'), flush=True)
+from semppl_jax.distributed import processes
+processes.connect()
+print(processes.allgather_json(f'process {processes.index()} of {processes.count()}'), flush=True)
 jax.distributed.shutdown()
 """
 
@@ -266,13 +266,13 @@ def test_processes_of_slurm_find_each_other():
 
 
 def test_one_process_needs_nobody():
-  assert hosts.exchange({'a': 1}) == [{'a': 1}]
-  np.testing.assert_array_equal(hosts.gather(np.arange(3)), [[0, 1, 2]])
-  assert hosts.together(lambda: 7) == 7
+  assert processes.allgather_json({'a': 1}) == [{'a': 1}]
+  np.testing.assert_array_equal(processes.allgather(np.arange(3)), [[0, 1, 2]])
+  assert processes.run_on_all(lambda: 7) == 7
   with pytest.raises(UserError, match='mine'):
-    hosts.together(lambda: (_ for _ in ()).throw(UserError('mine')))
+    processes.run_on_all(lambda: (_ for _ in ()).throw(UserError('mine')))
 
 
 def test_differences_name_both_sides():
-  found = differences.between({'a': 1}, {'a': 2}, words=('in x', 'in y'))
+  found = diff.between({'a': 1}, {'a': 2}, words=('in x', 'in y'))
   assert found == ['a is 1 in x and 2 in y']

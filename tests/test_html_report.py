@@ -26,9 +26,10 @@ from semppl_jax.report import (
   predictions,
   results,
 )
-from semppl_jax.train import resuming, runs
+from semppl_jax.train import resume
+from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
-from semppl_jax.workdir import claims, metrics
+from semppl_jax.workdir import lock, metrics
 from tests import tiny
 
 _SECTIONS = (
@@ -106,7 +107,9 @@ def _filled(run, state):
     count=np.full_like(state.memory.count, ids.size),
   )
   step = np.full_like(state.step, _STEP)
-  return parallel.place(state._replace(memory=queue, step=step), run.devices)
+  return parallel.put_sharded(
+    state._replace(memory=queue, step=step), run.devices
+  )
 
 
 @pytest.fixture(scope='module')
@@ -114,9 +117,9 @@ def whole(tmp_path_factory):
   """A finished run's folder and results; its network has learnt nothing."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   cfg = tiny.make_config(num_devices=1)
-  run = runs.prepare(cfg)
+  run = run_lib.prepare(cfg)
   state = _filled(run, tiny.first_state(run, 1))
-  with claims.claimed(str(workdir), cfg.to_dict()):
+  with lock.claimed(str(workdir), cfg.to_dict()):
     writer = metrics.MetricsWriter(str(workdir), step=0)
     for i in range(_STEP):
       row = {key: values[i] for key, values in _SERIES.items()}
@@ -124,7 +127,7 @@ def whole(tmp_path_factory):
     writer.close()
   saver = checkpoint.Checkpointer(str(workdir), keep=1)
   portable = state_lib.to_host(state, run.setup.method, run.devices)
-  saver.save(_STEP, portable, resuming.Past()._asdict())
+  saver.save(_STEP, portable, resume.History()._asdict())
   saver.close()
   found = {'step': _STEP} | dict(zip(results.SCORES, _SCORES)) | {
     'num_labels': 12, 'seconds': 600.0, 'devices': '2 x abacus',

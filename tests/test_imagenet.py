@@ -25,8 +25,8 @@ from semppl_jax import errors, pretraining, structs
 from semppl_jax.augment import views
 from semppl_jax.data import masks
 from semppl_jax.distributed import parallel
-from semppl_jax.evaluation import eval_tasks
-from semppl_jax.train import runs as runs_lib
+from semppl_jax.evaluation import protocols
+from semppl_jax.train import run as runs_lib
 
 # 24 training images of four classes, 8 of them labelled; one is broken.
 CLASSES = (0, 1, 500, 999)
@@ -183,7 +183,7 @@ def check_evaluation(task, data_dir, folder, devices):
     cfg.crops.size = 16
     cfg.grid.update(learning_rates=(0.1,), encoder_learning_rates=(0.01,))
     cfg.evaluation.batch_size = 8
-    found[d] = eval_tasks.run_task(cfg, str(workdir / str(d)))
+    found[d] = protocols.run_task(cfg, str(workdir / str(d)))
   one, *others = found.values()
   assert one['num_test'] == 8 and 0 <= one['top1'] <= one['top5'] <= 1
   wanted = 24 if variant == 'imagenet' else len(LABELLED)

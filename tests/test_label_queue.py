@@ -30,7 +30,7 @@ TRACES = collections.Counter()
 
 def push_and_look_up(queue, embeddings, labels, ids, queries, **search):
   """As a step does; all arguments but the queue are global."""
-  TRACES[parallel.size(), search['k']] += 1
+  TRACES[parallel.axis_size(), search['k']] += 1
   queue = label_queue.push(queue, embeddings, labels, ids)
   exclude = jnp.stack([jnp.full_like(ids, -2), ids])
   return queue, label_queue.nearest(queue, queries, exclude, **search)
@@ -110,7 +110,7 @@ def joined(per_device, axis):
 def on_host(queue):
   """The first device's part as NumPy arrays; its embeddings are not used."""
   host = jax.tree.map(np.asarray, queue)
-  return parallel.first(host)._replace(embeddings=None)
+  return parallel.unreplicate(host)._replace(embeddings=None)
 
 
 def everywhere(per_device):
@@ -217,7 +217,7 @@ def whole_round(queue, embeddings, labels, ids, queries, keys):
   )
   votes, share = pseudo_labels.vote(found.labels[0], found.similarity[0])
   assigned = pseudo_labels.assign(
-    parallel.gather(votes), parallel.gather(share), labels, 0.0
+    parallel.all_gather(votes), parallel.all_gather(share), labels, 0.0
   )
   slots, _ = label_queue.sample_positives(
     queue, keys, assigned, num_draws=DRAWS
@@ -382,7 +382,7 @@ def test_no_collective_carries_the_queue():
   assert {'all_to_all', 'reduce_scatter', 'all_gather'} <= names
   assert not any(sizes & forbidden for _, sizes in found)
 
-  gathers_keys = lambda queue, *_: parallel.gather(queue.embeddings, axis=1)
+  gathers_keys = lambda queue, *_: parallel.all_gather(queue.embeddings, axis=1)
   (one,) = traced(jax.jit(gathers_keys), 2, capacity)  # it would be seen
   assert one[1] >= forbidden
 

@@ -26,11 +26,11 @@ def test_each_process_is_told_who_it_is():
 
 
 _MEET = """
-from semppl_jax.distributed import hosts
-hosts.connect()
+from semppl_jax.distributed import processes
+processes.connect()
 import jax, sys
-found = hosts.exchange(hosts.index())
-open(sys.argv[1] + str(hosts.index()), 'w').write(str(found))
+found = processes.allgather_json(processes.index())
+open(sys.argv[1] + str(processes.index()), 'w').write(str(found))
 jax.distributed.shutdown()
 """
 

@@ -53,7 +53,7 @@ def make_case(seed, large=3, small=2, images=5, size=4, num=3, draws=2):
 
 
 def scores_of(case, positives, online=None, mask='own'):
-  return contrastive.scores(
+  return contrastive.similarity_logits(
     case.online if online is None else online,
     positives,
     case.targets[:, case.index],
@@ -69,12 +69,12 @@ def test_scores_by_hand():
   online = np.array([[[1.0, 0.0]]], np.float32)
   positives = np.array([[[0.6, 0.8]]], np.float32)
   negatives = np.array([[[[0.0, 1.0], [-1.0, 0.0]]]], np.float32)
-  logits = contrastive.scores(online, positives, negatives, temperature=0.5)
+  logits = contrastive.similarity_logits(
+    online, positives, negatives, temperature=0.5
+  )
   np.testing.assert_allclose(logits[0, 0, 0], [1.2, 0.0, -2.0], atol=1e-6)
   by_hand = np.log(np.exp(1.2) + 1 + np.exp(-2.0)) - 1.2
-  np.testing.assert_allclose(
-    contrastive.contrastive(logits), [by_hand], rtol=1e-6
-  )
+  np.testing.assert_allclose(contrastive.info_nce(logits), [by_hand], rtol=1e-6)
 
 
 def test_masked_scores():
@@ -88,7 +88,7 @@ def test_masked_scores():
 def test_equal_candidates_give_log_of_their_number():
   logits = np.full([5, 3, 2, 11], 4.0, np.float32)
   np.testing.assert_allclose(
-    contrastive.contrastive(logits), np.log(11), rtol=1e-6
+    contrastive.info_nce(logits), np.log(11), rtol=1e-6
   )
 
 
@@ -131,9 +131,9 @@ def all_terms(case):
   augm = scores_of(case, case.targets)
   sempos = jax.vmap(lambda z: scores_of(case, z))(case.positives)
   return (
-    contrastive.contrastive(augm),
+    contrastive.info_nce(augm),
     kl(augm),
-    jax.vmap(contrastive.contrastive)(sempos),
+    jax.vmap(contrastive.info_nce)(sempos),
     jax.vmap(kl)(sempos),
   )
 
@@ -175,7 +175,7 @@ def test_one_large_view_has_no_invariance(form):
 
 def test_images_do_not_mix():
   case = make_case(0)
-  third = lambda online: contrastive.contrastive(
+  third = lambda online: contrastive.info_nce(
     scores_of(case, case.targets, online, mask=None)
   )[3]
   grads = np.abs(jax.jit(jax.grad(third))(case.online)).sum(axis=(0, 2))  # [B]
@@ -189,7 +189,7 @@ def per_image(logits):
   """Contrastive and both invariance terms, summed, for every image."""
   large = logits[: logits.shape[1]]
   forms = [contrastive.invariance(large, stop_gradient=form) for form in FORMS]
-  return contrastive.contrastive(logits) + sum(forms)
+  return contrastive.info_nce(logits) + sum(forms)
 
 
 @jax.jit
@@ -276,7 +276,7 @@ def test_invariance_gradient(form, which):
 
   def total(x):
     online, positives, targets = arrays[:which] + [x] + arrays[which + 1 :]
-    logits = contrastive.scores(
+    logits = contrastive.similarity_logits(
       online,
       positives,
       targets[:, case.index],
@@ -302,7 +302,7 @@ def test_invariance_gradient(form, which):
 
 def test_contrastive_gradient():
   case = make_case(5, large=2, small=1, images=4, size=2, num=2)
-  total = lambda online: contrastive.contrastive(
+  total = lambda online: contrastive.info_nce(
     scores_of(case, case.targets, online)
   ).sum()
   plain = lambda online: sum(
@@ -342,7 +342,7 @@ def test_computes_in_float32_at_least(given, computed):
     classes = case.online[0]  # [B, 4]
     return (
       logits,
-      contrastive.contrastive(logits),
+      contrastive.info_nce(logits),
       kl(logits),
       kl(logits[:1, :1]),
       classification.cross_entropy(classes, np.array([1, 3, 0, -1, 2])),

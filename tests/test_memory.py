@@ -71,7 +71,9 @@ def test_a_step_that_does_not_fit_ends_in_one_line(compiles):
   )
   # A class: an instance's attribute __call__ is not looked at.
   call = type('Call', (), {'__call__': exhausted, 'lower': mapped.lower})()
-  job = loop.Job(types.SimpleNamespace(batch_size=8), 1, [_device(2)], '', None)
+  job = loop.LoopSettings(
+    types.SimpleNamespace(batch_size=8), 1, [_device(2)], '', None
+  )
   with pytest.raises(UserError, match='batch_size 8 is 8 images') as raised:
     loop._guarded(call, (np.zeros(3),), job)
   assert '\n' not in str(raised.value)
@@ -80,15 +82,17 @@ def test_a_step_that_does_not_fit_ends_in_one_line(compiles):
 
 def test_outputs_that_do_not_come_end_in_one_line():
   """On CPUs the call returns, and what it gives raises when it is read."""
-  job = loop.Job(types.SimpleNamespace(batch_size=8), 1, [_device(2)], '', None)
+  job = loop.LoopSettings(
+    types.SimpleNamespace(batch_size=8), 1, [_device(2)], '', None
+  )
   told = pytest.raises(UserError, match='batch_size 8 is 8 images')
-  with told as raised, loop._memory_explained(job):
+  with told as raised, loop._explain_memory(job):
     raise jax.errors.JaxRuntimeError(
       'INTERNAL: Out of memory allocating 99 bytes'
     )
   assert '\n' not in str(raised.value)
   other = pytest.raises(jax.errors.JaxRuntimeError, match='something else')
-  with other, loop._memory_explained(job):
+  with other, loop._explain_memory(job):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
 
@@ -103,6 +107,6 @@ def test_other_errors_of_a_step_pass():
   def broken(*unused):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
-  job = loop.Job(None, 1, [], '', None)
+  job = loop.LoopSettings(None, 1, [], '', None)
   with pytest.raises(jax.errors.JaxRuntimeError, match='something else'):
     loop._guarded(broken, (), job)

@@ -18,12 +18,13 @@ from benchmarks import turns
 from experiments import digits, eval_knn
 from semppl_jax import model
 from semppl_jax.data import datasets
-from semppl_jax.distributed import hosts, parallel
-from semppl_jax.evaluation import encoder_scores, eval_runs
+from semppl_jax.distributed import parallel, processes
+from semppl_jax.evaluation import encoder_scores
+from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.methods import base
 from semppl_jax.models import heads
 from semppl_jax.train import state as state_lib
-from semppl_jax.weights import trees
+from semppl_jax.weights import haiku_trees
 from tests import tiny
 
 _REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -62,9 +63,9 @@ def test_embeddings_are_those_of_evaluation(ours, test_split):
   cfg = eval_knn.get_config('digits')
   cfg.checkpoint = 'digits'
   cfg.evaluation.batch_size = 64
-  run = eval_runs.prepare(cfg)
-  placed = eval_runs.on_devices(run, (run.weights.params, run.weights.state))
-  expected, _ = eval_runs.embed(run, run.data.test, *placed)
+  run = setup_lib.prepare(cfg)
+  placed = setup_lib.on_devices(run, (run.weights.params, run.weights.state))
+  expected, _ = setup_lib.embed(run, run.data.test, *placed)
   found = ours.embed(test_split[0])
   assert found.shape == (297, ours.embedding_size)
   assert found.dtype == np.float32
@@ -81,7 +82,9 @@ def test_embeddings_are_those_of_a_trainings_end(ours, test_split):
   state = state_lib.TrainState(
     np.int32(0), ours.params, ours.state, {}, {}, (), ()
   )
-  placed = parallel.place(parallel.replicate(state, len(devices)), devices)
+  placed = parallel.put_sharded(
+    parallel.replicate(state, len(devices)), devices
+  )
   expected = encoder_scores.features(
     placed, _no_method(), ours.checkpoint.network(), cfg,
     datasets.load(cfg.dataset).test, devices,
@@ -236,7 +239,7 @@ def test_without_a_classifier(ours):
   params = {
     module: leaves
     for module, leaves in ours.params.items()
-    if trees.root(module) != 'classifier'
+    if haiku_trees.root(module) != 'classifier'
   }
   headless = model.Model(ours.checkpoint._replace(params=params))
   assert headless.num_classes == 0
@@ -351,7 +354,7 @@ def test_bad_images_are_named(name, ours, tmp_path):
 
 def test_a_file_that_goes_while_it_works(ours, tmp_path, monkeypatch):
   path = _files(tmp_path)['good']
-  real = model.given.source
+  real = model.python_objects.source
 
   def gone(images):
     found = real(images)
@@ -442,7 +445,7 @@ def test_what_it_cannot_see(options):
 
 
 def test_alone(ours, monkeypatch):
-  monkeypatch.setattr(hosts, 'count', lambda: 2)
+  monkeypatch.setattr(processes, 'count', lambda: 2)
   with pytest.raises(semppl_jax.UserError, match='process'):
     model.Model(ours.checkpoint)
 
@@ -504,7 +507,7 @@ def test_the_wheel_has_the_model(tmp_path):
   assert told[1] == '(3, 64)'
   # An experiment that comes along, and builds on another one.
   trained = subprocess.run(
-    [sys.executable, '-m', 'semppl_jax.command', 'train',
+    [sys.executable, '-m', 'semppl_jax.cli', 'train',
      '--config=digits_relicv2'], cwd=elsewhere, text=True,
     env={'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
     stderr=subprocess.PIPE,

@@ -14,7 +14,7 @@ import pytest
 
 from semppl_jax.errors import CheckpointError
 from semppl_jax.models import encoders
-from semppl_jax.weights import name_matching
+from semppl_jax.weights import match_names
 
 ROOT = 'sk_res_net50/~/'
 STEM = ('initial_conv_1', 'initial_conv_2', 'initial_batchnorm_0')
@@ -155,18 +155,18 @@ FROM_ONE = scheme(
 )
 def test_other_names_are_matched(rename):
   theirs, mapping = renamed(tree(), rename)
-  assert name_matching.match(theirs, tree()) == mapping
+  assert match_names.match(theirs, tree()) == mapping
   # Whatever the order of either tree.
   ordered = dict(sorted(theirs.items()))
   backwards = dict(reversed(tree().items()))
-  assert name_matching.match(ordered, backwards) == mapping
+  assert match_names.match(ordered, backwards) == mapping
 
 
 def test_large_networks_are_matched_at_once():
   ours = tree('resnet200', 2)
   theirs, mapping = renamed(ours, NESTED)
   start = time.perf_counter()
-  assert name_matching.match(theirs, ours) == mapping
+  assert match_names.match(theirs, ours) == mapping
   assert time.perf_counter() - start < 1
 
 
@@ -176,7 +176,7 @@ def test_plain_networks_are_matched():
     theirs, mapping = renamed(
       ours, scheme(('^res', 'x/res'), ('batchnorm', 'bn'), ('block_', 'b_'))
     )
-    assert name_matching.match(theirs, ours) == mapping
+    assert match_names.match(theirs, ours) == mapping
 
 
 def test_the_first_blocks_shortcut_is_not_guessed():
@@ -186,7 +186,7 @@ def test_the_first_blocks_shortcut_is_not_guessed():
     with pytest.raises(
       CheckpointError, match='a mapping file decides'
     ) as error:
-      name_matching.match(theirs, tree())
+      match_names.match(theirs, tree())
     named = re.findall(r"'(\S+/\S+)'", str(error.value))
     shapes = [theirs[name] for name in named[:2]]
     shapes += [tree()[name] for name in named[2:]]
@@ -202,7 +202,7 @@ def test_one_equal_name_proves_nothing():
   )
   theirs, _ = renamed(tree(), rename)
   with pytest.raises(CheckpointError, match='batchnorm_1.*batchnorm_2'):
-    name_matching.match(theirs, tree())
+    match_names.match(theirs, tree())
 
 
 def test_blocks_without_numbers_are_not_guessed():
@@ -211,7 +211,7 @@ def test_blocks_without_numbers_are_not_guessed():
   )
   theirs, _ = renamed(tree(), letters)
   with pytest.raises(CheckpointError, match='block_b.*block_c'):
-    name_matching.match(theirs, tree())
+    match_names.match(theirs, tree())
 
 
 def test_two_numberings_that_agree_are_not_guessed():
@@ -220,7 +220,7 @@ def test_two_numberings_that_agree_are_not_guessed():
     tree(), scheme(('block_group_0/~/block_2', 'block_group_0/~/block_01'))
   )
   with pytest.raises(CheckpointError, match='block_01'):
-    name_matching.match(theirs, tree())
+    match_names.match(theirs, tree())
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_two_numberings_that_agree_are_not_guessed():
 )
 def test_other_architectures_are_refused(theirs, lacking, excess):
   with pytest.raises(CheckpointError) as error:
-    name_matching.match(tree(*theirs), tree())
+    match_names.match(tree(*theirs), tree())
   message = str(error.value)
   assert f'has in excess {excess}' in message
   assert ('lacks' in message) == bool(lacking)
@@ -243,7 +243,7 @@ def test_other_architectures_are_refused(theirs, lacking, excess):
 
 def test_explanation_is_short_and_complete():
   _, mapping = renamed(tree(), NESTED)
-  lines = name_matching.explain(mapping).splitlines()
+  lines = match_names.explain(mapping).splitlines()
   assert len(lines) == 17  # 6 of the stem, 2 of the shortcut, 9 of blocks
   assert f'res_net_sk/~/{STEM[0]} -> {ROOT}{STEM[0]}' in lines
   unit = '/~/stage_*/~/unit_*/~/inner/~/selective_kernel/~/mix/~/conv'
@@ -260,7 +260,7 @@ def write(folder, content):
 def test_mapping_file_decides(tmp_path):
   theirs, mapping = renamed(tree(), flat('{}_0'))
   path = write(tmp_path, mapping)
-  assert name_matching.from_file(path, theirs, tree()) == mapping
+  assert match_names.from_file(path, theirs, tree()) == mapping
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_wrong_mapping_files_are_refused(tmp_path, content, words):
   theirs, _ = renamed(tree(), scheme(('^sk_res_net50', 'net')))
   path = write(tmp_path, content)
   with pytest.raises(CheckpointError) as error:
-    name_matching.from_file(path, theirs, tree())
+    match_names.from_file(path, theirs, tree())
   for word in (path, *words):
     assert word in str(error.value)
   assert '\n' not in str(error.value)
@@ -305,4 +305,4 @@ def test_wrong_mapping_files_are_refused(tmp_path, content, words):
 def test_missing_mapping_file_is_named(tmp_path):
   path = str(tmp_path / 'none.json')
   with pytest.raises(CheckpointError, match='none.json.*No such file'):
-    name_matching.from_file(path, tree(), tree())
+    match_names.from_file(path, tree(), tree())

@@ -31,7 +31,7 @@ def test_masked_mean_and_its_gradient_are_global(num_devices, mask):
 
   def part(values, mask):
     value, slope = jax.value_and_grad(loss)(2.0, values, mask)
-    return parallel.mean((value, slope))
+    return parallel.pmean((value, slope))
 
   value, slope = _mapped(part, num_devices)(
     *parallel.shard((_VALUES, mask), num_devices)
@@ -53,7 +53,10 @@ def test_masked_mean_ignores_what_is_masked_even_nan():
 def test_gather_restores_the_batch_in_order(num_devices):
   whole = np.arange(24).reshape(3, 8)
   shards = np.stack(np.split(whole, num_devices, axis=1))
-  part = lambda x, i: (parallel.gather(x, axis=1), parallel.index() + 0 * i)
+  part = lambda x, i: (
+    parallel.all_gather(x, axis=1),
+    parallel.axis_index() + 0 * i,
+  )
   gathered, index = _mapped(part, num_devices)(shards, np.arange(num_devices))
   for device in range(num_devices):
     np.testing.assert_array_equal(gathered[device], whole)
@@ -62,11 +65,11 @@ def test_gather_restores_the_batch_in_order(num_devices):
 
 def test_place_is_where_a_mapped_step_puts_its_outputs():
   devices = jax.devices()[:4]
-  tree = parallel.place(parallel.replicate({'a': np.ones(3)}, 4), devices)
+  tree = parallel.put_sharded(parallel.replicate({'a': np.ones(3)}, 4), devices)
   step = parallel.map_step(lambda s, b, k: s, devices, donate=False)
   out = step(tree, np.zeros(4), jax.random.key(0))
   assert out['a'].sharding.is_equivalent_to(tree['a'].sharding, 2)
-  np.testing.assert_array_equal(parallel.first(out)['a'], np.ones(3))
+  np.testing.assert_array_equal(parallel.unreplicate(out)['a'], np.ones(3))
 
 
 def test_parts_of_a_batch_are_shared_by_all_devices():
@@ -84,8 +87,8 @@ def test_parts_of_a_batch_are_shared_by_all_devices():
 def test_joined_parts_lie_in_order_and_are_a_copy():
   devices = jax.devices()[:4]
   parts = np.arange(24.0).reshape(4, 3, 2)  # [D, 3, 2]
-  on_devices = parallel.place(parts, devices)
-  whole = parallel.joined(on_devices, devices, axis=1)
+  on_devices = parallel.put_sharded(parts, devices)
+  whole = parallel.global_array(on_devices, devices, axis=1)
   on_devices.delete()
   np.testing.assert_array_equal(whole, np.concatenate(list(parts), axis=1))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from semppl_jax.data import image_files, images, patience, pipeline, sources
+from semppl_jax.data import image_files, images, pipeline, retry, sources
 from semppl_jax.data import tfds_files as tfds_files_lib
 from semppl_jax.errors import UserError
 from tests import tfds_data
@@ -21,7 +21,7 @@ from tests import tfds_data
 def pauses(monkeypatch):
   """Seconds that were waited for, of which none pass."""
   waited = []
-  monkeypatch.setattr(patience.time, 'sleep', waited.append)
+  monkeypatch.setattr(retry.time, 'sleep', waited.append)
   return waited
 
 
@@ -106,7 +106,7 @@ def test_a_record_file_that_opens_at_the_second_try(
   """Array_record would never open it again, and all its images were lost."""
   source, whole = cifar
   start, end = no_more_files
-  monkeypatch.setattr(patience.time, 'sleep', lambda seconds: end())
+  monkeypatch.setattr(retry.time, 'sleep', lambda seconds: end())
   start()
   assert source[1] == whole[1]
   assert [source[i] for i in range(4)] == whole

@@ -8,7 +8,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from semppl_jax.data import order, pipeline, reading, sources
+from semppl_jax.data import pipeline, sampler, sources
+from semppl_jax.data import workers as workers_lib
 from semppl_jax.errors import UserError
 
 HIDDEN = 5  # a label that the source knows and the subset hides
@@ -130,7 +131,7 @@ def test_starting_at_a_step_continues_the_run(start, share):
 def test_pieces_of_a_batch_are_joined_in_order(most, threads, monkeypatch):
   """Also where they do not divide it; and the short batch of evaluation."""
   expected = reference(61)
-  monkeypatch.setattr(reading, '_MOST_IN_A_PIECE', most)
+  monkeypatch.setattr(workers_lib, '_MOST_IN_A_PIECE', most)
   assert_same(all_hosts(61, 2, threads=threads), expected)
   crop = pipeline.Images(crop=(2, 1.0))
   found = list(
@@ -237,7 +238,9 @@ def test_mistakes(size, kwargs, message):
 
 def test_share_without_labels():
   with pytest.raises(UserError, match='no image has a label'):
-    order.lay_out(np.full(9, -1), seed=0, batch_size=4, labelled_share=0.5)
+    sampler.make_sampler(
+      np.full(9, -1), seed=0, batch_size=4, labelled_share=0.5
+    )
 
 
 def test_wrong_number_of_labels():
@@ -250,14 +253,14 @@ def test_wrong_number_of_labels():
 
 @pytest.mark.parametrize('size', [1, 2, 17, 257, 2**16 + 1])
 def test_an_epoch_is_a_permutation(size):
-  rows = [order.row(i, num_rows=size, seed=3) for i in range(size)]
+  rows = [sampler.row(i, num_rows=size, seed=3) for i in range(size)]
   np.testing.assert_array_equal(np.sort(rows), np.arange(size))
 
 
 @pytest.mark.parametrize('size', [10, 70_000])
 def test_permutations_are_uniform(size):
   rows = np.array([
-    [order.row(i, num_rows=size, seed=seed) for i in range(2)]
+    [sampler.row(i, num_rows=size, seed=seed) for i in range(2)]
     for seed in range(500)
   ])  # fmt: skip
   # Means of 500 uniform draws: standard deviation 0.29 / sqrt(500) = 0.013.
@@ -271,7 +274,7 @@ def test_epochs_streams_and_seeds_differ():
   def epoch(number, **kwargs):
     first = 50 * number
     settings = dict(num_rows=50, seed=0) | kwargs
-    return tuple(order.row(first + i, **settings) for i in range(50))
+    return tuple(sampler.row(first + i, **settings) for i in range(50))
 
   orders = [
     epoch(number, seed=seed, stream=stream)
@@ -284,9 +287,9 @@ def test_epochs_streams_and_seeds_differ():
 
 def test_order_is_frozen():
   """A change here breaks every run that is taken up again."""
-  rows = [order.row(i, num_rows=10, seed=0) for i in range(20)]
+  rows = [sampler.row(i, num_rows=10, seed=0) for i in range(20)]
   assert rows == [4, 9, 7, 3, 5, 6, 0, 8, 1, 2, 4, 9, 2, 6, 0, 3, 1, 5, 7, 8]
-  rows = [order.row(i, num_rows=1_281_167, seed=0) for i in range(4)]
+  rows = [sampler.row(i, num_rows=1_281_167, seed=0) for i in range(4)]
   assert rows == [259357, 1047460, 474112, 804728]
 
 

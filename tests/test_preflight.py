@@ -8,8 +8,9 @@ import pytest
 
 from semppl_jax import preflight
 from semppl_jax.errors import UserError
-from semppl_jax.train import device_memory, runs
-from semppl_jax.workdir import claims
+from semppl_jax.train import device_memory
+from semppl_jax.train import run as run_lib
+from semppl_jax.workdir import lock
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -37,10 +38,10 @@ def test_floor_of_the_activations():
 
 def test_too_little_memory_says_what_would_fit(monkeypatch):
   cfg = tiny.make_config(num_devices=1, batch_size=32)
-  run = runs.prepare(cfg)
+  run = run_lib.prepare(cfg)
   state = preflight._bytes(preflight._state(run))
   # This step's images, all parts of them, and the next step's.
-  state += 2 * preflight._bytes(next(runs.input_batches(run, 0))[0])
+  state += 2 * preflight._bytes(next(run_lib.input_batches(run, 0))[0])
   each = 2.25 * preflight.floor(run)
   there = int((state + 20.5 * each) / 0.92)  # an eighth is the allocator's
   monkeypatch.setattr(device_memory, 'capacity', lambda device: there)
@@ -52,7 +53,7 @@ def test_too_little_memory_says_what_would_fit(monkeypatch):
 
 def test_a_begun_run_with_other_settings_is_refused_as_the_run_is(tmp_path):
   cfg = tiny.make_config(num_devices=1)
-  claims.claim(str(tmp_path), cfg.to_dict())
+  lock.claim(str(tmp_path), cfg.to_dict())
   before = (tmp_path / 'config.json').read_text()
   preflight.look(cfg, str(tmp_path))
   cfg.progress = not cfg.progress  # changes nothing that is computed

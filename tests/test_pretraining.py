@@ -17,7 +17,8 @@ from PIL import Image
 
 from semppl_jax import checkpoint, config, pretraining
 from semppl_jax.errors import UserError
-from semppl_jax.train import runs, signals
+from semppl_jax.train import run as run_lib
+from semppl_jax.train import stop as stop_lib
 from semppl_jax.train.watchdog import NotFiniteError
 from semppl_jax.workdir import metrics, plots
 from tests import full_disk, tiny
@@ -111,7 +112,7 @@ class _Killed(Exception):
 
 def _breaks_after(monkeypatch, steps, act):
   """Calls `act` once, when the loop has taken so many steps."""
-  original = runs.input_batches
+  original = run_lib.input_batches
   pending = [act]
 
   def batches(run, start, *args):
@@ -120,7 +121,7 @@ def _breaks_after(monkeypatch, steps, act):
       if number == steps and pending:
         pending.pop()()
 
-  monkeypatch.setattr(runs, 'input_batches', batches)
+  monkeypatch.setattr(run_lib, 'input_batches', batches)
 
 
 def _assert_equals_whole(workdir, whole):
@@ -156,7 +157,7 @@ def test_a_killed_run_goes_on_exactly(which, whole, tmp_path, monkeypatch):
 
 def test_a_clock_that_is_set_changes_nothing(whole, tmp_path, monkeypatch):
   """An hour back, a day ahead, and right again, from batch to batch."""
-  clock, nanoseconds, batches = time.time, time.time_ns, runs.input_batches
+  clock, nanoseconds, batches = time.time, time.time_ns, run_lib.input_batches
   shift = [0]
   monkeypatch.setattr(time, 'time', lambda: clock() + shift[0])
   monkeypatch.setattr(
@@ -168,7 +169,7 @@ def test_a_clock_that_is_set_changes_nothing(whole, tmp_path, monkeypatch):
       shift[0] = jump
       yield batch
 
-  monkeypatch.setattr(runs, 'input_batches', with_jumps)
+  monkeypatch.setattr(run_lib, 'input_batches', with_jumps)
   begun = time.monotonic()
   results = _run(tmp_path)
   took = time.monotonic() - begun
@@ -271,7 +272,7 @@ def test_a_signal_saves_the_step_and_stops(
   handler = signal.getsignal(number)
   # It comes with the third batch; the second waits on the devices by then.
   _breaks_after(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
-  with pytest.raises(signals.Interrupted) as stopped:
+  with pytest.raises(stop_lib.Interrupted) as stopped:
     _run(tmp_path)
   assert stopped.value.code == 128 + number
   assert signal.getsignal(number) is handler
@@ -283,7 +284,7 @@ def test_a_signal_saves_the_step_and_stops(
 
 
 def test_a_second_signal_stops_at_once():
-  with signals.StopSignal() as stop:
+  with stop_lib.StopSignal() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.received == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
@@ -366,4 +367,4 @@ def test_a_data_set_without_any_label_is_refused(tmp_path):
 
 def test_more_devices_than_there_are(tmp_path):
   with pytest.raises(UserError, match='num_devices is 99, but there are 8'):
-    runs.prepare(tiny.make_config(num_devices=99))
+    run_lib.prepare(tiny.make_config(num_devices=99))

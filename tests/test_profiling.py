@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 import pytest
 
-from semppl_jax.train import profiling
+from semppl_jax.train import profile as profile_lib
 
 
 @pytest.fixture
 def traced(monkeypatch):
   """Which steps were taken while a trace was on; it is not made."""
   on, seen = [], []
-  monkeypatch.setattr(profiling.jax.profiler, 'start_trace', on.append)
-  monkeypatch.setattr(profiling.jax.profiler, 'stop_trace', on.clear)
+  monkeypatch.setattr(profile_lib.jax.profiler, 'start_trace', on.append)
+  monkeypatch.setattr(profile_lib.jax.profiler, 'stop_trace', on.clear)
 
   def take(profile, steps):
     with profile:
@@ -37,11 +37,11 @@ def traced(monkeypatch):
   ],
 )
 def test_steps_first_to_last(traced, asked, steps, expected):
-  assert traced(profiling.Profile('nowhere', asked), steps) == expected
+  assert traced(profile_lib.Profile('nowhere', asked), steps) == expected
 
 
 def test_a_trace_is_written(tmp_path):
-  with profiling.Profile(str(tmp_path), (1, 1)) as profile:
+  with profile_lib.Profile(str(tmp_path), (1, 1)) as profile:
     profile.before(1)
     profile.after(1, jnp.arange(3).sum())
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))

@@ -11,7 +11,8 @@ import queue_model
 import test_label_queue as queues
 from hypothesis import strategies as st
 
-from semppl_jax.data import order, pipeline, sources, subsets
+from semppl_jax.data import labels as labels_lib
+from semppl_jax.data import pipeline, sampler, sources
 from semppl_jax.errors import UserError
 from semppl_jax.losses import negatives
 from semppl_jax.memory import pseudo_labels
@@ -177,7 +178,7 @@ _SHARES = st.sampled_from((0.0, 0.1, 0.25, 0.5, 0.99, 1.0))
 def laid_out(known, seed, size, share):
   labels = np.where(known, 0, -1)
   try:
-    return order.lay_out(
+    return sampler.make_sampler(
       labels, seed=seed, batch_size=size, labelled_share=share
     )
   except UserError as error:
@@ -264,7 +265,7 @@ def wanted_of(count, size):
 def test_subsets_are_stratified_and_nested(labels, size, other, seed):
   labels = np.array(labels)
   chosen, larger = (
-    subsets.select_labels(labels, seed=seed, **own) for own in (size, other)
+    labels_lib.select_labels(labels, seed=seed, **own) for own in (size, other)
   )
   assert (chosen[chosen >= 0] == labels[chosen >= 0]).all()
   for label in range(5):
@@ -275,8 +276,8 @@ def test_subsets_are_stratified_and_nested(labels, size, other, seed):
     assert few <= many or many <= few
   # Other classes decide nothing; where images stand decides no number.
   alone = np.where(labels == 1, 1, -1)
-  again = subsets.select_labels(alone, seed=seed, **size)
+  again = labels_lib.select_labels(alone, seed=seed, **size)
   np.testing.assert_array_equal(again == 1, chosen == 1)
-  back = subsets.select_labels(labels[::-1], seed=seed, **size)
+  back = labels_lib.select_labels(labels[::-1], seed=seed, **size)
   count = lambda x: np.bincount(x[x >= 0], minlength=5).tolist()
   assert count(back) == count(chosen)

@@ -20,9 +20,9 @@ from semppl_jax.data import (
   tfds_index,
 )
 from semppl_jax.errors import UserError
-from semppl_jax.utils import differences
-from semppl_jax.weights import name_matching
-from semppl_jax.workdir import claims, metrics
+from semppl_jax.utils import diff
+from semppl_jax.weights import match_names
+from semppl_jax.workdir import lock, metrics
 from tests import tfds_data
 
 DEEP = '[' * 100_000
@@ -92,9 +92,9 @@ def test_json_that_no_parser_likes(text, tmp_path):
   for name in ('config.json', 'masks.json', 'mapping.json'):
     (tmp_path / name).write_text(text)
   for read in (
-    lambda: claims.claim(str(tmp_path), {}),
+    lambda: lock.claim(str(tmp_path), {}),
     lambda: masks.Masks(tmp_path, 'x'),
-    lambda: name_matching._read(str(tmp_path / 'mapping.json')),
+    lambda: match_names._read(str(tmp_path / 'mapping.json')),
     lambda: label_maps._read_json(tmp_path / 'config.json', str),
   ):
     with pytest.raises(UserError) as error:
@@ -115,7 +115,7 @@ def test_lines_of_metrics_that_are_none(tmp_path):
 
 
 def test_a_name_in_a_file_makes_no_second_line():
-  (phrase,) = differences.between({'a\nb': 'x' * 999}, {})
+  (phrase,) = diff.between({'a\nb': 'x' * 999}, {})
   assert phrase.startswith('a?b is "xx') and len(phrase) < 300
 
 

@@ -14,7 +14,7 @@ from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.train import recipe
 from semppl_jax.train import step as step_lib
-from semppl_jax.workdir import claims, plots
+from semppl_jax.workdir import lock, plots
 from tests import tiny
 
 
@@ -166,16 +166,16 @@ def test_masks_of_these_images_are_used(tmp_path, quick, monkeypatch, capsys):
 def test_a_run_keeps_what_was_chosen(tmp_path, quick, monkeypatch):
   path, workdir = make(tmp_path / 'images'), tmp_path / 'run'
   first = recipe.complete(settings(path), str(workdir))
-  claims.claim(str(workdir), first.to_dict())
+  lock.claim(str(workdir), first.to_dict())
   # The computer has become busy, and more images are there.
   monkeypatch.setattr(recipe, 'seconds_of_passes', lambda *_: 9.9)
   make(tmp_path / 'images' / 'unlabelled' / 'more')
   again = recipe.complete(settings(path), str(workdir))
   assert again.to_dict() == first.to_dict()
-  claims.claim(str(workdir), again.to_dict())
+  lock.claim(str(workdir), again.to_dict())
   longer = recipe.complete(settings(path, minutes=30.0), str(workdir))
   with pytest.raises(UserError, match='other settings: minutes'):
-    claims.claim(str(workdir), longer.to_dict())
+    lock.claim(str(workdir), longer.to_dict())
 
 
 def test_training_and_check_choose(tmp_path, quick, monkeypatch, capsys):

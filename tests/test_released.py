@@ -6,13 +6,14 @@ import pytest
 
 from semppl_jax import errors
 from semppl_jax.models import encoders, networks
-from semppl_jax.weights import recognition, released, trees
+from semppl_jax.weights import architecture as architecture_lib
+from semppl_jax.weights import haiku_trees, releases
 
 _SITE = 'https://storage.googleapis.com/dm-semppl/'
 
 
 def test_the_manifest_has_the_releases_14_files():
-  rows = released.manifest()
+  rows = releases.manifest()
   assert len({row['file'] for row in rows}) == 14
   for row in rows:
     assert row['address'] == _SITE + row['file']
@@ -34,7 +35,7 @@ def test_the_manifest_has_the_releases_14_files():
 def test_the_manifests_parameters_are_those_of_our_encoders(deep):
   counted = {}
   rows = [
-    r for r in released.manifest() if (r['encoder'] != 'resnet50') == deep
+    r for r in releases.manifest() if (r['encoder'] != 'resnet50') == deep
   ]
   assert rows
   for row in rows:
@@ -42,16 +43,16 @@ def test_the_manifests_parameters_are_those_of_our_encoders(deep):
       row['encoder'], row['width'], selective_kernels=row['selective_kernels']
     )
     if architecture not in counted:
-      params = recognition.expected(architecture, {}).params
-      counted[architecture] = trees.size(trees.encoder_part(params))
+      params = architecture_lib.expected(architecture, {}).params
+      counted[architecture] = haiku_trees.size(haiku_trees.encoder_part(params))
     assert row['encoder_parameters'] == counted[architecture]
 
 
 def test_a_path_is_itself(tmp_path):
   file = tmp_path / 'x.pkl'
   file.write_text('')
-  assert released.find(file) == file
-  assert released.find(str(tmp_path)) == tmp_path
+  assert releases.find(file) == file
+  assert releases.find(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -62,37 +63,37 @@ def test_a_path_is_itself(tmp_path):
   ],
 )  # fmt: skip
 def test_names_are_looked_for_in_the_folder(name, tmp_path, monkeypatch):
-  monkeypatch.setenv(released.FOLDER_VARIABLE, str(tmp_path))
+  monkeypatch.setenv(releases.FOLDER_VARIABLE, str(tmp_path))
   with pytest.raises(errors.CheckpointError) as error:
-    released.find(name)
+    releases.find(name)
   text = str(error.value)
   assert f'{_SITE}resnet_50_1x_10_pct.pkl' in text and '\n' not in text
-  assert released.FOLDER_VARIABLE in text
+  assert releases.FOLDER_VARIABLE in text
   file = tmp_path / 'resnet_50_1x_10_pct.pkl'
   file.write_text('')
-  assert released.find(name) == file
+  assert releases.find(name) == file
   with pytest.raises(errors.CheckpointError, match='resnet_50_2x_1pct.pkl'):
-    released.find('resnet_50_2x_1_pct')
+    releases.find('resnet_50_2x_1_pct')
 
 
 def test_a_missing_path_of_a_released_name_gives_the_address(tmp_path):
   with pytest.raises(errors.CheckpointError, match=_SITE + 'sk_resnet_200'):
-    released.find(tmp_path / 'sk_resnet_200_2x_10pct.pkl')
+    releases.find(tmp_path / 'sk_resnet_200_2x_10pct.pkl')
 
 
 def test_a_name_that_is_none(monkeypatch, tmp_path):
-  monkeypatch.setenv(released.FOLDER_VARIABLE, str(tmp_path / 'gone'))
+  monkeypatch.setenv(releases.FOLDER_VARIABLE, str(tmp_path / 'gone'))
   with pytest.raises(errors.CheckpointError, match='did you mean resnet_50_1x'):
-    released.find('resnet_51_1x_1_pct.pkl')
+    releases.find('resnet_51_1x_1_pct.pkl')
   with pytest.raises(errors.CheckpointError, match="no checkpoint 'x'"):
-    released.find('x')
+    releases.find('x')
 
 
 @pytest.mark.long  # the test above builds them, too
 def test_every_released_encoder_can_be_built():
   """As the evaluation builds them; shapes only."""
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-  row = released.manifest()[-1]
+  row = releases.manifest()[-1]
   nets = networks.build(
     encoder=row['encoder'], width=row['width'],
     selective_kernels=row['selective_kernels'],

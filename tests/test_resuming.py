@@ -11,10 +11,10 @@ import semppl_jax
 from semppl_jax import checkpoint, pretraining
 from semppl_jax.errors import CheckpointError
 from semppl_jax.report import network, run_files
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.train.watchdog import AlarmError, NotFiniteError
-from semppl_jax.weights import loading
+from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import metrics, plots
 from tests import tiny
 
@@ -43,7 +43,7 @@ def _mark(ids):
 def _marks(count):
   """Those of the run's first batches, in order."""
   run = tiny.prepare(num_epochs=20.0)
-  batches = runs.input_batches(run, 0)
+  batches = run_lib.input_batches(run, 0)
   return [_mark(next(batches)[0].ids) for _ in range(count)]
 
 
@@ -65,7 +65,7 @@ def _poison(monkeypatch, marks):
 
 def _asked_for(monkeypatch, act=lambda position: None):
   """Notes the data positions of the batches that the loop takes."""
-  original, taken = runs.input_batches, []
+  original, taken = run_lib.input_batches, []
 
   def batches(run, start, tell, skipped):
     first = start + skipped
@@ -76,7 +76,7 @@ def _asked_for(monkeypatch, act=lambda position: None):
       act(position)
       yield batch
 
-  monkeypatch.setattr(runs, 'input_batches', batches)
+  monkeypatch.setattr(run_lib, 'input_batches', batches)
   return taken
 
 
@@ -173,14 +173,14 @@ def test_what_is_only_suspect_stays_on_disk(tmp_path):
   assert caught.value.step == 5
   assert checkpoint.steps(str(tmp_path)) == [1, 2, 3, 4]
   with pytest.raises(CheckpointError, match='step 5, and has no good'):
-    loading.load_checkpoint(tmp_path)
-  assert loading.load_checkpoint(tmp_path, step=3).step == 3
+    load_lib.load_checkpoint(tmp_path)
+  assert load_lib.load_checkpoint(tmp_path, step=3).step == 3
   # The same command says so again, at once.
   with pytest.raises(AlarmError, match='From step 1 to 5 '):
     _run(tmp_path, **changes)
   # And who thinks otherwise goes on.
   assert _run(tmp_path, **changes | {'watchdog__min_spread': 0.0})['step'] == 10
-  assert loading.load_checkpoint(tmp_path).step == 10
+  assert load_lib.load_checkpoint(tmp_path).step == 10
 
 
 def test_readers_take_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
@@ -195,7 +195,7 @@ def test_readers_take_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
     _run(tmp_path, **patient, checkpoint_every_steps=1, keep_checkpoints=9)
   assert checkpoint.steps(str(tmp_path))[-1] == 7
   said = 'stopped by an alarm at step 8'
-  found = loading.load_checkpoint(tmp_path)
+  found = load_lib.load_checkpoint(tmp_path)
   assert found.step == 4 and said in str(found)
   semppl_jax.load_pretrained(tmp_path)
   assert said in capsys.readouterr().err

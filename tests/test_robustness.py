@@ -12,8 +12,10 @@ import tensorflow_datasets as tfds
 from semppl_jax import errors
 from semppl_jax.config import eval_config
 from semppl_jax.data import images, robustness_sets
-from semppl_jax.evaluation import classifier_fit, eval_runs, robustness
-from semppl_jax.weights import loading
+from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation import robustness
+from semppl_jax.evaluation import setup as setup_lib
+from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import plots
 from tests import objectnet_data, tfds_data
 
@@ -46,10 +48,10 @@ FOG = ([0, 0], [0, 1], [1, 1], [0, 0], [0, 1])  # labels at each severity
 
 def write_checkpoint(path, w, b):
   """The tiny encoder with a classifier: w [8, K], b [K]."""
-  found = loading.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
+  found = load_lib.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
   head = {'w': np.asarray(w, np.float32), 'b': np.asarray(b, np.float32)}
   params = found.params | {'classifier': head}
-  loading.save_safetensors(path, found._replace(params=params))
+  load_lib.save_safetensors(path, found._replace(params=params))
   return str(path)
 
 
@@ -263,7 +265,7 @@ def test_which_part_of_an_image_counts(num_devices, tmp_path):
 
   3 photos of each set; batches of 4 for one device, and for four.
   """
-  run = eval_runs.without_data(make_config(write_constant(tmp_path / 'a'), ''))
+  run = setup_lib.without_data(make_config(write_constant(tmp_path / 'a'), ''))
   squares = tfds_data.photos(3, seed=2, size=(224, 224))
   wide = [x[:40] for x in tfds_data.photos(3, seed=3, size=(44, 60))]
   files = [tfds_data.jpeg(x) for x in squares]
@@ -304,7 +306,7 @@ def test_which_part_of_an_image_counts(num_devices, tmp_path):
 def _counted(monkeypatch, stop_at=None):
   """Counts what is predicted; at the last one a signal comes."""
   seen = []
-  original = classifier_fit.predict
+  original = classifier_lib.predict
 
   def predict(run, state, source):
     seen.append(len(source))
@@ -312,7 +314,7 @@ def _counted(monkeypatch, stop_at=None):
       raise KeyboardInterrupt
     return original(run, state, source)
 
-  monkeypatch.setattr(classifier_fit, 'predict', predict)
+  monkeypatch.setattr(classifier_lib, 'predict', predict)
   return seen
 
 
@@ -354,7 +356,7 @@ def test_done_is_done(prepared, evaluated, monkeypatch):
 def test_the_network_is_compiled_once(prepared, tmp_path, monkeypatch):
   """For all sets, whatever their size and their share of an image."""
   traced = []
-  original = eval_runs.without_data
+  original = setup_lib.without_data
 
   def without_data(cfg):
     run = original(cfg)
@@ -365,7 +367,7 @@ def test_the_network_is_compiled_once(prepared, tmp_path, monkeypatch):
 
     return run._replace(nets=run.nets._replace(encode=encode))
 
-  monkeypatch.setattr(eval_runs, 'without_data', without_data)
+  monkeypatch.setattr(setup_lib, 'without_data', without_data)
   robustness.run(prepared, str(tmp_path))
   assert traced == [(4, 8, 8, 3)]
 
@@ -481,9 +483,9 @@ def test_a_checkpoint_without_imagenets_classifier(partial, tmp_path):
   kind = errors.CheckpointError
   partial.checkpoint = golden.path('release_checkpoint_tiny.pkl')
   refused(partial, tmp_path / 'w', 'tiny.pkl has 10 classes', '1000', kind=kind)
-  found = loading.load_checkpoint(partial.checkpoint)
+  found = load_lib.load_checkpoint(partial.checkpoint)
   params = {m: x for m, x in found.params.items() if m != 'classifier'}
-  loading.save_safetensors(tmp_path / 'bare', found._replace(params=params))
+  load_lib.save_safetensors(tmp_path / 'bare', found._replace(params=params))
   partial.checkpoint = str(tmp_path / 'bare')
   refused(partial, tmp_path / 'w', 'bare has no classifier', kind=kind)
   big = np.full((8, 1000), 3e38)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from semppl_jax.data import subsets
+from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
-from semppl_jax.train import plausibility, runs
+from semppl_jax.train import plausibility
+from semppl_jax.train import run as run_lib
 from tests import tiny
 
 
@@ -31,7 +32,7 @@ def test_labels_of_one_class_are_told(monkeypatch, capsys):
   plausibility.tell(run)
   assert 'Warning' not in capsys.readouterr().err
   labels = np.where(run.labels >= 0, 1, -1)
-  monkeypatch.setattr(subsets, 'visible_labels', lambda *_: labels)
+  monkeypatch.setattr(labels_lib, 'visible_labels', lambda *_: labels)
   run = tiny.prepare()
   np.testing.assert_array_equal(run.facts.class_share, [0, 1, 0])
   plausibility.tell(run)
@@ -44,4 +45,4 @@ def test_durations_become_steps():
   run = tiny.prepare()
   assert [run.facts.steps(epochs) for epochs in (0.0, 1.0, 1.8)] == [0, 2, 4]
   assert (run.facts.num_images, run.facts.num_labels) == (40, 12)
-  assert isinstance(run, runs.Run)
+  assert isinstance(run, run_lib.TrainRun)

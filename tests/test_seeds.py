@@ -3,14 +3,14 @@
 import pytest
 
 from benchmarks import seeds
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 
 
 @pytest.mark.long
 def test_starts_of_three_seeds_raise_no_alarm():
-  step = seeds.mapped(runs.prepare(seeds.config()))
+  step = seeds.mapped(run_lib.prepare(seeds.config()))
   for seed in (101, 102, 103):
-    run = runs.prepare(seeds.config(seed))
+    run = run_lib.prepare(seeds.config(seed))
     assert seeds.alarm(run, step, seeds.STEPS) == ''
 
 

@@ -20,7 +20,7 @@ def _state():
   state = tiny.first_state(run, 4)
   shape = state.memory.embeddings.shape  # [4, 2, C/4, 8]
   rows = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-  rows = parallel.place(rows, jax.devices()[:4])
+  rows = parallel.put_sharded(rows, jax.devices()[:4])
   memory = state.memory._replace(embeddings=rows)
   return state._replace(memory=memory), run.setup.method
 

@@ -117,10 +117,10 @@ class _Expected:
       [jax.random.fold_in(key, purpose) for key in every]
     )
     seen = views.make_views(draw(0), jnp.asarray(batch.images), cfg.views)
-    matrix = parallel.first(state.online_params)
+    matrix = parallel.unreplicate(state.online_params)
     project = lambda x: features(x) @ matrix['projector']['w']
     predict = lambda x: project(x) @ matrix['predictor']['w']
-    aim = parallel.first(state.target_params)['projector']['w']
+    aim = parallel.unreplicate(state.target_params)['projector']['w']
     self.online = _unit(np.stack([predict(x) for group in seen for x in group]))
     self.targets = _unit(np.stack([features(x) @ aim for x in seen.large]))
     self.labels = self.vote(batch.labels, self.online)
@@ -240,17 +240,19 @@ def test_step_equals_a_slow_reference(exclude, early):
   assert new.target_state['projector/~/bn']['passes'][0] == 2
   # Labelled images, and only they, entered the queue in the batch's order.
   entered = np.flatnonzero(batch.labels >= 0)
-  queue = parallel.first(new.memory)
+  queue = parallel.unreplicate(new.memory)
   assert queue.count == len(entered)
   np.testing.assert_array_equal(queue.ids[: len(entered)], 100 + entered)
   np.testing.assert_allclose(
     queue.embeddings[:, : len(entered)], expected.targets[:, entered], atol=1e-6
   )
   # Update and moving average, at step 3 of 10 with 2 of warm-up.
-  grads = parallel.first(new.opt_state.trace)
+  grads = parallel.unreplicate(new.opt_state.trace)
   rate = 0.02 * 16 / 256 * 0.5 * (1 + np.cos(np.pi * 1 / 8))
   keep = 1 - (1 - 0.996) * 0.5 * (1 + np.cos(np.pi * 3 / 10))
-  before, after = map(parallel.first, (state.online_params, new.online_params))
+  before, after = map(
+    parallel.unreplicate, (state.online_params, new.online_params)
+  )
   for module in before:
     np.testing.assert_allclose(
       after[module]['w'],
@@ -259,8 +261,8 @@ def test_step_equals_a_slow_reference(exclude, early):
     )
   assert np.abs(grads['predictor']['w']).max() > 1e-3
   np.testing.assert_allclose(
-    parallel.first(new.target_params)['projector']['w'],
-    keep * parallel.first(state.target_params)['projector']['w']
+    parallel.unreplicate(new.target_params)['projector']['w'],
+    keep * parallel.unreplicate(state.target_params)['projector']['w']
     + (1 - keep) * after['projector']['w'],
     rtol=1e-5,
     atol=1e-6,
@@ -277,7 +279,7 @@ def test_balanced_votes_are_those_of_the_whole_batch():
       cfg, optax.trace(0.0), _FACTS._replace(class_share=share)
     )
     state = state_lib.from_host(
-      parallel.first(state), setup.method, jax.devices()[:number]
+      parallel.unreplicate(state), setup.method, jax.devices()[:number]
     )
     _, [(scalars, labels)] = tiny.run_steps(
       _map(setup, number), state, [batch], number
@@ -312,10 +314,10 @@ def test_the_target_follows_the_new_online_weights():
   setup, state, _ = _linear_setup(cfg, optax.trace(0.0))
   new, _ = tiny.run_steps(_map(setup), state, [tiny.make_batch(_LABELS)], 1)
   online, target = (
-    parallel.first(tree)['projector']['w']
+    parallel.unreplicate(tree)['projector']['w']
     for tree in (new.online_params, new.target_params)
   )
-  before = parallel.first(state.online_params)['projector']['w']
+  before = parallel.unreplicate(state.online_params)['projector']['w']
   assert np.abs(online - before).max() > 1e-2
   np.testing.assert_allclose(target, online, rtol=1e-6)
 
@@ -327,9 +329,9 @@ def test_weights_that_decay_are_those_of_the_online_network():
   for decay in (0.0, 0.5):
     setup, state, _ = _linear_setup(cfg, optax.add_decayed_weights(decay))
     new, [(scalars, _)] = tiny.run_steps(_map(setup), state, [batch], 1)
-    after.append(parallel.first(new.online_params))
+    after.append(parallel.unreplicate(new.online_params))
   rate = scalars['learning_rate'][0]
-  before = parallel.first(state.online_params)
+  before = parallel.unreplicate(state.online_params)
   for module, leaves in before.items():
     decayed = after[0][module]['w'] - after[1][module]['w']
     np.testing.assert_allclose(decayed, 0.5 * rate * leaves['w'], atol=1e-5)
@@ -342,7 +344,7 @@ def test_optimiser_sees_the_gradient_of_the_config_loss():
   step = _map(setup)
   batch = tiny.make_batch(_LABELS)
   new, _ = tiny.run_steps(step, state, [batch], 1)
-  grads = parallel.first(new.opt_state.trace)
+  grads = parallel.unreplicate(new.opt_state.trace)
   size = 1e-2
   moved = []
   for sign in (1, -1):
@@ -422,10 +424,10 @@ def test_the_number_of_devices_changes_nothing(num_devices, labels):
     'online_params', 'online_state', 'target_params', 'target_state',
     'opt_state',
   ):  # fmt: skip
-    on_each = [parallel.first(getattr(s, name)) for s in (one, many)]
+    on_each = [parallel.unreplicate(getattr(s, name)) for s in (one, many)]
     _assert_close(*on_each)
   whole = np.concatenate(list(np.asarray(many.queue.embeddings)), axis=1)
-  _assert_close(parallel.first(one.queue.embeddings), whole)
+  _assert_close(parallel.unreplicate(one.queue.embeddings), whole)
   for name in ('labels', 'ids', 'count'):
     for device in range(num_devices):
       np.testing.assert_array_equal(
@@ -457,7 +459,7 @@ def test_the_classifier_learns_from_true_labels_alone():
     step, state._replace(online_params=params), [batch], 1
   )
   assert np.all(labels >= 0)  # all others have a pseudo-label
-  grad = parallel.first(new.opt_state.trace['classifier']['b'])
+  grad = parallel.unreplicate(new.opt_state.trace['classifier']['b'])
   expected = np.full(3, 1 / 3) - np.array([3, 1, 0]) / 4
   np.testing.assert_allclose(grad, expected, atol=1e-6)
   np.testing.assert_allclose(scalars['loss_classifier'][0], np.log(3), 1e-5)
@@ -532,7 +534,8 @@ def test_parts_with_batchnorm_do_not_know_the_devices():
     )
   for name in ('online_params', 'online_state', 'target_state'):
     _assert_close(
-      parallel.first(getattr(two, name)), parallel.first(getattr(one, name))
+      parallel.unreplicate(getattr(two, name)),
+      parallel.unreplicate(getattr(one, name)),
     )
 
 
@@ -597,14 +600,14 @@ def _traffic(capacity, gathers_queue=False):
   setup, state, _ = _linear_setup(tiny.make_config(), optax.trace(0.0))
   devices = jax.devices()[:4]
   queue = label_queue.init(2, capacity, 8)
-  whole = parallel.first(state)._replace(memory=queue)
+  whole = parallel.unreplicate(state)._replace(memory=queue)
   state = state_lib.from_host(whole, setup.method, devices)
   inner = functools.partial(step_lib.train_step, setup=setup)
 
   def step(state, batch, key):
     new, metrics, labels = inner(state, batch, key)
     if gathers_queue:
-      whole = parallel.gather(new.memory.embeddings, axis=1)
+      whole = parallel.all_gather(new.memory.embeddings, axis=1)
       metrics['sum'] = jnp.sum(whole)
     return new, metrics, labels
 

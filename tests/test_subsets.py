@@ -5,7 +5,7 @@ import pytest
 from absl import logging
 
 from semppl_jax import config
-from semppl_jax.data import subsets
+from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 
 # 40 images of class 0, 20 of class 1, 3 of class 2, 7 unknown, shuffled.
@@ -24,7 +24,7 @@ def warnings(monkeypatch):
 
 
 def select(**kwargs):
-  return subsets.select_labels(LABELS, **(dict(seed=0) | kwargs))
+  return labels_lib.select_labels(LABELS, **(dict(seed=0) | kwargs))
 
 
 def counts(selected):
@@ -79,13 +79,13 @@ def test_choice_is_uniform():
 
 def test_a_class_does_not_change_another_one():
   without = np.where(LABELS == 0, -1, LABELS)
-  alone = subsets.select_labels(without, per_class=2, seed=0)
+  alone = labels_lib.select_labels(without, per_class=2, seed=0)
   np.testing.assert_array_equal(alone == 1, select(per_class=2) == 1)
 
 
 def test_subset_is_frozen():
   """A change here changes which labels a published number was made with."""
-  selected = subsets.select_labels(
+  selected = labels_lib.select_labels(
     np.arange(20) % 2, per_class=3, seed=0, class_names=('cat', 'dog')
   )
   assert np.flatnonzero(selected >= 0).tolist() == [1, 6, 9, 12, 14, 19]
@@ -105,12 +105,12 @@ def test_classes_without_labels_are_named(warnings):
   assert warnings == ['Classes without labels: fox, gnu']
   warnings.clear()
   # Without names, the labels' numbers.
-  subsets.select_labels(np.array([0, 2]), per_class=1, seed=0)
+  labels_lib.select_labels(np.array([0, 2]), per_class=1, seed=0)
   assert warnings == ['Classes without labels: 1']
 
 
 def test_no_known_label():
-  labels = subsets.select_labels(np.full(5, -1), per_class=2, seed=0)
+  labels = labels_lib.select_labels(np.full(5, -1), per_class=2, seed=0)
   np.testing.assert_array_equal(labels, np.full(5, -1))
 
 
@@ -141,7 +141,7 @@ def listed(tmp_path, text, labels=KNOWN, names=NAMES):
   )
   cfg = config.default().labels
   cfg.file = str(path)
-  return subsets.visible_labels(cfg, data)
+  return labels_lib.visible_labels(cfg, data)
 
 
 def test_a_list_as_simclrs(tmp_path):
@@ -179,7 +179,7 @@ def test_lists_that_do_not_fit(text, words, tmp_path):
 def test_a_list_that_is_not_there(tmp_path):
   for path in (tmp_path / 'none', tmp_path, '~nobody_of_this_name/x'):
     with pytest.raises(UserError, match='cannot be read'):
-      subsets.read_list(str(path))
+      labels_lib.read_list(str(path))
 
 
 def test_names_that_fit_several_images_and_images_without_label(tmp_path):
@@ -203,4 +203,4 @@ def test_names_that_fit_several_images_and_images_without_label(tmp_path):
   ],
 )
 def test_the_share_that_one_pseudo_label_may_have(labels, num_classes, share):
-  assert subsets.largest_class(np.array(labels), num_classes) == share
+  assert labels_lib.largest_class(np.array(labels), num_classes) == share

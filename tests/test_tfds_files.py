@@ -14,9 +14,11 @@ from semppl_jax import config
 from semppl_jax.data import (
   datasets,
   images,
-  subsets,
   tfds_files,
   tfds_index,
+)
+from semppl_jax.data import (
+  labels as labels_lib,
 )
 from semppl_jax.errors import UserError
 
@@ -227,12 +229,12 @@ def test_listed_images_that_are_held_out_are_not_trained_on(imagenet):
   lines.write_text('\n'.join(whole.train.names[1:5]))
   cfg = config.default()
   cfg.labels.file = str(lines)
-  labels = subsets.visible_labels(cfg.labels, data)
+  labels = labels_lib.visible_labels(cfg.labels, data)
   seen = {data.train.names[i] for i in np.flatnonzero(labels >= 0)}
   assert seen == set(whole.train.names[3:5])
   lines.write_text('n00000000_1.JPEG')
   with pytest.raises(UserError, match='1 of 1 names are not in the data'):
-    subsets.visible_labels(cfg.labels, data)
+    labels_lib.visible_labels(cfg.labels, data)
 
 
 def test_subset_of_tfds_is_that_of_its_file_names(imagenet):
@@ -248,7 +250,7 @@ def test_subset_of_tfds_is_that_of_its_file_names(imagenet):
   assert config.uses_labels(cfg)
   folder = next(imagenet.glob('imagenet2012/*'))
   for path in (imagenet, folder):
-    labels = subsets.visible_labels(cfg.labels, data, str(path))
+    labels = labels_lib.visible_labels(cfg.labels, data, str(path))
     seen = {data.train.names[i]: labels[i] for i in np.flatnonzero(labels >= 0)}
     assert seen == {names[2]: 3, names[3]: 7}
   # The same as SimCLR's list of these names.
@@ -256,7 +258,7 @@ def test_subset_of_tfds_is_that_of_its_file_names(imagenet):
   lines.write_text('\n'.join([names[3], names[2]]) + '\n')
   cfg.labels.update(subset='', file=str(lines))
   np.testing.assert_array_equal(
-    subsets.visible_labels(cfg.labels, data), labels
+    labels_lib.visible_labels(cfg.labels, data), labels
   )
 
 
@@ -268,10 +270,14 @@ def test_subset_with_a_name_that_is_not_in_the_data(imagenet):
   cfg = config.default()
   cfg.labels.subset = name
   with pytest.raises(UserError, match='1pct: 1 of 1 names are not in the data'):
-    subsets.visible_labels(cfg.labels, load_imagenet(imagenet), str(imagenet))
+    labels_lib.visible_labels(
+      cfg.labels, load_imagenet(imagenet), str(imagenet)
+    )
   cfg.labels.subset = 'imagenet2012_subset/10pct'
   with pytest.raises(UserError, match='tfds build imagenet2012_subset/10pct'):
-    subsets.visible_labels(cfg.labels, load_imagenet(imagenet), str(imagenet))
+    labels_lib.visible_labels(
+      cfg.labels, load_imagenet(imagenet), str(imagenet)
+    )
 
 
 # -- what is missing or damaged --

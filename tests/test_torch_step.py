@@ -75,9 +75,11 @@ def test_objective_and_its_gradient_are_ours():
     weights = np.array([1, 1, 1, 1, 1]) / 5, exists / exists.sum()
     parts = []
     for positive in positives:
-      logits = contrastive.scores(online, positive, negatives, temperature=0.2)
+      logits = contrastive.similarity_logits(
+        online, positive, negatives, temperature=0.2
+      )
       steady = contrastive.invariance(logits[:2], stop_gradient='entropy')
-      parts.append((contrastive.contrastive(logits), steady))
+      parts.append((contrastive.info_nce(logits), steady))
     (augm, inv_augm), *draws = parts
     sempos, inv_sempos = (sum(x) / 2 for x in zip(*draws))
     near = augm @ weights[0] + 0.2 * sempos @ weights[1]

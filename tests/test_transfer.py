@@ -16,9 +16,11 @@ from semppl_jax import errors
 from semppl_jax.config import eval_config
 from semppl_jax.data import pipeline, transfer_sets
 from semppl_jax.data.transfer_sets import SETS
-from semppl_jax.evaluation import classifier_fit, eval_runs, probes, transfer
-from semppl_jax.train import signals
-from semppl_jax.weights import loading
+from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation import probes, transfer
+from semppl_jax.evaluation import setup as setup_lib
+from semppl_jax.train import stop as stop_lib
+from semppl_jax.weights import load as load_lib
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
 
@@ -107,14 +109,14 @@ def test_the_experiment_is_byols_protocol():
 
 def embed(cfg, name):
   """The features of a set, with no help of the package's own."""
-  run = eval_runs.without_data(cfg)
+  run = setup_lib.without_data(cfg)
   params, state = (
-    eval_runs.on_devices(run, x)
+    setup_lib.on_devices(run, x)
     for x in (run.weights.params, run.weights.state)
   )
   opened = transfer_sets.load(name, cfg.dataset)
   train, test = (
-    eval_runs.embed(run, source, params, state)[0]
+    setup_lib.embed(run, source, params, state)[0]
     for source in (opened.data.train, opened.data.test)
   )
   return opened, train, test
@@ -349,7 +351,7 @@ def test_no_readable_test_image(damaged, tmp_path):
 def trainings(monkeypatch):
   """What each training saw: (folder, rate, labels, ids of its batches)."""
   seen = []
-  fit, batches = classifier_fit.fit, pipeline.batches
+  fit, batches = classifier_lib.fit, pipeline.batches
 
   def spied_fit(run, setup, source, labels, workdir):
     seen.append((workdir, setup, labels.copy(), []))
@@ -360,7 +362,7 @@ def trainings(monkeypatch):
       seen[-1][-1].append(batch.ids)
       yield batch, truth
 
-  monkeypatch.setattr(classifier_fit, 'fit', spied_fit)
+  monkeypatch.setattr(classifier_lib, 'fit', spied_fit)
   monkeypatch.setattr(pipeline, 'batches', spied_batches)
   return seen
 
@@ -378,13 +380,13 @@ def tuned(path, *sets, **changes):
 def test_fine_tuning(data_dir, tmp_path, trainings, monkeypatch, num_devices):
   """Rates are chosen without the validation images; then all are used."""
   decays = []
-  network = loading.Checkpoint.network
+  network = load_lib.Checkpoint.network
 
   def spied(self):
     decays.append(self.bn_decay)
     return network(self)
 
-  monkeypatch.setattr(loading.Checkpoint, 'network', spied)
+  monkeypatch.setattr(load_lib.Checkpoint, 'network', spied)
   small = tiny.write_checkpoint(tmp_path / 'small.safetensors', 0, 16)
   cfg = tuned(data_dir, 'pets', num_devices=num_devices, checkpoint=small)
   results = transfer.run(cfg, str(tmp_path / 'run'))
@@ -434,7 +436,7 @@ def test_fine_tuning_goes_on_exactly(damaged, tmp_path, trainings):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pipeline, 'batches', stopped)
-    with pytest.raises(signals.Interrupted):
+    with pytest.raises(stop_lib.Interrupted):
       transfer.run(cfg, str(tmp_path / 'parts'))
   assert not list((tmp_path / 'parts' / 'sets').glob('*.json'))
   del trainings[:]
@@ -464,7 +466,7 @@ def test_the_decay_of_batch_norm_grows_with_the_epoch(
 ):
   """BYOL's max(1 - 10 / steps of an epoch, 0.9): 200 images, one at a time."""
   decays = []
-  load, network = transfer_sets.load, loading.Checkpoint.network
+  load, network = transfer_sets.load, load_lib.Checkpoint.network
 
   def many(name, cfg):
     data, validation = load(name, cfg)
@@ -478,7 +480,7 @@ def test_the_decay_of_batch_norm_grows_with_the_epoch(
     return network(self)
 
   monkeypatch.setattr(transfer_sets, 'load', many)
-  monkeypatch.setattr(loading.Checkpoint, 'network', spied)
+  monkeypatch.setattr(load_lib.Checkpoint, 'network', spied)
   with pytest.raises(KeyboardInterrupt):
     transfer.run(tuned(data_dir, 'cars', batch_size=1), str(tmp_path))
   assert decays == [0.9, pytest.approx(0.95)]

@@ -18,7 +18,7 @@ from semppl_jax.checkpoint import upgrade as leaf_names
 from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.report import page, predictions
-from semppl_jax.workdir import claims, config_file
+from semppl_jax.workdir import config_file, lock
 from tests import tiny
 
 _ARCHIVE = pathlib.Path(__file__).parent / 'golden_data/runs_format3.tar.gz'
@@ -76,7 +76,7 @@ def test_a_run_is_read_reported_and_converted(name, runs, tmp_path):
 def test_its_folder_is_refused_to_another_method(runs):
   cfg = tiny.make_config('byol', num_devices=1)
   with pytest.raises(UserError, match="of method 'semppl', not of 'byol'"):
-    claims.check(str(runs / 'semppl'), cfg.to_dict())
+    lock.check(str(runs / 'semppl'), cfg.to_dict())
 
 
 def test_settings_are_todays(runs):

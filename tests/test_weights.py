@@ -19,7 +19,9 @@ from semppl_jax import checkpoint as checkpoint_lib
 from semppl_jax import errors
 from semppl_jax.evaluation import classifier_step
 from semppl_jax.models import encoders
-from semppl_jax.weights import loading, recognition, trees
+from semppl_jax.weights import architecture as architecture_lib
+from semppl_jax.weights import haiku_trees
+from semppl_jax.weights import load as load_lib
 from tests import tiny
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
@@ -27,7 +29,7 @@ TINY = golden.path('release_checkpoint_tiny.pkl')
 
 @pytest.fixture(scope='module')
 def loaded():
-  return loading.load_checkpoint(TINY)
+  return load_lib.load_checkpoint(TINY)
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def write(folder, content, name='file.pkl'):
 
 def refused(path, *words, **options):
   with pytest.raises(errors.CheckpointError) as error:
-    loading.load_checkpoint(path, **options)
+    load_lib.load_checkpoint(path, **options)
   text = str(error.value)
   assert '\n' not in text and str(path) in text, text
   for word in words:
@@ -94,7 +96,7 @@ def test_the_releases_tiny_file_reproduces_its_embedding(loaded):
 
 def test_the_releases_linear_evaluation_file():
   """Its classifier gives the release's logits, losses and hits."""
-  found = loading.load_checkpoint(golden.path('release_linear_eval.pkl'))
+  found = load_lib.load_checkpoint(golden.path('release_linear_eval.pkl'))
   assert found.kind == 'linear evaluation' and found.step == 6
   # Its own classifier has replaced the one of pre-training (10 classes).
   assert found.params['classifier']['w'].shape == (8, 5)
@@ -122,7 +124,7 @@ def test_with_and_without_device_axis(number, content, loaded, tmp_path):
     held = content['experiment_state']
     content['experiment_state'] = _add_axis(held, number)
   content['step'] = np.full([number], 1000) if number else 1000
-  found = loading.load_checkpoint(write(tmp_path, content))
+  found = load_lib.load_checkpoint(write(tmp_path, content))
   assert_same_weights(found, loaded)
 
 
@@ -131,7 +133,7 @@ def test_leaves_of_jax_and_other_containers(content, loaded, tmp_path):
   held = content['experiment_state']
   held['online_params'] = jax.tree.map(jnp.asarray, held['online_params'])
   held['opt_state'] = {'mu': np.zeros(3)}
-  found = loading.load_checkpoint(write(tmp_path, content))
+  found = load_lib.load_checkpoint(write(tmp_path, content))
   assert_same_weights(found, loaded)
 
 
@@ -139,9 +141,9 @@ def test_heads_may_be_missing(content, loaded, tmp_path):
   held = content['experiment_state']
   for tree in held.values():
     for module in list(tree):
-      if module.split('/')[0] in trees.HEADS:
+      if module.split('/')[0] in haiku_trees.HEADS:
         del tree[module]
-  found = loading.load_checkpoint(write(tmp_path, content))
+  found = load_lib.load_checkpoint(write(tmp_path, content))
   assert 'projector no, predictor no, classifier no' in str(found)
   nets = found.network()
   assert set(found.params) < set(loaded.params) and nets
@@ -168,16 +170,16 @@ def test_files_that_are_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
   'save, file',
   [
-    (loading.save_safetensors, 'x.safetensors'),
-    (loading.save_release, 'x.pkl'),
+    (load_lib.save_safetensors, 'x.safetensors'),
+    (load_lib.save_release, 'x.pkl'),
   ],
 )
 def test_class_names_travel(save, file, loaded, tmp_path):
   names = tuple(f'class {i} ü' for i in range(10))
   save(tmp_path / file, loaded._replace(class_names=names))
-  assert loading.load_checkpoint(tmp_path / file).class_names == names
+  assert load_lib.load_checkpoint(tmp_path / file).class_names == names
   save(tmp_path / file, loaded)
-  assert loading.load_checkpoint(tmp_path / file).class_names == ()
+  assert load_lib.load_checkpoint(tmp_path / file).class_names == ()
   save(tmp_path / file, loaded._replace(class_names=names[:3]))
   refused(tmp_path / file, 'names 3 classes, but its classifier has 10')
 
@@ -356,12 +358,12 @@ def test_the_nearest_encoder_is_named(content, tmp_path):
 def test_round_trip_is_bitwise(ending, loaded, tmp_path):
   path = tmp_path / f'file.{ending}'
   save = {
-    'pkl': loading.save_release, 'safetensors': loading.save_safetensors
+    'pkl': load_lib.save_release, 'safetensors': load_lib.save_safetensors
   }[ending]  # fmt: skip
   save(path, loaded)
-  found = loading.load_checkpoint(path)
+  found = load_lib.load_checkpoint(path)
   assert_same_weights(found, loaded)
-  assert loading.digest(found) == loading.digest(loaded)
+  assert load_lib.digest(found) == load_lib.digest(loaded)
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -371,7 +373,7 @@ def test_the_releases_format_is_the_releases(loaded, tmp_path):
   Every leaf has the leading device axis that the release takes off.
   """
   path = tmp_path / 'pretrain.pkl'
-  loading.save_release(path, loaded)
+  load_lib.save_release(path, loaded)
   with path.open('rb') as file:
     found = pickle.load(file)
   assert found['step'] == 1000
@@ -403,7 +405,7 @@ def a_run(tmp_path_factory):
 @pytest.mark.parametrize('ending', ['pkl', 'safetensors'])
 def test_run_to_file_and_back(ending, a_run, tmp_path):
   workdir, state = a_run
-  found = loading.load_checkpoint(workdir, step=0)
+  found = load_lib.load_checkpoint(workdir, step=0)
   assert found.architecture == encoders.Architecture(tiny.ENCODER, 1, 'small')
   assert found.kind == 'run' and found.step == 0
   jax.tree.map(
@@ -414,15 +416,15 @@ def test_run_to_file_and_back(ending, a_run, tmp_path):
   )
   path = tmp_path / f'file.{ending}'
   save = {
-    'pkl': loading.save_release, 'safetensors': loading.save_safetensors
+    'pkl': load_lib.save_release, 'safetensors': load_lib.save_safetensors
   }[ending]  # fmt: skip
   save(path, found)
-  assert_same_weights(loading.load_checkpoint(path), found)
+  assert_same_weights(load_lib.load_checkpoint(path), found)
 
 
 def test_the_newest_checkpoint_of_a_run_counts(a_run):
   workdir, state = a_run
-  newest = loading.load_checkpoint(workdir)
+  newest = load_lib.load_checkpoint(workdir)
   assert newest.step == 7
   b = newest.params['classifier']['b']
   np.testing.assert_array_equal(b, state.online_params['classifier']['b'] + 1)
@@ -442,7 +444,7 @@ def test_safetensors_from_elsewhere(loaded, tmp_path):
   path = tmp_path / 'x.safetensors'
   safetensors_numpy.save_file({'layer.weight': np.zeros(3, 'f4')}, path)
   refused(path, "'layer.weight'", 'params/MODULE/NAME')
-  loading.save_safetensors(path, loaded)
+  load_lib.save_safetensors(path, loaded)
   whole = path.read_bytes()
   for cut in (9, 100, len(whole) // 2, len(whole) - 1):
     path.write_bytes(whole[:cut])
@@ -455,9 +457,9 @@ def test_every_length_of_a_safetensors_header(loaded, tmp_path, monkeypatch):
   seen = set()
   for pad in range(0, 260, 4):
     kind = 'run' + ' ' * pad
-    loading.save_safetensors(path, loaded._replace(kind=kind))
+    load_lib.save_safetensors(path, loaded._replace(kind=kind))
     seen.add(path.read_bytes()[0])
-    assert loading.digest(loading.load_checkpoint(path)) == loading.digest(
+    assert load_lib.digest(load_lib.load_checkpoint(path)) == load_lib.digest(
       loaded
     )
   assert 0x80 in seen
@@ -483,7 +485,7 @@ def test_every_length_of_a_safetensors_header(loaded, tmp_path, monkeypatch):
 )
 def test_odd_metadata(key, value, words, loaded, tmp_path):
   path = tmp_path / 'x.safetensors'
-  loading.save_safetensors(path, loaded)
+  load_lib.save_safetensors(path, loaded)
   with safetensors.safe_open(path, 'np') as file:
     metadata = file.metadata() | {key: value}
     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -493,8 +495,8 @@ def test_odd_metadata(key, value, words, loaded, tmp_path):
 
 def test_an_odd_kind_is_not_shown(loaded, tmp_path):
   path = tmp_path / 'x.safetensors'
-  loading.save_safetensors(path, loaded._replace(kind='\x1b[2J\n'))
-  assert str(loading.load_checkpoint(path)).endswith('(safetensors)')
+  load_lib.save_safetensors(path, loaded._replace(kind='\x1b[2J\n'))
+  assert str(load_lib.load_checkpoint(path)).endswith('(safetensors)')
 
 
 def test_the_epsilon_of_training_is_kept(a_run, tmp_path):
@@ -504,14 +506,14 @@ def test_the_epsilon_of_training_is_kept(a_run, tmp_path):
   config = json.loads((folder / 'config.json').read_text())
   config['encoder'].update(bn_eps=0.5, bn_decay=0.7)
   (folder / 'config.json').write_text(json.dumps(config))
-  found = loading.load_checkpoint(folder)
+  found = load_lib.load_checkpoint(folder)
   assert (found.bn_eps, found.bn_decay) == (0.5, 0.7)
   for name, save in (
-    ('x.pkl', loading.save_release),
-    ('x.safetensors', loading.save_safetensors),
+    ('x.pkl', load_lib.save_release),
+    ('x.safetensors', load_lib.save_safetensors),
   ):
     save(tmp_path / name, found)
-    again = loading.load_checkpoint(tmp_path / name)
+    again = load_lib.load_checkpoint(tmp_path / name)
     assert (again.bn_eps, again.bn_decay) == (0.5, 0.7)
     assert again.architecture == found.architecture
   images = jnp.ones((1, 8, 8, 3)) / 3
@@ -530,7 +532,7 @@ def test_arguments_that_do_not_apply(tmp_path):
 
 
 def test_a_target_that_cannot_be_written(loaded, tmp_path):
-  for save in (loading.save_safetensors, loading.save_release):
+  for save in (load_lib.save_safetensors, load_lib.save_release):
     with pytest.raises(errors.CheckpointError, match='cannot be written'):
       save(tmp_path / 'none' / 'x', loaded)
     (tmp_path / 'folder').mkdir(exist_ok=True)
@@ -542,18 +544,18 @@ def test_a_target_that_cannot_be_written(loaded, tmp_path):
 def test_padding_is_kept_and_can_be_said(loaded, tmp_path):
   other = loaded.architecture._replace(padding='symmetric')
   path = tmp_path / 'x.safetensors'
-  loading.save_safetensors(path, loaded._replace(architecture=other))
-  assert loading.load_checkpoint(path).architecture == other
-  said = loading.load_checkpoint(path, padding='same')
+  load_lib.save_safetensors(path, loaded._replace(architecture=other))
+  assert load_lib.load_checkpoint(path).architecture == other
+  said = load_lib.load_checkpoint(path, padding='same')
   assert said.architecture.padding == 'same'
-  assert loading.load_checkpoint(TINY).architecture.padding == 'same'
+  assert load_lib.load_checkpoint(TINY).architecture.padding == 'same'
 
 
 def test_another_weight_is_another_digest(loaded):
   params = copy.deepcopy(dict(loaded.params))
   params['classifier']['b'][3] += 1
   changed = loaded._replace(params=params)
-  assert loading.digest(changed) != loading.digest(loaded)
+  assert load_lib.digest(changed) != load_lib.digest(loaded)
 
 
 # -- The released architectures, from synthetic files of the same format --
@@ -562,7 +564,7 @@ def test_another_weight_is_another_digest(loaded):
 def synthetic(architecture):
   """Zeros in the shape of a released checkpoint."""
   sizes = {'projector_hidden': 16, 'embedding_size': 8, 'num_classes': 10}
-  expected = recognition.expected(architecture, sizes)
+  expected = architecture_lib.expected(architecture, sizes)
   zeros = lambda tree: {
     m: {k: np.zeros((1, *x.shape), x.dtype) for k, x in leaves.items()}
     for m, leaves in tree.items()
@@ -575,10 +577,10 @@ def synthetic(architecture):
 def test_a_resnet_50_of_the_released_format(tmp_path):
   architecture = encoders.Architecture('resnet50')
   path = write(tmp_path, synthetic(architecture))
-  found = loading.load_checkpoint(path)
+  found = load_lib.load_checkpoint(path)
   assert found.architecture == architecture
   assert str(found).startswith('ResNet-50 1x, step 93,800, projector yes')
-  assert trees.size(trees.encoder_part(found.params)) == 23_508_032
+  assert haiku_trees.size(haiku_trees.encoder_part(found.params)) == 23_508_032
 
 
 @pytest.mark.long
@@ -586,11 +588,11 @@ def test_a_resnet_50_of_the_released_format(tmp_path):
 def test_twice_as_wide(encoder, tmp_path):
   architecture = encoders.Architecture(encoder, width=2)
   path = write(tmp_path, synthetic(architecture))
-  found = loading.load_checkpoint(path)
+  found = load_lib.load_checkpoint(path)
   path.unlink()  # of gigabytes
   assert found.architecture == architecture
   size = {'resnet50': 93_907_072, 'resnet200': 250_128_512}[encoder]
-  assert trees.size(trees.encoder_part(found.params)) == size
+  assert haiku_trees.size(haiku_trees.encoder_part(found.params)) == size
 
 
 def _renamed(content, rename):
@@ -610,13 +612,13 @@ def test_selective_kernels_of_other_names(tmp_path):
   """By structure where it tells; else refused, unless a mapping file says."""
   architecture = encoders.Architecture('resnet50', selective_kernels=True)
   own = write(tmp_path, synthetic(architecture), 'own.pkl')
-  found = loading.load_checkpoint(own)
+  found = load_lib.load_checkpoint(own)
   assert found.architecture == architecture and not found.mapping
   theirs = _renamed(
     synthetic(architecture),
     lambda m: m.replace('sk_res_net50', 'backbone/~/net'),
   )
-  other = loading.load_checkpoint(write(tmp_path, theirs))
+  other = load_lib.load_checkpoint(write(tmp_path, theirs))
   assert other.architecture == architecture
   assert set(other.params) == set(found.params)
   assert set(other.state) == set(found.state)
@@ -627,9 +629,9 @@ def test_selective_kernels_of_other_names(tmp_path):
   refused(hidden, 'mapping')
   mapping = {
     _without_hints(module): module
-    for module in trees.encoder_part(found.params)
+    for module in haiku_trees.encoder_part(found.params)
   }
   file = tmp_path / 'mapping.json'
   file.write_text(json.dumps(mapping))
-  mapped = loading.load_checkpoint(hidden, mapping=file)
+  mapped = load_lib.load_checkpoint(hidden, mapping=file)
   assert set(mapped.params) == set(found.params)

@@ -9,9 +9,10 @@ import numpy as np
 from semppl_jax import config, structs
 from semppl_jax.distributed import parallel
 from semppl_jax.models import encoders, networks
-from semppl_jax.train import loop, runs
+from semppl_jax.train import loop
+from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
-from semppl_jax.weights import weight_files
+from semppl_jax.weights import files as files_lib
 
 NUM_CLASSES = 3
 # Where JAX 0.7 has it, and where it is now.
@@ -74,8 +75,8 @@ def write_checkpoint(path, num_classes, image_size=8):
 
   shapes = jax.eval_shape(nets.init, jax.random.key(0), images)
   params, state = jax.tree_util.tree_map_with_path(draw, shapes)
-  contents = weight_files.Contents(params, state, 5, 'safetensors')
-  weight_files.write_safetensors(path, contents)
+  contents = files_lib.Contents(params, state, 5, 'safetensors')
+  files_lib.write_safetensors(path, contents)
   return str(path)
 
 
@@ -96,7 +97,7 @@ def frozen(cfg):
 
 def first_state(run, num_devices):
   devices = jax.devices()[:num_devices]
-  return runs.initial_state(run._replace(devices=devices))
+  return run_lib.initial_state(run._replace(devices=devices))
 
 
 def portable(run):
@@ -111,7 +112,7 @@ def map_step(step_fn, num_devices):
 
 def run_steps(mapped, state, batches, num_devices, seed=0, parts=1):
   """Takes steps; returns the last state, and metrics and labels of each."""
-  state = parallel.place(state, jax.devices()[:num_devices])
+  state = parallel.put_sharded(state, jax.devices()[:num_devices])
   seen = []
   for batch in batches:
     state, scalars, labels = mapped(
@@ -123,7 +124,7 @@ def run_steps(mapped, state, batches, num_devices, seed=0, parts=1):
 
 
 def prepare(method='semppl', **changes):
-  return runs.prepare(make_config(method, num_devices=1, **changes))
+  return run_lib.prepare(make_config(method, num_devices=1, **changes))
 
 
 def remember_steps(monkeypatch):

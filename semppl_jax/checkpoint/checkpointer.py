@@ -18,9 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from semppl_jax.checkpoint import checksums, folder, upgrade, writing
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
-from semppl_jax.utils import differences
+from semppl_jax.utils import diff
 
 _DAMAGED = 'damaged'  # where a damaged checkpoint is put, beside the others
 # Where one goes before it is deleted, file by file: a process that is killed
@@ -85,9 +85,9 @@ class Checkpointer:
     """
     self._writes = True
     self._wait()
-    if hosts.agree(self._is_complete(step)):
+    if processes.broadcast_from_first(self._is_complete(step)):
       return
-    hosts.together(lambda: writing.probe(self._folder))
+    processes.run_on_all(lambda: writing.probe(self._folder))
     self._delete_incomplete()
     leaves = {name: _own_copy(x) for name, x in _named(arrays).items()}
     document = json.loads(
@@ -114,7 +114,9 @@ class Checkpointer:
     """Deletes the checkpoints of all later steps."""
     self._writes = True
     self._wait()
-    for later in hosts.agree([n for n in self._steps() if n > step]):
+    for later in processes.broadcast_from_first(
+      [n for n in self._steps() if n > step]
+    ):
       self._manager.delete(later)
 
   def latest_step(self, up_to: int | None = None) -> int | None:
@@ -127,7 +129,7 @@ class Checkpointer:
     steps = self._steps()
     if up_to is not None:
       steps = [n for n in steps if n <= up_to]
-    return hosts.agree(max(steps, default=None))
+    return processes.broadcast_from_first(max(steps, default=None))
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any], int]:
     """Reads the newest whole checkpoint.
@@ -148,7 +150,7 @@ class Checkpointer:
         structure.
     """
     self._wait()
-    steps = hosts.agree(self._steps())
+    steps = processes.broadcast_from_first(self._steps())
     if not steps:
       raise UserError(f'No checkpoint in {self._folder}: train first.')
     damaged: dict[int, str] = {}
@@ -160,7 +162,7 @@ class Checkpointer:
         error = e
       is_damage = error is None or isinstance(error, folder.DamagedError)
       # What one process sees, all must know of.
-      told = hosts.exchange([error and str(error), is_damage])
+      told = processes.allgather_json([error and str(error), is_damage])
       reasons = [reason for reason, _ in told if reason]
       if not all(harmless for _, harmless in told):
         raise error or UserError(reasons[0])
@@ -180,9 +182,9 @@ class Checkpointer:
     there = document['leaves']
     for name in upgrade.surplus(there, wanted, document['format']):
       del there[name]
-    differing = differences.between(there, wanted)
+    differing = diff.between(there, wanted)
     if differing:
-      what = differences.first_few(differing)
+      what = diff.first_few(differing)
       raise UserError(
         f'Checkpoint {where} does not fit these settings: {what}. '
         'Use the settings that wrote it, or another --workdir.'
@@ -205,7 +207,7 @@ class Checkpointer:
         self._tell(f'{reason} It is now {place}; the one before is taken.')
 
     if damaged:
-      hosts.together(move, first_only=True)
+      processes.run_on_all(move, first_only=True)
       self._manager.reload()
 
   def close(self) -> None:
@@ -238,7 +240,7 @@ class Checkpointer:
   def _make_room(self) -> None:
     """Deletes what was put aside for it, also by a life that was killed."""
     # Who only reads must not touch what another process writes.
-    if self._writes and hosts.is_first():
+    if self._writes and processes.is_first():
       shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
   def _check_written(self) -> None:
@@ -252,7 +254,7 @@ class Checkpointer:
   def _delete_incomplete(self) -> None:
     # Only before a save: see `_make_room`.
     steps = [n for n in self._manager.all_steps() if not self._is_complete(n)]
-    for step in hosts.agree(steps):
+    for step in processes.broadcast_from_first(steps):
       self._manager.delete(step)
 
 
@@ -282,7 +284,7 @@ def _checksums(leaves: Mapping[str, Any]) -> dict[str, checksums.Parts]:
   mine = {
     name: checksums.of(leaf)
     for name, leaf in leaves.items()
-    if hosts.is_first() or is_shared(leaf)
+    if processes.is_first() or is_shared(leaf)
   }
-  every = hosts.exchange(mine)
+  every = processes.allgather_json(mine)
   return {n: sum((parts.get(n, []) for parts in every), []) for n in leaves}

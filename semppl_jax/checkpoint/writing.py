@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax
 
 from semppl_jax.checkpoint import folder
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
 
 
@@ -43,7 +43,7 @@ def probe(place: pathlib.Path) -> None:
     UserError: it cannot be done.
   """
   # Of one name for ever, so that one that could not be removed does not stay.
-  trial = place / f'.probe-{hosts.index()}'
+  trial = place / f'.probe-{processes.index()}'
   with guarded(place):
     trial.mkdir(exist_ok=True)
     trial.rmdir()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from absl import logging
 
 from semppl_jax import config
-from semppl_jax.data import images, patience
+from semppl_jax.data import images, retry
 from semppl_jax.errors import UserError
 
 SUFFIXES = (
@@ -34,7 +34,7 @@ def read(path: str) -> bytes:
       return file.read()
 
   try:
-    return patience.read(once, path)
+    return retry.read(once, path)
   except OSError as e:
     raise images.Unreadable(e.strerror or type(e).__name__) from e
 

@@ -16,9 +16,10 @@ from absl import logging
 from semppl_jax import structs
 from semppl_jax.data import images as images_lib
 from semppl_jax.data import masks as masks_lib
-from semppl_jax.data import order as order_lib
-from semppl_jax.data import reading, sources
-from semppl_jax.data.canvas import Images
+from semppl_jax.data import sampler as order_lib
+from semppl_jax.data import sources
+from semppl_jax.data import workers as workers_lib
+from semppl_jax.data.collate import Images
 from semppl_jax.errors import UserError
 
 # So many unreadable images in a row are no accident: the disk is gone, say.
@@ -74,7 +75,7 @@ def batches(
     host_count: H.
     parts: m, of a batch that is taken in parts: each part is shared by all
       hosts, and this one gets its slice of each, part after part.
-    labelled_share: see `order.lay_out`.
+    labelled_share: see `sampler.make_sampler`.
     workers: processes that read and decode; 0: this one. Grain starts them
       only where absl's command line is parsed, as `main` does.
     threads: that read and decode where there are no workers; 0: none; None: as
@@ -102,7 +103,7 @@ def batches(
     raise UserError('The data set has no training image.')
   if len(labels) != len(source):
     raise ValueError(f'{len(labels)} labels for {len(source)} images.')
-  plan = order_lib.lay_out(
+  plan = order_lib.make_sampler(
     labels, seed=seed, batch_size=batch_size, labelled_share=labelled_share
   )
   per_host = batch_size // host_count
@@ -116,8 +117,8 @@ def batches(
     parts=parts,
     images=images,
   )
-  pieces = reading.Pieces(record, num_steps * per_host, per_host, images)
-  every = reading.batches(pieces, source.encoded, workers, threads)
+  pieces = workers_lib.Pieces(record, num_steps * per_host, per_host, images)
+  every = workers_lib.batches(pieces, source.encoded, workers, threads)
   return _training_batches(every, source, images, on_unreadable)
 
 
@@ -147,10 +148,10 @@ def in_order(
   Raises:
     UserError: an image that cannot be decoded, if that is an error.
   """
-  pieces = reading.Pieces(
+  pieces = workers_lib.Pieces(
     _InOrder(source, images), len(source), batch_size, images
   )
-  every = reading.batches(pieces, source.encoded, workers, threads)
+  every = workers_lib.batches(pieces, source.encoded, workers, threads)
   tell = _Teller(source, images, on_unreadable)
   for x in every:
     tell(x['unreadable'])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semppl_jax import config
-from semppl_jax.data import images, patience, sources, tfds_index
+from semppl_jax.data import images, retry, sources, tfds_index
 from semppl_jax.data.sources import Record, Source
 from semppl_jax.errors import UserError
 
@@ -243,8 +243,8 @@ class _Records:
 
   def __getitem__(self, index: int) -> Record:
     try:
-      once = lambda: patience.record(self._data, index)
-      data = patience.read(once, sources.name(self, index))
+      once = lambda: retry.record(self._data, index)
+      data = retry.read(once, sources.name(self, index))
       image = tfds_index.example(data)[self._image].bytes_list.value[0]
     except UserError:
       raise

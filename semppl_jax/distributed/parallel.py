@@ -51,32 +51,32 @@ def map_evaluation(
   return jax.pmap(forward, axis_name=AXIS, in_axes=(0, 0), devices=devices)
 
 
-def index() -> jax.Array:
+def axis_index() -> jax.Array:
   """This device's place on the axis, [] int32, inside a mapped function."""
   return jax.lax.axis_index(AXIS)
 
 
-def places(per_device: int) -> jax.Array:
+def global_indices(per_device: int) -> jax.Array:
   """Places of this device's images in the global batch, [b] int32."""
-  return index() * per_device + jnp.arange(per_device)
+  return axis_index() * per_device + jnp.arange(per_device)
 
 
-def size() -> int:
+def axis_size() -> int:
   """The number of devices on the axis, a Python int at trace time."""
   return jax.lax.axis_size(AXIS)
 
 
-def mean(tree: Any) -> Any:
+def pmean(tree: Any) -> Any:
   """Mean over devices of every leaf."""
   return jax.lax.pmean(tree, AXIS)
 
 
-def largest(x: jax.Array) -> jax.Array:
+def pmax(x: jax.Array) -> jax.Array:
   """The largest of the devices' values."""
   return jax.lax.pmax(x, AXIS)
 
 
-def gather(x: jax.Array, axis: int = 0) -> jax.Array:
+def all_gather(x: jax.Array, axis: int = 0) -> jax.Array:
   """Joins the devices' parts along `axis`: [.., b, ..] -> [.., B, ..]."""
   return jax.lax.all_gather(x, AXIS, axis=axis, tiled=True)
 
@@ -99,15 +99,15 @@ def masked_mean(
   """
   total = jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
   if everyones is None:
-    count, share = jax.lax.psum(jnp.sum(mask), AXIS), size()
+    count, share = jax.lax.psum(jnp.sum(mask), AXIS), axis_size()
   else:
     count, share = jnp.sum(everyones), len(everyones) // len(mask)
   return share * total / jnp.maximum(count, 1)
 
 
-def own(x: jax.Array) -> jax.Array:
+def local_slice(x: jax.Array) -> jax.Array:
   """This device's part of what all know: [B, ..] -> [b, ..]."""
-  return x[places(len(x) // size())]
+  return x[global_indices(len(x) // axis_size())]
 
 
 def some_devices(number: int) -> list[jax.Device]:
@@ -131,7 +131,7 @@ def some_devices(number: int) -> list[jax.Device]:
   return devices[: number or len(devices)]
 
 
-def here(devices: Sequence[jax.Device]) -> list[jax.Device]:
+def local_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
   """Those of the devices that belong to this host."""
   return [d for d in devices if d.process_index == jax.process_index()]
 
@@ -159,7 +159,7 @@ def replicate(tree: Any, num_devices: int) -> Any:
   return jax.tree.map(copies, tree)
 
 
-def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
+def put_sharded(tree: Any, devices: Sequence[jax.Device]) -> Any:
   """Puts part i of every leaf on this host's device i, as a mapped step does.
 
   A state that lies elsewhere would be moved at the first step, and the second
@@ -169,7 +169,7 @@ def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
     tree: leaves [D, ...], or of a host's part of D devices.
     devices: all devices of the job.
   """
-  mine = here(devices)
+  mine = local_devices(devices)
   if not getattr(jax.config, 'jax_pmap_shmap_merge', True):
     # The pmap of JAX 0.7 has a layout of its own.
     default = functools.partial(jax.sharding.PmapSharding.default, devices=mine)
@@ -180,7 +180,9 @@ def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
   return jax.device_put(tree, layout)
 
 
-def joined(x: jax.Array, devices: Sequence[jax.Device], axis: int) -> jax.Array:
+def global_array(
+  x: jax.Array, devices: Sequence[jax.Device], axis: int
+) -> jax.Array:
   """All devices' parts as one array that lies where they lie.
 
   Nothing travels: of several hosts, each sees its own parts only. A copy, so
@@ -200,7 +202,7 @@ def joined(x: jax.Array, devices: Sequence[jax.Device], axis: int) -> jax.Array:
   return jax.make_array_from_single_device_arrays(tuple(shape), layout, parts)
 
 
-def first(tree: Any) -> Any:
+def unreplicate(tree: Any) -> Any:
   """The first device's copy of every leaf (host side)."""
   return jax.tree.map(lambda x: x[0], tree)
 

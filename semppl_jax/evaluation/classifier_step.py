@@ -111,7 +111,7 @@ def train_step(
   grads, (bn_state, metrics) = jax.grad(_loss_fn, has_aux=True)(
     trained, fixed, state.online_state, images, batch.labels, setup
   )
-  grads, metrics = parallel.mean((grads, metrics))
+  grads, metrics = parallel.pmean((grads, metrics))
   share = schedules.learning_rate(
     state.step,
     base=1.0,
@@ -163,7 +163,7 @@ def _inputs(batch, base_key, step, setup):
   step_key = jax.random.fold_in(base_key, step)
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   return crops.train_crops(
-      fold(step_key, parallel.places(len(batch.labels))), batch.images,
+      fold(step_key, parallel.global_indices(len(batch.labels))), batch.images,
       size=cfg.size, area=cfg.area, aspect=cfg.aspect, flip=cfg.flip,
       sizes=batch.sizes,
   )  # fmt: skip

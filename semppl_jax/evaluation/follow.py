@@ -11,11 +11,11 @@ import ml_collections
 
 from semppl_jax import checkpoint
 from semppl_jax.config import eval_config
-from semppl_jax.distributed import hosts, parallel
+from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.evaluation import eval_tasks
-from semppl_jax.weights import released
-from semppl_jax.workdir import claims, metrics, run_log, stop_file
+from semppl_jax.evaluation import protocols
+from semppl_jax.weights import releases
+from semppl_jax.workdir import lock, metrics, run_log, stop_file
 
 
 def follow(
@@ -42,11 +42,11 @@ def follow(
   Raises:
     UserError: a setting that cannot work, or a checkpoint that is a file.
   """
-  hosts.alone('Evaluation')
+  processes.require_single('Evaluation')
   devices = parallel.some_devices(cfg.num_devices)
   eval_config.validate(cfg, len(devices))
   job = _folder(cfg)
-  with claims.claimed(workdir, cfg.to_dict(), ignore=eval_config.COSMETIC):
+  with lock.claimed(workdir, cfg.to_dict(), ignore=eval_config.COSMETIC):
     return _follow(cfg, workdir, job, sleep)
 
 
@@ -59,7 +59,7 @@ def _follow(
   seen: dict[int, dict[str, Any] | None] = {}  # results by step; None: deleted
   while True:
     # Looked at first: what the job saved before its results is seen below.
-    finished = (job / eval_tasks.RESULTS).exists()
+    finished = (job / protocols.RESULTS).exists()
     stop = stop_file.read(job)
     new = [
       n
@@ -78,18 +78,18 @@ def _follow(
         end = f'the job was {stop}' if stop else 'the job has ended'
         raise UserError(f'{job} has no good checkpoint: {end}.')
       if stop:
-        run_log.say(f'{job}: the job was {stop}: {stop.what}.')
+        run_log.info(f'{job}: the job was {stop}: {stop.what}.')
       return good[-1]
     if not new:
       there = '' if job.exists() else ' (there is no such folder yet)'
-      run_log.say(f'{job}: waiting for a checkpoint{there}.')
+      run_log.info(f'{job}: waiting for a checkpoint{there}.')
       sleep(cfg.follow_seconds)
 
 
 def _folder(cfg: ml_collections.ConfigDict) -> pathlib.Path:
   """The job's folder, which need not be there yet."""
   with contextlib.suppress(CheckpointError):
-    found = released.find(cfg.checkpoint)
+    found = releases.find(cfg.checkpoint)
     if found.is_file():
       raise UserError(
         f'follow is on, but checkpoint {cfg.checkpoint} is a file: give the '
@@ -104,7 +104,7 @@ def _evaluate(
 ) -> dict[str, Any] | None:
   """One checkpoint's results; None: the job has deleted it meanwhile."""
   try:
-    results = eval_tasks.run_task(
+    results = protocols.run_task(
       cfg, os.path.join(workdir, f'step_{step}'), step
     )
   except UserError:

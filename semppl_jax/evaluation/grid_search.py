@@ -14,8 +14,8 @@ import numpy as np
 
 from semppl_jax.data import sources
 from semppl_jax.errors import UserError
-from semppl_jax.evaluation import classifier_fit
-from semppl_jax.evaluation.eval_runs import EvalRun
+from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.train import watchdog
 from semppl_jax.workdir import metrics, run_log
 
@@ -101,20 +101,20 @@ def _held_out(
   labels = run.labels.copy()
   labels[rows] = -1
   held_out = sources.Rows(run.data.train, rows)
-  setup = classifier_fit.setup(run, labels, run.nets.encode, *rates)
+  setup = classifier_lib.setup(run, labels, run.nets.encode, *rates)
   if steps is not None:
     setup = setup._replace(total_steps=steps)
   try:
-    state, _ = classifier_fit.fit(
+    state, _ = classifier_lib.fit(
       run, setup, run.data.train, labels, str(workdir)
     )
-    predictions = classifier_fit.predict(run, state, held_out)
+    predictions = classifier_lib.predict(run, state, held_out)
     result = _judge(predictions, held_out.labels, measure)
   except watchdog.NotFiniteError:
     result = {'top1': 0.0, 'top5': 0.0, 'loss': None}
   if result['loss'] is None or not math.isfinite(result['loss']):
     result['loss'] = None
-  run_log.say(
+  run_log.info(
     f'learning rates {rates[0]:g}, encoder {rates[1]:g}: '
     f'{_score(result):.1%} of {len(rows)} held-out images'
     f'{", not finite" if result["loss"] is None else ""}'
@@ -136,7 +136,7 @@ def _share(run: EvalRun) -> np.ndarray:
 
 
 def _judge(
-  predictions: classifier_fit.Predictions,
+  predictions: classifier_lib.Predictions,
   labels: np.ndarray,
   measure: Measure | None,
 ) -> dict[str, Any]:

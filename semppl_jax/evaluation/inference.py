@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from semppl_jax.data import pipeline, sources
-from semppl_jax.distributed import hosts, parallel
+from semppl_jax.distributed import parallel, processes
 
 
 def over_images(
@@ -40,8 +40,8 @@ def over_images(
   """
   mapped = parallel.map_evaluation(forward, devices)
   size = -(-batch_size // len(devices)) * len(devices)
-  per_host = size // hosts.count()
-  local = len(parallel.here(devices))
+  per_host = size // processes.count()
+  local = len(parallel.local_devices(devices))
   mine = _rows(len(source), size, per_host)
   inputs = pipeline.in_order(
     sources.Rows(source, mine), batch_size=per_host, workers=workers,
@@ -55,7 +55,9 @@ def over_images(
     outputs = mapped(state, parallel.shard(filled, local))
     columns = [*map(parallel.unshard, outputs), np.resize(known, per_host)]
     count = min(size, len(source) - start)
-    parts.append([np.concatenate(hosts.gather(x))[:count] for x in columns])
+    parts.append(
+      [np.concatenate(processes.allgather(x))[:count] for x in columns]
+    )
   *found, readable = (np.concatenate(column) for column in zip(*parts))
   return found, readable
 
@@ -67,7 +69,7 @@ def _rows(count: int, size: int, per_host: int) -> np.ndarray:
   """
   rows = []
   for start in range(0, count, size):
-    begin = start + hosts.index() * per_host
+    begin = start + processes.index() * per_host
     own = np.arange(begin, min(begin + per_host, start + size, count))
     rows.append(own if len(own) else np.zeros(1, int))
   return np.concatenate(rows) if rows else np.zeros(0, int)

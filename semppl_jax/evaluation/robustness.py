@@ -27,8 +27,10 @@ import numpy as np
 from semppl_jax.data import label_maps, robustness_sets
 from semppl_jax.data.robustness_sets import ALL_CLASSES
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.evaluation import classifier_fit, classifier_step, eval_runs
-from semppl_jax.evaluation.eval_runs import EvalRun
+from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation import classifier_step
+from semppl_jax.evaluation import setup as setup_lib
+from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.workdir import metrics, run_log, tables
 
 _HEADS = ('test set', 'variant', 'top-1', 'top-5', 'images', 'measure')
@@ -59,7 +61,7 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       cannot be read; a checkpoint without a classifier of 1000 classes.
   """
   parts = robustness_sets.parts(cfg.robustness.sets)
-  run = eval_runs.without_data(cfg)
+  run = setup_lib.without_data(cfg)
   _check_classifier(run)
   files = {
     name: pathlib.Path(workdir, 'sets', f'{name}.json') for name in parts
@@ -72,11 +74,11 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     cfg.robustness.objectnet,
   )
   absent = _check_missing(cfg, missing, [n for n in parts if n not in missing])
-  run_log.say(f'{cfg.checkpoint}: {run.weights}')
-  with eval_runs.claimed(run, workdir):
+  run_log.info(f'{cfg.checkpoint}: {run.weights}')
+  with setup_lib.claimed(run, workdir):
     if scores:
       ready = f'{len(scores)} of {len(parts)} sets are finished'
-      run_log.say(f'{workdir}: {ready}.')
+      run_log.info(f'{workdir}: {ready}.')
     state = _state(run) if openers else None
     for name, open_set in openers.items():
       scores[name] = _evaluate(run, state, name, open_set())
@@ -148,7 +150,7 @@ def _state(run: EvalRun) -> classifier_step.ClassifierState:
   """The checkpoint's weights on all devices."""
   params, bn_state = run.weights.params, run.weights.state
   state = classifier_step.ClassifierState(np.int32(0), params, bn_state, ())
-  return eval_runs.on_devices(run, state)
+  return setup_lib.on_devices(run, state)
 
 
 def _evaluate(
@@ -166,7 +168,7 @@ def _evaluate(
     cfg=ml_collections.FrozenConfigDict(settings),
     unreadable=run_log.Unreadable(),  # other sets have images of these names
   )
-  logits, readable = classifier_fit.predict(run, state, data.source)
+  logits, readable = classifier_lib.predict(run, state, data.source)
   if not np.isfinite(logits).all():
     raise CheckpointError(
       f'{name}: the classifier in {run.cfg.checkpoint} gives NaN or infinity.'
@@ -181,7 +183,7 @@ def _evaluate(
   if len(data.among) < len(ALL_CLASSES):
     scores['unrestricted'] = score(ALL_CLASSES)
   count = int(counted.sum())
-  run_log.say(f'{name}: top-1 {scores["top1"]:.1%} of {count:,} images.')
+  run_log.info(f'{name}: top-1 {scores["top1"]:.1%} of {count:,} images.')
   return scores | {
     'classes': len(data.among),
     'images': count,

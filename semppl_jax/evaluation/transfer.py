@@ -20,8 +20,10 @@ from semppl_jax import config
 from semppl_jax.data import transfer_sets
 from semppl_jax.data.transfer_sets import SETS, TransferSet
 from semppl_jax.errors import UserError
-from semppl_jax.evaluation import classifier_fit, eval_runs, grid_search, probes
-from semppl_jax.evaluation.eval_runs import EvalRun
+from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation import grid_search, probes
+from semppl_jax.evaluation import setup as setup_lib
+from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.workdir import metrics, run_log, tables
 
 _HEADS = (
@@ -58,17 +60,17 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> Results:
       is not there.
     Interrupted: SIGINT or SIGTERM while fine-tuning; its last step is saved.
   """
-  run = eval_runs.without_data(cfg)
+  run = setup_lib.without_data(cfg)
   _check(cfg)
   names = list(cfg.transfer.sets)
   folder = pathlib.Path(workdir, 'sets')
   done = {name: metrics.read_json(folder / f'{name}.json') for name in names}
   done = {name: results for name, results in done.items() if results}
   found, missing = _open(cfg, names, done)
-  run_log.say(f'{cfg.checkpoint}: {run.weights}')
+  run_log.info(f'{cfg.checkpoint}: {run.weights}')
   middle = f'the middle {cfg.crops.center:.1%} at {cfg.crops.size} px'
-  run_log.say(f'Transfer, {cfg.transfer.mode}; images: {middle}.')
-  with eval_runs.claimed(run, workdir):
+  run_log.info(f'Transfer, {cfg.transfer.mode}; images: {middle}.')
+  with setup_lib.claimed(run, workdir):
     for name, opened in found.items():
       folder.mkdir(exist_ok=True)
       done[name] = _evaluate(run, name, opened, pathlib.Path(workdir))
@@ -129,7 +131,7 @@ def _evaluate(
   """What the encoder is worth on a data set."""
   begun = time.monotonic()
   data, measure = opened.data, SETS[name].measure
-  run_log.say(
+  run_log.info(
     f'{name}: {len(data.train):,} images to train on, of which '
     f'{len(opened.validation):,} choose settings; {len(data.test):,} to test.'
   )
@@ -152,7 +154,7 @@ def _evaluate(
     'top1': probes.top1(predicted, truth),
     'seconds': time.monotonic() - begun,
   }
-  run_log.say(
+  run_log.info(
     f'{name}: {results["score"]:.1%} {measure} with {_settings(results)}.'
   )
   return results
@@ -164,11 +166,11 @@ def _linear(
   """Logistic regression on the frozen encoder's features."""
   cfg = run.cfg.transfer
   params, bn_state = (
-    eval_runs.on_devices(run, tree)
+    setup_lib.on_devices(run, tree)
     for tree in (run.weights.params, run.weights.state)
   )
-  features, known = eval_runs.embed(run, run.data.train, params, bn_state)
-  queries, readable = eval_runs.embed(run, run.data.test, params, bn_state)
+  features, known = setup_lib.embed(run, run.data.train, params, bn_state)
+  queries, readable = setup_lib.embed(run, run.data.test, params, bn_state)
   if not (np.isfinite(features).all() and np.isfinite(queries).all()):
     raise UserError(f"{name}: the encoder's features are not finite.")
   held_out = np.isin(np.arange(len(known)), validation)[known]
@@ -198,12 +200,12 @@ def _warn(
   place = int(np.argmax(chosen.scores))
   if cfg.num_l2 > 1 and place in (0, cfg.num_l2 - 1):
     which = 'strongest' if place == 0 else 'weakest'
-    run_log.say(
+    run_log.info(
       f'{name}: the {which} penalty, {chosen.l2:g}, is the best: set another '
       'transfer.l2.'
     )
   if chosen.unfinished:
-    run_log.say(
+    run_log.info(
       f'{name}: {chosen.unfinished} of {cfg.num_l2 + 1} fits stopped before '
       f'they converged (transfer.max_iterations {cfg.max_iterations}).'
     )
@@ -222,12 +224,12 @@ def _fine_tune(
   rates, score = grid_search.search(
     run, str(folder / 'grid'), rows=validation, steps=steps, measure=measure
   )
-  setup = classifier_fit.setup(run, run.labels, nets.encode, *rates)
+  setup = classifier_lib.setup(run, run.labels, nets.encode, *rates)
   setup = setup._replace(total_steps=steps)
-  state, _ = classifier_fit.fit(
+  state, _ = classifier_lib.fit(
     run, setup, run.data.train, run.labels, str(folder)
   )
-  logits, readable = classifier_fit.predict(run, state, run.data.test)
+  logits, readable = classifier_lib.predict(run, state, run.data.test)
   if not np.isfinite(logits).all():
     raise UserError(f'{name}: the classifier has become NaN or infinite.')
   chosen = {'learning_rate': rates[0], 'encoder_learning_rate': rates[1]}

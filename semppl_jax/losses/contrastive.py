@@ -16,7 +16,7 @@ from semppl_jax import errors
 STOP_GRADIENTS = ('entropy', 'teacher')
 
 
-def scores(
+def similarity_logits(
   online: jax.Array,
   positives: jax.Array,
   negatives: jax.Array,
@@ -56,7 +56,7 @@ def scores(
   return joined / temperature  # [V, W, b, 1 + n]
 
 
-def contrastive(logits: jax.Array) -> jax.Array:
+def info_nce(logits: jax.Array) -> jax.Array:
   """Mean over pairs of views of -log P[positive]; InfoNCE.
 
   Args:

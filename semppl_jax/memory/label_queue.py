@@ -80,7 +80,7 @@ def push(
   # No slot is written twice: the order of a scatter's writes is undefined.
   stays = labelled & (rank >= total - capacity)
   slots = (queue.count + rank) % capacity
-  local = slots - parallel.index() * here
+  local = slots - parallel.axis_index() * here
 
   # Out of range is dropped: past the end, that is; negative ones would wrap.
   slots = jnp.where(stays, slots, capacity)
@@ -148,7 +148,7 @@ def _search_shard(
   """
   num_views, here, _ = queue.embeddings.shape
   block = min(block_size, here)
-  first = parallel.index() * here
+  first = parallel.axis_index() * here
   newest = (queue.count - 1) % len(queue.labels) - first
   newest = jnp.where((newest >= 0) & (newest < here), newest, here - 1)
 
@@ -201,7 +201,9 @@ def _to_owners(found: jax.Array) -> jax.Array:
     [M, b, V_q, V_L, D * k], from all devices, for this device's images.
   """
   views, lookups, query_views, _, k = found.shape
-  found = found.reshape((views, lookups, query_views, parallel.size(), -1, k))
+  found = found.reshape(
+    (views, lookups, query_views, parallel.axis_size(), -1, k)
+  )
   found = jax.lax.all_to_all(found, parallel.AXIS, split_axis=3, concat_axis=4)
   # [V_L, M, V_q, b, D, k]
   found = found.transpose(1, 3, 2, 0, 4, 5)
@@ -251,7 +253,7 @@ def fetch(queue: LabelQueue, slots: jax.Array) -> jax.Array:
     [S, V_L, b, d] for this device's images.
   """
   here = queue.embeddings.shape[1]
-  local = slots.T - parallel.index() * here  # [S, B]
+  local = slots.T - parallel.axis_index() * here  # [S, B]
   mine = (local >= 0) & (local < here)  # never where the slot is -1
   rows = queue.embeddings[:, jnp.where(mine, local, 0)]  # [V_L, S, B, d]
   rows = jnp.where(mine[..., None], rows, 0.0)

@@ -59,7 +59,7 @@ def build(
     # Pseudo-labels: a vote among the nearest labelled images; labels overrule.
     queries = _queries(online[:large], targets, inputs.batch.step, cfg, facts)
     labels, votes = assign_labels(queries, inputs, queue, cfg, facts)  # [b]
-    all_labels = parallel.gather(labels)  # [B]
+    all_labels = parallel.all_gather(labels)  # [B]
 
     # Semantic positives: labelled images with the same (pseudo-)label.
     slots, exists = label_queue.sample_positives(
@@ -69,7 +69,7 @@ def build(
       num_draws=cfg.loss.num_semantic_positives,
     )  # [B, S], [B]
     positives = label_queue.fetch(queue, slots)  # [S, V_L, b, d]
-    has_positive = parallel.own(exists)  # [b]
+    has_positive = parallel.local_slice(exists)  # [b]
 
     # Negatives: other images of the global batch, the same in all four terms.
     others, present = negatives.sample(
@@ -80,7 +80,7 @@ def build(
       exclude_same_label=cfg.loss.exclude_same_label,
     )  # [b, n], [b, n]
     against = inputs.shared[:, others]  # [V_L, b, n, d]
-    logits = lambda chosen: contrastive.scores(
+    logits = lambda chosen: contrastive.similarity_logits(
       online, chosen, against, temperature=cfg.loss.temperature, mask=present
     )
     augm = logits(targets)  # [V, V_L, b, 1 + n]
@@ -156,7 +156,7 @@ def assign_labels(
     (Pseudo-)labels [b] int32, -1: none; and metrics. The accuracy on labelled
     images is that of a second look-up, blind to the image's own entries.
   """
-  queries = parallel.gather(queries, axis=1)  # [V_L, B, d]
+  queries = parallel.all_gather(queries, axis=1)  # [V_L, B, d]
   blind_to = jnp.stack([jnp.full_like(inputs.ids, -2), inputs.ids])  # [2, B]
   found = label_queue.nearest(
     queue, queries, blind_to, k=cfg.queue.k, block_size=cfg.queue.block_size
@@ -167,12 +167,12 @@ def assign_labels(
   if cfg.queue.balance:
     # Among all images of the batch, which is why it is not taken in parts.
     balanced = pseudo_labels.balance(
-      parallel.gather(found.labels[0]),
+      parallel.all_gather(found.labels[0]),
       ~all_known,
       jnp.asarray(facts.class_share),
       strength=cfg.queue.balance,
     )
-    vote, vote_share = map(parallel.own, balanced)
+    vote, vote_share = map(parallel.local_slice, balanced)
   labels = pseudo_labels.assign(
     vote, vote_share, inputs.labels, cfg.queue.min_share
   )
@@ -227,8 +227,8 @@ def loss_terms(
   over_draws = lambda f: jax.vmap(f)(sempos).mean(axis=0)  # [b]
   mean = parallel.masked_mean
   return {
-    'loss_augm': mean(contrastive.contrastive(augm), counted),
-    'loss_sempos': mean(over_draws(contrastive.contrastive), counted_sempos),
+    'loss_augm': mean(contrastive.info_nce(augm), counted),
+    'loss_sempos': mean(over_draws(contrastive.info_nce), counted_sempos),
     'inv_augm': mean(invariance(augm), counted),
     'inv_sempos': mean(over_draws(invariance), counted_sempos),
   }
@@ -253,7 +253,7 @@ def predict(
   cfg: ml_collections.FrozenConfigDict,
 ) -> jax.Array:
   """[b] int32 labels by a vote in the queue; -1: it is empty."""
-  queries = parallel.gather(l2_normalize(outputs['prediction']), axis=1)
+  queries = parallel.all_gather(l2_normalize(outputs['prediction']), axis=1)
   nobody = jnp.full((1, queries.shape[1]), -2, jnp.int32)
   found = label_queue.nearest(
     queue, queries, nobody, k=cfg.queue.k, block_size=cfg.queue.block_size

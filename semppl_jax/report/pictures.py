@@ -16,7 +16,7 @@ from semppl_jax.data import images as images_lib
 from semppl_jax.data import pipeline
 from semppl_jax.report import markup, predictions
 from semppl_jax.report.markup import Html, tag
-from semppl_jax.train.runs import Run
+from semppl_jax.train.run import TrainRun
 
 _SMALL = 48  # pixels of a side; below, pixels are shown as squares
 _LARGEST = 112  # larger images are shrunk to that
@@ -42,7 +42,7 @@ def picture(pixels: np.ndarray, alt: str) -> Html:
   )  # fmt: skip
 
 
-def views_of(run: Run) -> Html:
+def views_of(run: TrainRun) -> Html:
   """The first training images, and what the networks see of each."""
   cfg, source = run.cfg, run.data.train
   count = min(_VIEWED, len(source))
@@ -106,7 +106,7 @@ def _strip(
   return tag('div', *cells, class_='strip')
 
 
-def gallery(run: Run, said: predictions.Predictions) -> Html:
+def gallery(run: TrainRun, said: predictions.Predictions) -> Html:
   """Unlabelled images, their nearest labelled ones, and what is predicted."""
   predicted = said.labels >= 0
   if not predicted.any():
@@ -130,7 +130,7 @@ def gallery(run: Run, said: predictions.Predictions) -> Html:
 
 
 def _card(
-  run: Run, said: predictions.Predictions, i: int, kind: str, mark: str
+  run: TrainRun, said: predictions.Predictions, i: int, kind: str, mark: str
 ) -> Html:
   label = _name(run, said.labels[i])
   query = _figure(
@@ -149,7 +149,9 @@ def _card(
   return tag('div', query, tag('div', verdict, nearest), class_=f'card {kind}')
 
 
-def _nearest(run: Run, said: predictions.Predictions, i: int) -> list[Html]:
+def _nearest(
+  run: TrainRun, said: predictions.Predictions, i: int
+) -> list[Html]:
   """Labelled neighbours, nearest first."""
   return [
     _figure(
@@ -161,7 +163,7 @@ def _nearest(run: Run, said: predictions.Predictions, i: int) -> list[Html]:
   ]
 
 
-def _thumbnail(run: Run, row: int, what: str) -> Html:
+def _thumbnail(run: TrainRun, row: int, what: str) -> Html:
   """A training image as the network sees it in evaluation."""
   label = _name(run, run.data.train.labels[row])
   try:
@@ -175,12 +177,12 @@ def _figure(image: Html, *caption: Any, kind: str | None = None) -> Html:
   return tag('figure', image, tag('figcaption', *caption), class_=kind)
 
 
-def _class(run: Run, label: int) -> Html:
+def _class(run: TrainRun, label: int) -> Html:
   """A class's name below an image; a long one is cut off, and in its title."""
   return tag('b', _name(run, label), title=_name(run, label))
 
 
-def _name(run: Run, label: int) -> str:
+def _name(run: TrainRun, label: int) -> str:
   return name(run.data.class_names, label)
 
 

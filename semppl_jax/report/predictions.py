@@ -11,7 +11,7 @@ from semppl_jax import checkpoint, config
 from semppl_jax.data import pipeline, sources
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import encoder_scores
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.workdir import stop_file
 
@@ -40,12 +40,12 @@ class Labelled(NamedTuple):
 class Network(NamedTuple):
   """A run whose data set is at hand, with the newest checkpoint's network."""
 
-  run: runs.Run
+  run: run_lib.TrainRun
   state: state_lib.TrainState
   step: int
 
 
-def prepare(settings: Mapping[str, Any]) -> runs.Run:
+def prepare(settings: Mapping[str, Any]) -> run_lib.TrainRun:
   """Data, labels and networks of a run's settings, on one device.
 
   Raises:
@@ -62,10 +62,10 @@ def prepare(settings: Mapping[str, Any]) -> runs.Run:
   # The run may have had devices that are not here; nothing depends on them.
   cfg.num_devices = cfg.accumulate = 1
   cfg.dataset.workers = 0
-  return runs.prepare(cfg)
+  return run_lib.prepare(cfg)
 
 
-def restore(run: runs.Run, folder: pathlib.Path) -> Network:
+def restore(run: run_lib.TrainRun, folder: pathlib.Path) -> Network:
   """The newest good checkpoint that can be read; nothing is set aside.
 
   Of a run that an alarm stopped, one of before; if there is none, the newest.
@@ -78,7 +78,7 @@ def restore(run: runs.Run, folder: pathlib.Path) -> Network:
     raise CheckpointError('There is no checkpoint yet.')
   if stop := stop_file.read(folder):
     steps = [n for n in steps if n <= stop.good] or steps
-  fresh = runs.initial_state(run)
+  fresh = run_lib.initial_state(run)
   reason: CheckpointError | None = None
   for step in reversed(steps):
     try:
@@ -168,7 +168,7 @@ def _features(network: Network, source: Any) -> encoder_scores.Features:
   )
 
 
-def crops(run: runs.Run) -> pipeline.Images:
+def crops(run: run_lib.TrainRun) -> pipeline.Images:
   """Images as evaluation sees them."""
   return pipeline.Images(
     crop=(run.cfg.views.large_size, run.cfg.evaluation.center)

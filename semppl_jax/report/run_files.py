@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from semppl_jax import config, pretraining
 from semppl_jax.errors import UserError
-from semppl_jax.train import resuming
+from semppl_jax.train import resume
 from semppl_jax.workdir import metrics, stop_file
 
 _CONFIG = 'config.json'
@@ -72,7 +72,7 @@ def _read(folder: pathlib.Path) -> RunFiles:
     config=config.upgrade(_mapping(folder / _CONFIG, lacking)),
     results=_mapping(folder / pretraining.RESULTS, lacking),
     rows=_rows(folder),
-    rollbacks=_lines(folder / resuming.ROLLBACKS),
+    rollbacks=_lines(folder / resume.ROLLBACKS),
     unreadable=_lines(folder / pretraining.UNREADABLE),
     changed=max(path.stat().st_mtime for path in present),
     lacking=lacking,

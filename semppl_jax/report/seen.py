@@ -9,7 +9,7 @@ from semppl_jax.errors import UserError
 from semppl_jax.report import charts, markup, pictures, predictions, results
 from semppl_jax.report.markup import Absent, Html, tag
 from semppl_jax.report.run_files import RunFiles
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from semppl_jax.workdir import plots
 
 _MOST_POINTS = 1000  # of the t-SNE
@@ -19,7 +19,7 @@ _FEWEST_POINTS = 5
 class Seen(NamedTuple):
   """What there is of a run beside its files; else the reason."""
 
-  run: runs.Run | None  # None: no data
+  run: run_lib.TrainRun | None  # None: no data
   unlabelled: predictions.Predictions | None
   test: predictions.Predictions | None
   tested: str  # which images `test` is about

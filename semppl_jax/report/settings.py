@@ -14,7 +14,7 @@ from semppl_jax.config import eval_config
 from semppl_jax.report import markup
 from semppl_jax.report.markup import Html, tag
 from semppl_jax.report.run_files import RunFiles
-from semppl_jax.utils import differences
+from semppl_jax.utils import diff
 
 _PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'scikit-learn')
 _ABSENT = '-'
@@ -24,13 +24,13 @@ def of_one(run: RunFiles) -> Html:
   """What differs from the defaults, and all of it on demand."""
   if not run.config:
     raise markup.Absent('There is no config.json: the settings are unknown.')
-  own = dict(differences.flat(run.config))
+  own = dict(diff.flat(run.config))
   standard = (
     eval_config.default()
     if run.is_evaluation
     else config.default(run.config.get('method', 'semppl'))
   )
-  usual = dict(differences.flat(json.loads(standard.to_json())))
+  usual = dict(diff.flat(json.loads(standard.to_json())))
   changed = [
     (_key(key), _text(value), _text(usual[key]) if key in usual else 'unknown')
     for key, value in own.items()
@@ -52,7 +52,7 @@ def of_one(run: RunFiles) -> Html:
 
 def of_several(runs: Sequence[RunFiles]) -> Html:
   """The settings that are not the same in all runs."""
-  flat = [dict(differences.flat(run.config)) for run in runs]
+  flat = [dict(diff.flat(run.config)) for run in runs]
   if not all(flat):
     without = ', '.join(run.name for run in runs if not run.config)
     raise markup.Absent(f'There is no config.json of {without}.')

@@ -9,19 +9,23 @@ import jax
 import numpy as np
 
 from semppl_jax import checkpoint
-from semppl_jax.distributed import hosts, parallel
+from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.train import (
   device_memory,
-  profiling,
-  resuming,
-  signals,
+  resume,
   watchdog,
+)
+from semppl_jax.train import (
+  profile as profile_lib,
+)
+from semppl_jax.train import (
+  stop as stop_lib,
 )
 from semppl_jax.workdir import metrics, run_log, stop_file
 
 
-class Job(NamedTuple):
+class LoopSettings(NamedTuple):
   """What a training needs besides its state and its input."""
 
   cfg: (
@@ -32,20 +36,20 @@ class Job(NamedTuple):
   workdir: str
   saver: checkpoint.Checkpointer
   parts: int = 1  # in which a batch is taken, see parallel.shard
-  profile_steps: tuple[int, int] = (0, 0)  # see profiling.Profile
+  profile_steps: tuple[int, int] = (0, 0)  # see profile_lib.Profile
 
 
 def fit(
-  job: Job,
+  job: LoopSettings,
   take: Callable[..., tuple],
   state: Any,
   inputs: Iterable[tuple[Any, Any]],
   *,
   to_host: Callable[[Any], Any],
-  describe: Callable[..., run_log.Describe] | None = None,
-  past: resuming.Past = resuming.Past(),  # noqa: B008, a tuple
+  describe: Callable[..., run_log.MetricsFormatter] | None = None,
+  past: resume.History = resume.History(),  # noqa: B008, a tuple
   watch: watchdog.Watchdog | None = None,
-) -> tuple[Any, resuming.Past]:
+) -> tuple[Any, resume.History]:
   """Takes all steps that are left.
 
   Args:
@@ -70,13 +74,13 @@ def fit(
       finished and saved, the same one on all hosts.
   """
   cfg = job.cfg
-  state = parallel.place(state, job.devices)
+  state = parallel.put_sharded(state, job.devices)
   start = int(state.step[0])
   watch = watch or watchdog.Watchdog()
   key = _key(cfg.seed, len(past.rollbacks))
   begun = time.monotonic()
   clock = lambda: past.seconds + time.monotonic() - begun
-  first = hosts.is_first()
+  first = processes.is_first()
   writer = metrics.MetricsWriter(job.workdir, step=start) if first else None
   log = run_log.Log(writer, cfg, job.total_steps, start, clock, watch.look)
 
@@ -94,38 +98,40 @@ def fit(
   def update(state, on_devices, batch, truth):
     state, scalars, *outputs = take(state, on_devices, stop.received, key)
     how = describe and describe(batch, truth, *outputs)
-    return state, scalars, log.add(scalars, how or run_log.plainly)
+    return state, scalars, log.add(scalars, how or run_log.identity)
 
-  profile = profiling.Profile(job.workdir, job.profile_steps)
+  profile = profile_lib.Profile(job.workdir, job.profile_steps)
   ready = contextlib.closing(parallel.prefetch(inputs, _sender(job)))
-  enough = _memory_explained(job)
-  with enough, log, signals.StopSignal() as stop, profile, ready as batches:
+  enough = _explain_memory(job)
+  with enough, log, stop_lib.StopSignal() as stop, profile, ready as batches:
     step = start
     for batch_and_truth in batches:
       profile.before(step + 1)
       state, scalars, step = update(state, *batch_and_truth)
       profile.after(step, scalars)
-      wanted = stop.received if hosts.count() == 1 else log.stop
+      wanted = stop.received if processes.count() == 1 else log.stop
       if wanted:
         save(step, state)
-        _leave(job.saver, step, wanted)
+        _save_and_exit(job.saver, step, wanted)
       if step % cfg.checkpoint_every_steps == 0 or step == job.total_steps:
         save(step, state)
     return state, now()
 
 
-def _sender(job: Job) -> Callable[[Any], Any]:
+def _sender(job: LoopSettings) -> Callable[[Any], Any]:
   """This host's part of a batch -> the same on its devices."""
-  number = len(parallel.here(job.devices))
+  number = len(parallel.local_devices(job.devices))
 
   def put(batch):
     shards = parallel.shard(batch, number, job.parts)
-    return parallel.place(shards, job.devices)
+    return parallel.put_sharded(shards, job.devices)
 
   return put
 
 
-def mapped(job: Job, step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
+def mapped(
+  job: LoopSettings, step_fn: Callable[..., tuple]
+) -> Callable[..., tuple]:
   """A step on all devices, compiled once, at its first call.
 
   Args:
@@ -135,8 +141,8 @@ def mapped(job: Job, step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
   Returns:
     (state, batch on the devices, signal received here, key) -> its results.
   """
-  on_all = parallel.map_step(_with_wish(step_fn), job.devices)
-  number = len(parallel.here(job.devices))
+  on_all = parallel.map_step(_with_stop_signal(step_fn), job.devices)
+  number = len(parallel.local_devices(job.devices))
 
   def take(state, batch, received, key):
     wish = np.full(number, received, np.int32)
@@ -151,7 +157,7 @@ def _key(seed: int, rollbacks: int) -> jax.Array:
   return jax.random.fold_in(key, rollbacks) if rollbacks else key
 
 
-def _with_wish(step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
+def _with_stop_signal(step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
   """A step that also tells every host which signal one of them has received.
 
   Its input is (batch, wish [] int32, 0: none); all hosts read the same number
@@ -161,12 +167,12 @@ def _with_wish(step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
   def step(state, inputs, key):
     batch, wish = inputs
     state, metrics, *outputs = step_fn(state, batch, key)
-    return state, metrics | {run_log.STOP: parallel.largest(wish)}, *outputs
+    return state, metrics | {run_log.STOP: parallel.pmax(wish)}, *outputs
 
   return step
 
 
-def _guarded(mapped: Any, arguments: tuple, job: Job) -> tuple:
+def _guarded(mapped: Any, arguments: tuple, job: LoopSettings) -> tuple:
   """A step; in one line what is wrong, if it does not fit into memory."""
   try:
     return mapped(*arguments)
@@ -188,7 +194,7 @@ def _guarded(mapped: Any, arguments: tuple, job: Job) -> tuple:
 
 
 @contextlib.contextmanager
-def _memory_explained(job: Job) -> Iterator[None]:
+def _explain_memory(job: LoopSettings) -> Iterator[None]:
   """The same where a step's outputs are waited for, as on CPUs."""
   try:
     yield
@@ -199,7 +205,11 @@ def _memory_explained(job: Job) -> Iterator[None]:
     raise UserError(line) from error
 
 
-def _leave(saver: checkpoint.Checkpointer, step: int, signal: int) -> None:
+def _save_and_exit(
+  saver: checkpoint.Checkpointer, step: int, signal: int
+) -> None:
   saver.close()  # first: a disk that is full is an error, not a goodbye
-  run_log.say(f'Stopped at step {step}, which is saved. Same command: goes on.')
-  raise signals.Interrupted(128 + signal)
+  run_log.info(
+    f'Stopped at step {step}, which is saved. Same command: goes on.'
+  )
+  raise stop_lib.Interrupted(128 + signal)

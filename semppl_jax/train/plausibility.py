@@ -18,9 +18,9 @@ _LOOKED_AT = 8  # images whose size is looked up
 def tell(run: Any) -> None:
   """Says what the data set left out, and all doubts, a line each."""
   for note in run.data.notes:
-    run_log.say(f'Note: {note}.')
+    run_log.info(f'Note: {note}.')
   for doubt in doubts(run):
-    run_log.say(f'Warning: {doubt}.')
+    run_log.info(f'Warning: {doubt}.')
 
 
 def doubts(run: Any) -> list[str]:

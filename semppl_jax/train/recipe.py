@@ -19,10 +19,11 @@ import ml_collections
 import numpy as np
 
 from semppl_jax import config
-from semppl_jax.data import datasets, subsets
+from semppl_jax.data import datasets
 from semppl_jax.data import images as images_lib
+from semppl_jax.data import labels as labels_lib
 from semppl_jax.data import masks as masks_lib
-from semppl_jax.distributed import hosts, parallel
+from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.models import heads as heads_lib
 from semppl_jax.models import networks
@@ -74,7 +75,9 @@ def complete(
   wanted = config.open_keys(cfg)
   if not wanted:
     return cfg
-  chosen = hosts.agree(hosts.together(lambda: _find(cfg, workdir, wanted)))
+  chosen = processes.broadcast_from_first(
+    processes.run_on_all(lambda: _find(cfg, workdir, wanted))
+  )
   cfg = cfg.copy_and_resolve_references()
   for key, value in chosen.items():
     value = tuple(value) if isinstance(value, list) else value
@@ -85,7 +88,7 @@ def complete(
 def _find(
   cfg: ml_collections.ConfigDict, workdir: str | None, wanted: list[str]
 ) -> dict[str, Any]:
-  if not hosts.is_first():
+  if not processes.is_first():
     return {}
   begun = workdir and config_file.read(workdir)
   if begun:
@@ -102,7 +105,7 @@ def _choose(
   seen = look(cfg, devices)
   known = {key: value for key, value in config.flat(cfg) if key not in wanted}
   colours = 'in colour' if seen.colour else 'in grey'
-  run_log.say(
+  run_log.info(
     f'Chosen for {seen.images:,} training images {colours}, {seen.side} px, '
     f'{seen.labelled:,} of them with a label, of {seen.classes:,} classes '
     '(what is given as --config.KEY=VALUE stays):'
@@ -128,7 +131,7 @@ def _take(choice: Choice, wanted: list[str], chosen: dict[str, Any]) -> None:
   if new:
     chosen |= new
     told = ', '.join(f'{key}={value}' for key, value in new.items())
-    run_log.say(f'  {told}: {choice.reason}')
+    run_log.info(f'  {told}: {choice.reason}')
 
 
 def look(cfg: ml_collections.ConfigDict, devices: list[jax.Device]) -> Look:
@@ -144,7 +147,7 @@ def look(cfg: ml_collections.ConfigDict, devices: list[jax.Device]) -> Look:
   if labels['fraction'] is None:
     labels['fraction'] = _fraction(cfg)
   labels['share'] = labels['share'] or 0.0
-  visible = subsets.visible_labels(
+  visible = labels_lib.visible_labels(
     ml_collections.ConfigDict(labels), data, cfg.dataset.path
   )
   side, colour = _sample(data.train)
@@ -175,7 +178,7 @@ def _masks(path: str, fingerprint: str) -> str:
   try:
     masks_lib.Masks(str(folder), fingerprint)
   except UserError as error:
-    run_log.say(f'Note: {error} Trained without masks.')
+    run_log.info(f'Note: {error} Trained without masks.')
     return ''
   return str(folder)
 

@@ -78,7 +78,7 @@ def to_host(
   def whole(x, axis):
     if axis < 0:
       return np.asarray(x.addressable_shards[0].data)[0]
-    joined = parallel.joined(x, devices, axis=axis)
+    joined = parallel.global_array(x, devices, axis=axis)
     return np.asarray(joined) if joined.is_fully_addressable else joined
 
   return _map(whole, state, method)
@@ -120,7 +120,7 @@ def from_host(
   Raises:
     UserError: the devices cannot have equal parts of the memory.
   """
-  here = [devices.index(device) for device in parallel.here(devices)]
+  here = [devices.index(device) for device in parallel.local_devices(devices)]
 
   def parts(x, axis):
     if axis < 0:
@@ -134,7 +134,7 @@ def from_host(
     shards = xp.split(xp.asarray(x), len(devices), axis=axis)
     return xp.stack([shards[i] for i in here])
 
-  return parallel.place(_map(parts, state, method), devices)
+  return parallel.put_sharded(_map(parts, state, method), devices)
 
 
 def _map(

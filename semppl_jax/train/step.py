@@ -96,7 +96,7 @@ def train_step(
   online_state, averaged, per_image = microbatch.scan(
     loss_and_grad, state.online_state, Part(batch, ids, target, keys)
   )
-  grads, metrics = parallel.mean(averaged)
+  grads, metrics = parallel.pmean(averaged)
   labels, kept, embeddings = per_image
 
   # The optimiser's update; then the target network follows the online one, and
@@ -135,12 +135,12 @@ def step_keys(
   """
   step_key = jax.random.fold_in(base_key, step)
   parts, per_device = shape
-  in_part = per_device * parallel.size()  # B/m
+  in_part = per_device * parallel.axis_size()  # B/m
   every = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(
     jnp.arange(parts * in_part)
   ).reshape(parts, in_part)
   begins = in_part * jnp.arange(parts)[:, None]  # [m, 1]
-  here = parallel.places(per_device)  # [b]
+  here = parallel.global_indices(per_device)  # [b]
   return base.Keys(index=begins + here, local=every[:, here], batch=every)
 
 
@@ -214,8 +214,8 @@ def gather_batch(
   """
   return base.BatchWide(
     target=target and _gather_images(target),
-    labels=parallel.gather(batch.labels, axis=1).reshape(-1),  # [B]
-    ids=parallel.gather(batch.ids, axis=1).reshape(-1),  # [B]
+    labels=parallel.all_gather(batch.labels, axis=1).reshape(-1),  # [B]
+    ids=parallel.all_gather(batch.ids, axis=1).reshape(-1),  # [B]
     step=step,
   )
 
@@ -224,7 +224,7 @@ def _gather_images(tree: base.Outputs) -> base.Outputs:
   """[m, views, b, ...] here -> [views, B, ...] of all devices."""
 
   def gather(x):
-    joined = parallel.gather(x, axis=2)  # [m, views, B/m, ...]
+    joined = parallel.all_gather(x, axis=2)  # [m, views, B/m, ...]
     return jnp.concatenate(list(joined), axis=1)
 
   return jax.tree.map(gather, tree)
@@ -320,7 +320,7 @@ def _health(
   if embeddings is not None:
     metrics['embedding_std'] = multicrop.embedding_std(embeddings)
   if labels is not None:
-    all_labels = parallel.gather(labels, axis=1).reshape(-1)  # [B]
+    all_labels = parallel.all_gather(labels, axis=1).reshape(-1)  # [B]
     unlabelled = batch.labels < 0
     pseudo = jnp.where(unlabelled, all_labels, -1)
     metrics['top_label_share'] = pseudo_labels.top_share(pseudo)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
 
 # What alarms after some steps in a row: an exploded loss, embeddings that have
@@ -259,7 +259,9 @@ def check_state(step: int, state: Any) -> None:
   """
   leaves = jax.tree_util.tree_flatten_with_path(state)[0]
   bad = [jax.tree_util.keystr(path) for path, x in leaves if not _finite(x)]
-  everywhere = [name for names in hosts.exchange(bad[:1]) for name in names]
+  everywhere = [
+    name for names in processes.allgather_json(bad[:1]) for name in names
+  ]
   if everywhere:
     what = f'state{everywhere[0]} is not finite after step {step}'
     raise NotFiniteError(step, step - 1, what)

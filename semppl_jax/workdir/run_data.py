@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
 from semppl_jax.workdir import metrics, run_log
 
@@ -28,10 +28,12 @@ def check(workdir: str, run: Any, finished: bool) -> None:
   """
   here = describe(run)
   path = os.path.join(workdir, FILE)
-  there = hosts.agree(hosts.together(lambda: metrics.read_json(path)))
+  there = processes.broadcast_from_first(
+    processes.run_on_all(lambda: metrics.read_json(path))
+  )
   if not isinstance(there, dict) or not here.keys() <= there.keys():
     # A new run, or one of a version that had no such file.
-    if hosts.is_first():
+    if processes.is_first():
       metrics.write_json(path, here)
     return
   if there['fingerprint'] != here['fingerprint']:
@@ -41,7 +43,7 @@ def check(workdir: str, run: Any, finished: bool) -> None:
         f'--workdir {workdir}: its run was begun with other training images '
         f'({then}): bring them back, or choose another --workdir.'
       )
-    run_log.say(
+    run_log.info(
       f'Warning: {run.cfg.dataset.path} has changed since this run ({then}): '
       'its results are those of then; with another --workdir it trains on what '
       'is there now.'

@@ -11,26 +11,26 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 
 STOP = 'stop'  # the metric that tells all hosts of one host's signal
 
 Scalars = dict[str, float]
-Describe = Callable[[Scalars], tuple[dict[str, Any], dict[str, str]]]
+MetricsFormatter = Callable[[Scalars], tuple[dict[str, Any], dict[str, str]]]
 
 
-def say(line: str, everywhere: bool = False) -> None:
+def info(line: str, everywhere: bool = False) -> None:
   """Tells the user, around a progress bar.
 
   Args:
     line: what.
     everywhere: in a job of several hosts every one tells it, not host 0 only.
   """
-  if hosts.is_first() or everywhere:
+  if processes.is_first() or everywhere:
     tqdm.tqdm.write(line, file=sys.stderr)
 
 
-def plainly(scalars: Scalars) -> tuple[dict[str, Any], dict[str, str]]:
+def identity(scalars: Scalars) -> tuple[dict[str, Any], dict[str, str]]:
   """Writes the metrics as they are and shows no more than the loss."""
   return scalars, {}
 
@@ -62,7 +62,7 @@ def labels_of_all(
 ) -> np.ndarray:
   """[3, B]: the same of all hosts' images, as of this one's, any shapes."""
   flat = [np.asarray(x, np.int32).reshape(-1) for x in (labels, given, truth)]
-  return np.concatenate(list(hosts.gather(np.stack(flat))), axis=1)
+  return np.concatenate(list(processes.allgather(np.stack(flat))), axis=1)
 
 
 class Unreadable:
@@ -75,8 +75,8 @@ class Unreadable:
 
   def __init__(self, path: str | os.PathLike | None = None):
     self._path = path and pathlib.Path(path)
-    if self._path and not hosts.is_first():
-      own = f'{self._path.stem}-{hosts.index()}{self._path.suffix}'
+    if self._path and not processes.is_first():
+      own = f'{self._path.stem}-{processes.index()}{self._path.suffix}'
       self._path = self._path.with_name(own)
     self._names: set[str] = set()
     if self._path and self._path.exists():
@@ -94,7 +94,11 @@ class Unreadable:
   def on_all_hosts(self) -> int:
     """How many images on all hosts; all of them call it."""
     return len(
-      {n for some in hosts.exchange(sorted(self._names)) for n in some}
+      {
+        n
+        for some in processes.allgather_json(sorted(self._names))
+        for n in some
+      }
     )
 
   def __call__(self, name: str, reason: str) -> None:
@@ -103,7 +107,7 @@ class Unreadable:
       return
     self._names.add(name)
     line = f'{name} cannot be decoded: {reason} ({len(self)} so far)'
-    say(line, everywhere=True)
+    info(line, everywhere=True)
     if self._path:
       with self._path.open('a', encoding='utf-8') as file:
         file.write(json.dumps({'name': name, 'reason': reason}) + '\n')
@@ -141,7 +145,7 @@ class Log:
       mininterval=0.5 if sys.stderr.isatty() else 30.0,
     )
 
-  def add(self, scalars: Any, describe: Describe = plainly) -> int:
+  def add(self, scalars: Any, describe: MetricsFormatter = identity) -> int:
     """Takes one step's outputs; returns the number of steps taken so far.
 
     Args:

@@ -19,7 +19,7 @@ from semppl_jax import methods
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.models import networks
-from semppl_jax.train import runs
+from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
 from tests import tiny
@@ -114,7 +114,7 @@ def _on_one_device(name):
 
 def _to_host(run, state, number):
   devices = jax.devices()[:number]
-  state = parallel.place(state, devices)
+  state = parallel.put_sharded(state, devices)
   return state_lib.to_host(state, run.setup.method, devices)
 
 
@@ -209,7 +209,7 @@ def test_a_hidden_label_reaches_nobody(name):
   changed = run._replace(
     data=run.data._replace(train=_Relabelled(train, hidden))
   )
-  pairs = zip(runs.input_batches(run, 0), runs.input_batches(changed, 0))
+  pairs = zip(run_lib.input_batches(run, 0), run_lib.input_batches(changed, 0))
   different = False
   for (batch, truth), (same, other_truth) in pairs:
     chex.assert_trees_all_equal(batch, same)

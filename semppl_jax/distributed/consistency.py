@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
-from semppl_jax.utils import differences
+from semppl_jax.utils import diff
 
 _LIBRARIES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy')
 
@@ -24,16 +24,16 @@ def check(settings: Mapping[str, Any]) -> None:
   Raises:
     UserError: in every process; names what differs, and where.
   """
-  if hosts.count() == 1:
+  if processes.count() == 1:
     return
-  every = hosts.exchange(fingerprint(settings))
+  every = processes.allgather_json(fingerprint(settings))
   for number, other in enumerate(every):
-    differing = differences.between(
+    differing = diff.between(
       every[0], other, words=('in process 0', f'in process {number}')
     )
     if differing:
       raise UserError(
-        f'The processes of this job differ: {differences.first_few(differing)}.'
+        f'The processes of this job differ: {diff.first_few(differing)}.'
         ' Start the same command with the same version everywhere.'
       )
 
@@ -45,7 +45,7 @@ def fingerprint(settings: Mapping[str, Any]) -> dict[str, Any]:
   for path in sorted(package.rglob('*.py')):
     code.update(str(path.relative_to(package)).encode() + path.read_bytes())
   plain = json.loads(json.dumps(settings))
-  return dict(differences.flat(plain)) | {
+  return dict(diff.flat(plain)) | {
     'code of semppl_jax': code.hexdigest()[:16],
     'Python': '.'.join(map(str, sys.version_info[:2])),
     **{name: importlib.metadata.version(name) for name in _LIBRARIES},

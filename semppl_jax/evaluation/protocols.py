@@ -19,15 +19,19 @@ import numpy as np
 from semppl_jax.data import sources
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import (
-  classifier_fit,
+  classifier as classifier_lib,
+)
+from semppl_jax.evaluation import (
   classifier_step,
   encoder_scores,
-  eval_runs,
   grid_search,
 )
-from semppl_jax.evaluation.classifier_fit import Predictions
-from semppl_jax.evaluation.eval_runs import EvalRun
-from semppl_jax.weights import name_matching
+from semppl_jax.evaluation import (
+  setup as setup_lib,
+)
+from semppl_jax.evaluation.classifier import Predictions
+from semppl_jax.evaluation.setup import EvalRun
+from semppl_jax.weights import match_names
 from semppl_jax.workdir import metrics, run_log
 
 RESULTS = 'results.json'
@@ -52,18 +56,18 @@ def run_task(
     UserError: a setting, an input or a checkpoint that cannot work.
     Interrupted: SIGINT or SIGTERM; what was trained is saved.
   """
-  run = eval_runs.prepare(cfg, step)
+  run = setup_lib.prepare(cfg, step)
   _check_heads(run)
-  run_log.say(f'{cfg.checkpoint}: {run.weights}')
-  run_log.say(
+  run_log.info(f'{cfg.checkpoint}: {run.weights}')
+  run_log.info(
     f'Test images: the middle {cfg.crops.center:.1%} at {cfg.crops.size} px.'
   )
   if run.weights.mapping:
-    run_log.say(name_matching.explain(run.weights.mapping))
-  with eval_runs.claimed(run, workdir):
+    run_log.info(match_names.explain(run.weights.mapping))
+  with setup_lib.claimed(run, workdir):
     done = metrics.read_json(os.path.join(workdir, RESULTS))
     if done is not None:
-      run_log.say(f'{workdir}: this evaluation is finished.')
+      run_log.info(f'{workdir}: this evaluation is finished.')
       return done
     return _evaluate(run, workdir)
 
@@ -105,12 +109,12 @@ def linear(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   source, labels = run.data.train, run.labels
   encode: Callable[..., Any] | None = run.nets.encode
   if run.cfg.features == 'cached':
-    (source, labels), encode = classifier_fit.cached(run), None
-  setup = classifier_fit.setup(
+    (source, labels), encode = classifier_lib.cached(run), None
+  setup = classifier_lib.setup(
     run, labels, encode, run.cfg.optimizer.learning_rate
   )
-  state, seconds = classifier_fit.fit(run, setup, source, labels, workdir)
-  predictions = classifier_fit.predict(run, state, run.data.test)
+  state, seconds = classifier_lib.fit(run, setup, source, labels, workdir)
+  predictions = classifier_lib.predict(run, state, run.data.test)
   return predictions, {'steps': setup.total_steps, 'training_seconds': seconds}
 
 
@@ -123,11 +127,11 @@ def semi_supervised(
   the labelled images; then all of them are trained on.
   """
   rates, held_out_top1 = grid_search.search(run, os.path.join(workdir, 'grid'))
-  setup = classifier_fit.setup(run, run.labels, run.nets.encode, *rates)
-  state, seconds = classifier_fit.fit(
+  setup = classifier_lib.setup(run, run.labels, run.nets.encode, *rates)
+  state, seconds = classifier_lib.fit(
     run, setup, run.data.train, run.labels, workdir
   )
-  predictions = classifier_fit.predict(run, state, run.data.test)
+  predictions = classifier_lib.predict(run, state, run.data.test)
   return predictions, {
     'steps': setup.total_steps,
     'learning_rate': rates[0],
@@ -142,10 +146,10 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   del workdir  # nothing is trained
   labelled = np.flatnonzero(run.labels >= 0)
   params, bn_state = (
-    eval_runs.on_devices(run, tree)
+    setup_lib.on_devices(run, tree)
     for tree in (run.weights.params, run.weights.state)
   )
-  embed = lambda source: eval_runs.embed(
+  embed = lambda source: setup_lib.embed(
     run, source, params, bn_state, run.cfg.knn.of
   )
   keys, known = embed(sources.Rows(run.data.train, labelled))
@@ -172,8 +176,8 @@ def classifier(
     online_state=run.weights.state,
     opt_state=(),
   )
-  state = eval_runs.on_devices(run, state)
-  return classifier_fit.predict(run, state, run.data.test), {}
+  state = setup_lib.on_devices(run, state)
+  return classifier_lib.predict(run, state, run.data.test), {}
 
 
 TASKS = {

@@ -16,19 +16,23 @@ from semppl_jax.errors import CheckpointError
 from semppl_jax.models import networks
 from semppl_jax.models.encoders import Architecture
 from semppl_jax.weights import (
-  name_matching,
-  recognition,
-  released,
-  trees,
-  weight_files,
+  architecture as architecture_lib,
+)
+from semppl_jax.weights import (
+  files as files_lib,
+)
+from semppl_jax.weights import (
+  haiku_trees,
+  match_names,
+  releases,
 )
 
 
 class Checkpoint(NamedTuple):
   """A trained network. str() of it says in a line what it is."""
 
-  params: trees.Tree  # float32 NumPy arrays, without device axis
-  state: trees.Tree  # BatchNorm's running averages; counters are int32
+  params: haiku_trees.Tree  # float32 NumPy arrays, without device axis
+  state: haiku_trees.Tree  # BatchNorm's running averages; counters are int32
   architecture: Architecture
   step: int | None  # of its training; None: the file does not say
   kind: str = 'run'  # or pre-training, linear evaluation, safetensors
@@ -41,9 +45,9 @@ class Checkpoint(NamedTuple):
   class_names: tuple[str, ...] = ()  # of the classifier; empty: not said
 
   def __str__(self) -> str:
-    has = {trees.root(module) for module in self.params}
+    has = {haiku_trees.root(module) for module in self.params}
     heads = ', '.join(
-      f'{head} {"yes" if head in has else "no"}' for head in trees.HEADS
+      f'{head} {"yes" if head in has else "no"}' for head in haiku_trees.HEADS
     )
     step = 'unknown' if self.step is None else f'{self.step:,}'
     kind = f'{self.kind}, {self.note}' if self.note else self.kind
@@ -53,7 +57,7 @@ class Checkpoint(NamedTuple):
     """The functions that take `params` and `state`, with all their heads."""
     return networks.build(
       **self.architecture._asdict(),
-      **recognition.head_sizes(self.params),
+      **architecture_lib.head_sizes(self.params),
       bn_eps=self.bn_eps,
       bn_decay=self.bn_decay,
     )
@@ -71,7 +75,7 @@ def load_checkpoint(
   Args:
     path: a pickle of DeepMind's release (pre-training or linear evaluation), a
       safetensors file of ours, the folder of a run of ours, or the name of a
-      file in `released.folders`.
+      file in `releases.folders`.
     step: which checkpoint of a run; None: the newest, of a run that an alarm
       stopped the newest good one.
     padding: of strided convolutions, 'same' or 'symmetric'. No tree shows it;
@@ -86,9 +90,9 @@ def load_checkpoint(
     CheckpointError: one line that says what is wrong. No file makes it run
       code of the file's.
   """
-  path = released.find(path)
+  path = releases.find(path)
   try:
-    return _check(weight_files.read(path, step), padding, mapping)
+    return _check(files_lib.read(path, step), padding, mapping)
   except CheckpointError as error:
     text = str(error)
     if str(path) in text:
@@ -98,17 +102,17 @@ def load_checkpoint(
 
 def save_safetensors(path: str | os.PathLike, weights: Checkpoint) -> None:
   """Writes a file that `load_checkpoint` and safetensors' own readers read."""
-  weight_files.write_safetensors(path, _contents(weights))
+  files_lib.write_safetensors(path, _contents(weights))
 
 
 def save_release(path: str | os.PathLike, weights: Checkpoint) -> None:
   """Writes DeepMind's pretrain.pkl, which its own evaluation code reads."""
-  weight_files.write_release(path, _contents(weights))
+  files_lib.write_release(path, _contents(weights))
 
 
-def settings(weights: Checkpoint) -> weight_files.Settings:
+def settings(weights: Checkpoint) -> files_lib.Settings:
   """What the trees do not show."""
-  return weight_files.Settings(
+  return files_lib.Settings(
     weights.architecture.encoder,
     weights.architecture.padding,
     weights.bn_eps,
@@ -130,23 +134,23 @@ def digest(weights: Checkpoint) -> str:
   return f'{crc:08x}'
 
 
-def _contents(weights: Checkpoint) -> weight_files.Contents:
-  return weight_files.Contents(
+def _contents(weights: Checkpoint) -> files_lib.Contents:
+  return files_lib.Contents(
     weights.params, weights.state, weights.step, weights.kind,
     settings(weights), class_names=weights.class_names,
   )  # fmt: skip
 
 
 def _check(
-  found: weight_files.Contents,
+  found: files_lib.Contents,
   padding: str | None,
   mapping_file: str | os.PathLike | None,
 ) -> Checkpoint:
   """Names, shapes, dtypes, values; and names that are not the release's."""
   params, state, said = found.params, found.state, found.settings
-  trees.check_arrays(params)
-  trees.check_arrays(state)
-  architecture = recognition.architecture(params)
+  haiku_trees.check_arrays(params)
+  haiku_trees.check_arrays(state)
+  architecture = architecture_lib.architecture(params)
   if said.encoder not in (None, architecture.encoder):
     raise CheckpointError(
       f'says that it is a {said.encoder}, but its tree is a {architecture}.'
@@ -154,14 +158,18 @@ def _check(
   architecture = architecture._replace(
     padding=padding or said.padding or architecture.padding
   )
-  expected = recognition.expected(architecture, recognition.head_sizes(params))
+  expected = architecture_lib.expected(
+    architecture, architecture_lib.head_sizes(params)
+  )
   mapping = _match(params, expected, architecture, mapping_file)
-  fitting = recognition.check_fits(
-    trees.rename(params, mapping), trees.rename(state, mapping), expected
+  fitting = architecture_lib.check_fits(
+    haiku_trees.rename(params, mapping),
+    haiku_trees.rename(state, mapping),
+    expected,
   )
   checked = Checkpoint(*fitting, architecture, found.step, found.kind, mapping)
   names = found.class_names
-  number = recognition.head_sizes(fitting[0])['num_classes']
+  number = architecture_lib.head_sizes(fitting[0])['num_classes']
   if names and number not in (0, len(names)):
     raise CheckpointError(
       f'names {len(names)} classes, but its classifier has {number}.'
@@ -173,8 +181,8 @@ def _check(
 
 
 def _match(
-  params: trees.Tree,
-  expected: recognition.Expected,
+  params: haiku_trees.Tree,
+  expected: architecture_lib.Expected,
   architecture: Architecture,
   mapping_file: str | os.PathLike | None,
 ) -> dict[str, str]:
@@ -185,8 +193,8 @@ def _match(
         f'is a {architecture}, whose names are known: leave the mapping out.'
       )
     return {}
-  theirs = trees.shapes(trees.encoder_part(params))
-  ours = trees.shapes(trees.encoder_part(expected.params))
+  theirs = haiku_trees.shapes(haiku_trees.encoder_part(params))
+  ours = haiku_trees.shapes(haiku_trees.encoder_part(expected.params))
   if mapping_file is not None:
-    return name_matching.from_file(mapping_file, theirs, ours)
-  return {} if set(theirs) == set(ours) else name_matching.match(theirs, ours)
+    return match_names.from_file(mapping_file, theirs, ours)
+  return {} if set(theirs) == set(ours) else match_names.match(theirs, ours)

@@ -158,7 +158,7 @@ def is_first() -> bool:
   return index() == 0
 
 
-def alone(what: str) -> None:
+def require_single(what: str) -> None:
   """Raises a UserError, one line, where several processes run `what`."""
   if count() > 1:
     raise UserError(
@@ -167,7 +167,7 @@ def alone(what: str) -> None:
     )
 
 
-def gather(x: np.ndarray) -> np.ndarray:
+def allgather(x: np.ndarray) -> np.ndarray:
   """Arrays of one shape and dtype, of all processes: [..] -> [H, ..]."""
   x = np.asarray(x, order='C')
   if count() == 1:
@@ -178,24 +178,24 @@ def gather(x: np.ndarray) -> np.ndarray:
   return every.reshape(-1).view(x.dtype).reshape((count(),) + x.shape)
 
 
-def exchange(value: Any) -> list[Any]:
+def allgather_json(value: Any) -> list[Any]:
   """Every process's value, of JSON types, in the order of the processes."""
   if count() == 1:
     return [value]
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  sizes = gather(np.array(len(text)))  # [H]
+  sizes = allgather(np.array(len(text)))  # [H]
   padded = np.zeros(sizes.max(), np.uint8)
   padded[: len(text)] = text
-  rows = zip(gather(padded), sizes, strict=True)
+  rows = zip(allgather(padded), sizes, strict=True)
   return [json.loads(row[:size].tobytes()) for row, size in rows]
 
 
-def agree(value: Any) -> Any:
+def broadcast_from_first(value: Any) -> Any:
   """Process 0's value, of JSON types: what all go by."""
-  return exchange(value)[0]
+  return allgather_json(value)[0]
 
 
-def together(do: Callable[[], Any], first_only: bool = False) -> Any:
+def run_on_all(do: Callable[[], Any], first_only: bool = False) -> Any:
   """Calls `do` in every process; where one fails, all do.
 
   Args:
@@ -214,7 +214,7 @@ def together(do: Callable[[], Any], first_only: bool = False) -> Any:
       result = do()
   except UserError as e:
     error = e
-  told = exchange(None if error is None else str(error))
+  told = allgather_json(None if error is None else str(error))
   if error is not None:
     raise error
   for number, line in enumerate(told):

@@ -74,7 +74,7 @@ class Order:
     )
 
 
-def lay_out(
+def make_sampler(
   labels: np.ndarray, *, seed: int, batch_size: int, labelled_share: float
 ) -> Order:
   """Lays out a run's batches.

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from semppl_jax.config.upgrade import upgrade
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
-from semppl_jax.utils import differences, files
+from semppl_jax.utils import diff, files
 
 LOCK = '.lock'
 
@@ -47,7 +47,7 @@ def claimed(
       raise
     return lock
 
-  lock = hosts.together(take, first_only=True)
+  lock = processes.run_on_all(take, first_only=True)
   try:
     yield
   finally:
@@ -141,12 +141,10 @@ def check(
     Whether WORKDIR/config.json says the very same already.
   """
   there = _standing(pathlib.Path(workdir))
-  here = dict(differences.flat(json.loads(_text(config))))
+  here = dict(diff.flat(json.loads(_text(config))))
   if there == here:
     return True
-  differing = differences.between(
-    here if there is None else there, here, ignore
-  )
+  differing = diff.between(here if there is None else there, here, ignore)
   names = (
     [] if there is None else [each.get('method') for each in (there, here)]
   )
@@ -156,7 +154,7 @@ def check(
       f'{names[1]!r}: choose another --workdir.'
     )
   if differing:
-    what = differences.first_few(differing)
+    what = diff.first_few(differing)
     raise UserError(
       f'--workdir {workdir} holds a run with other settings: {what}. '
       'Choose another --workdir or the old settings.'
@@ -174,7 +172,7 @@ def _standing(folder: pathlib.Path) -> dict[str, Any] | None:
   advice = 'choose another --workdir, or bring the file back'
   try:
     settings = upgrade(dict(json.loads(path.read_text('utf-8'))))
-    return dict(differences.flat(settings))
+    return dict(diff.flat(settings))
   except FileNotFoundError:
     if any((folder / 'checkpoints').glob('[0-9]*')):
       raise UserError(

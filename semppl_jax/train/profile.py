@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 
 
 class Profile:
@@ -20,7 +20,7 @@ class Profile:
 
   def __init__(self, workdir: str, steps: Sequence[int]):
     self._folder = os.path.join(workdir, 'profile')
-    self._first, self._last = steps if hosts.is_first() else (0, 0)
+    self._first, self._last = steps if processes.is_first() else (0, 0)
     self._running = False
 
   def __enter__(self) -> 'Profile':

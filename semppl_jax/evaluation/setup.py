@@ -11,13 +11,14 @@ import numpy as np
 
 from semppl_jax import config
 from semppl_jax.config import eval_config
-from semppl_jax.data import datasets, pipeline, sources, subsets
-from semppl_jax.distributed import hosts, parallel
+from semppl_jax.data import datasets, pipeline, sources
+from semppl_jax.data import labels as labels_lib
+from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import inference
 from semppl_jax.models import encoders, networks
-from semppl_jax.weights import loading
-from semppl_jax.workdir import claims, run_log
+from semppl_jax.weights import load as load_lib
+from semppl_jax.workdir import lock, run_log
 
 
 class EvalRun(NamedTuple):
@@ -26,7 +27,7 @@ class EvalRun(NamedTuple):
   cfg: ml_collections.FrozenConfigDict
   data: sources.Dataset | None  # None: see `without_data`
   labels: np.ndarray  # [N] int32 labels of training images that may be used
-  weights: loading.Checkpoint
+  weights: load_lib.Checkpoint
   nets: networks.Networks
   devices: list[jax.Device]
   unreadable: run_log.Unreadable
@@ -42,7 +43,7 @@ def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
   run = without_data(cfg, step)
   data = datasets.load(cfg.dataset)
   for note in data.notes:
-    run_log.say(f'Note: {note}.')
+    run_log.info(f'Note: {note}.')
   if data.test is None or not np.any(data.test.labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no test image '
@@ -55,10 +56,10 @@ def without_data(
   cfg: ml_collections.ConfigDict, step: int | None = None
 ) -> EvalRun:
   """`prepare` but for the data set, for evaluations of many."""
-  hosts.alone('Evaluation')
+  processes.require_single('Evaluation')
   devices = parallel.some_devices(cfg.num_devices)
   eval_config.validate(cfg, len(devices))
-  loaded = loading.load_checkpoint(
+  loaded = load_lib.load_checkpoint(
     cfg.checkpoint,
     step=step,
     padding=cfg.encoder.padding or None,
@@ -77,7 +78,7 @@ def without_data(
 
 
 def _check_architecture(
-  cfg: ml_collections.ConfigDict, loaded: loading.Checkpoint
+  cfg: ml_collections.ConfigDict, loaded: load_lib.Checkpoint
 ) -> None:
   found = loaded.architecture
   for key, value in (('name', found.encoder), ('width', found.width)):
@@ -93,7 +94,7 @@ def _labels(
 ) -> np.ndarray:
   labels = np.asarray(data.train.labels, np.int32)
   if config.uses_labels(cfg):
-    labels = subsets.visible_labels(cfg.labels, data, cfg.dataset.path)
+    labels = labels_lib.visible_labels(cfg.labels, data, cfg.dataset.path)
   if cfg.task != 'classifier' and not np.any(labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
@@ -106,10 +107,10 @@ def claimed(
   run: EvalRun, workdir: str
 ) -> contextlib.AbstractContextManager[None]:
   """Refuses a folder of another evaluation, of other weights, or in use."""
-  identity = {'digest': loading.digest(run.weights)}
-  identity |= loading.settings(run.weights)._asdict()
+  identity = {'digest': load_lib.digest(run.weights)}
+  identity |= load_lib.settings(run.weights)._asdict()
   settings = run.cfg.to_dict() | {'weights': identity}
-  return claims.claimed(workdir, settings, ignore=eval_config.COSMETIC)
+  return lock.claimed(workdir, settings, ignore=eval_config.COSMETIC)
 
 
 def output_size(run: EvalRun) -> int:
@@ -120,7 +121,7 @@ def output_size(run: EvalRun) -> int:
 def on_devices(run: EvalRun, tree: Any) -> Any:
   """Copies of a tree on all devices: leaves [D, ...]."""
   copies = parallel.replicate(tree, len(run.devices))
-  return parallel.place(copies, run.devices)
+  return parallel.put_sharded(copies, run.devices)
 
 
 def embed(

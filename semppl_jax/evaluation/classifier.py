@@ -9,10 +9,11 @@ import numpy as np
 
 from semppl_jax.data import pipeline, sources
 from semppl_jax.distributed import parallel
-from semppl_jax.evaluation import classifier_step, eval_runs
-from semppl_jax.evaluation.eval_runs import EvalRun
-from semppl_jax.train import loop, resuming, schedules
-from semppl_jax.weights import trees
+from semppl_jax.evaluation import classifier_step
+from semppl_jax.evaluation import setup as setup_lib
+from semppl_jax.evaluation.setup import EvalRun
+from semppl_jax.train import loop, resume, schedules
+from semppl_jax.weights import haiku_trees
 
 
 def setup(
@@ -65,7 +66,7 @@ def fit(
   Returns:
     The last state, leaves [D, ...], and the seconds of training.
   """
-  is_encoder = lambda module: module.split('/')[0] not in trees.HEADS
+  is_encoder = lambda module: module.split('/')[0] not in haiku_trees.HEADS
   encoder, bn_state = (
     {m: x for m, x in tree.items() if is_encoder(m)}
     for tree in (run.weights.params, run.weights.state)
@@ -74,7 +75,7 @@ def fit(
     setup,
     encoder,
     bn_state,
-    embedding_size=eval_runs.output_size(run),
+    embedding_size=setup_lib.output_size(run),
     num_classes=run.data.num_classes,
   )
   from_host = functools.partial(
@@ -82,7 +83,7 @@ def fit(
   )
 
   def train(saver):
-    state, past = resuming.restore(
+    state, past = resume.restore(
       saver, from_host(fresh), like=fresh, from_host=from_host
     )
     start = int(state.step[0])
@@ -99,7 +100,9 @@ def fit(
       images=_images(run, setup),
       on_unreadable=run.unreadable,
     )
-    job = loop.Job(run.cfg, setup.total_steps, run.devices, workdir, saver)
+    job = loop.LoopSettings(
+      run.cfg, setup.total_steps, run.devices, workdir, saver
+    )
     step = functools.partial(classifier_step.train_step, setup=setup)
     return loop.fit(
       job,
@@ -110,7 +113,7 @@ def fit(
       past=past,
     )
 
-  state, past = resuming.saved(workdir, run.cfg, train)
+  state, past = resume.with_checkpointer(workdir, run.cfg, train)
   return state, past.seconds
 
 
@@ -120,7 +123,7 @@ def _images(run: EvalRun, setup: classifier_step.Setup) -> pipeline.Images:
     return pipeline.Images()
   if run.cfg.crops.augment:
     return pipeline.whole(run.cfg.dataset, run.data)
-  return eval_runs.middle(run.cfg)
+  return setup_lib.middle(run.cfg)
 
 
 def cached(run: EvalRun) -> tuple[sources.Records, np.ndarray]:
@@ -132,11 +135,11 @@ def cached(run: EvalRun) -> tuple[sources.Records, np.ndarray]:
   """
   labelled = np.flatnonzero(run.labels >= 0)
   params, bn_state = (
-    eval_runs.on_devices(run, tree)
+    setup_lib.on_devices(run, tree)
     for tree in (run.weights.params, run.weights.state)
   )
   rows = sources.Rows(run.data.train, labelled)
-  features, readable = eval_runs.embed(run, rows, params, bn_state)  # [L, e]
+  features, readable = setup_lib.embed(run, rows, params, bn_state)  # [L, e]
   place = np.full(len(run.labels), -1)
   place[labelled] = np.arange(len(labelled))
   labels = run.labels.copy()
@@ -155,9 +158,9 @@ def predict(
   run: EvalRun, state: classifier_step.ClassifierState, source: Any
 ) -> Predictions:
   """What the classifier says of all images of a source, in order."""
-  features, readable = eval_runs.embed(
+  features, readable = setup_lib.embed(
     run, source, state.online_params, state.online_state
   )
-  head = parallel.first({'classifier': state.online_params['classifier']})
+  head = parallel.unreplicate({'classifier': state.online_params['classifier']})
   logits = np.asarray(jax.jit(classifier_step.logits)(head, features))
   return Predictions(logits, readable)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from semppl_jax import checkpoint
-from semppl_jax.distributed import hosts
+from semppl_jax.distributed import processes
 from semppl_jax.train import watchdog
 from semppl_jax.utils import files
 from semppl_jax.workdir import run_log, stop_file
@@ -15,7 +15,7 @@ from semppl_jax.workdir import run_log, stop_file
 ROLLBACKS = 'rollbacks.jsonl'  # in the work directory, a line for each
 
 
-class Past(NamedTuple):
+class History(NamedTuple):
   """What a run remembers beside its state. It is saved with it, so: JSON."""
 
   seconds: float = 0.0  # of training
@@ -29,7 +29,7 @@ class Past(NamedTuple):
     return sum(one['step'] - one['back_to'] for one in self.rollbacks)
 
 
-def saved(
+def with_checkpointer(
   workdir: str, cfg: Any, train: Callable[[checkpoint.Checkpointer], Any]
 ) -> Any:
   """Calls `train` with the checkpoints of a folder, and closes them.
@@ -48,7 +48,7 @@ def saved(
     workdir,
     keep=cfg.keep_checkpoints,
     keep_every=cfg.keep_checkpoints_every,
-    tell=run_log.say,
+    tell=run_log.info,
   )
   try:
     return train(saver)
@@ -57,7 +57,7 @@ def saved(
       saver.discard_after(alarm.good)
     stop = stop_file.Stop(alarm.step, alarm.good, alarm.what)
     note = functools.partial(stop_file.write, workdir, stop)
-    hosts.together(note, first_only=True)
+    processes.run_on_all(note, first_only=True)
     last_good = saver.latest_step(alarm.good)
     raise watchdog.stopped(alarm, last_good, cfg) from alarm
   finally:
@@ -70,7 +70,7 @@ def restore(
   *,
   like: Any,
   from_host: Callable[[Any], Any],
-) -> tuple[Any, Past]:
+) -> tuple[Any, History]:
   """The newest checkpoint's state or a fresh one, and the run's past.
 
   Args:
@@ -80,20 +80,20 @@ def restore(
     from_host: makes of it one for these devices.
   """
   if saver.latest_step() is None:
-    return fresh, Past()
+    return fresh, History()
   portable, info, step = saver.restore(like)
-  run_log.say(f'Going on from the checkpoint of step {step}.')
-  past = Past(info['seconds'], tuple(info['rollbacks']), info['watch'])
+  run_log.info(f'Going on from the checkpoint of step {step}.')
+  past = History(info['seconds'], tuple(info['rollbacks']), info['watch'])
   return from_host(portable), past
 
 
-def go_back(
+def roll_back(
   saver: checkpoint.Checkpointer,
   workdir: str,
   limits: Any,
   alarm: watchdog.AlarmError,
-  past: Past,
-) -> Past:
+  past: History,
+) -> History:
   """Makes way for another try from the last good checkpoint.
 
   The batches up to the alarm are skipped and the keys change: the same ones
@@ -119,11 +119,11 @@ def go_back(
   back_to = saver.latest_step() or 0
   one = {'step': alarm.step, 'back_to': back_to, 'what': alarm.what}
   past = past._replace(rollbacks=(*past.rollbacks, one))
-  run_log.say(
+  run_log.info(
     f'{alarm.what}: back to step {back_to}, without the batches until then and '
     f'with other keys (roll-back {len(past.rollbacks)} of {limits.rollbacks}).'
   )
-  if hosts.is_first():
+  if processes.is_first():
     lines = [json.dumps(one) + '\n' for one in past.rollbacks]
     files.write_text(pathlib.Path(workdir, ROLLBACKS), ''.join(lines))
   return past

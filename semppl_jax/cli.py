@@ -10,7 +10,7 @@ import sys
 
 import semppl_jax
 from semppl_jax.config import nearest_name
-from semppl_jax.train import signals
+from semppl_jax.train import stop as stop_lib
 
 # Task -> module with a `main`, what it does.
 TASKS = {
@@ -28,7 +28,7 @@ TASKS = {
 
 def main() -> int | None:
   """Hands the arguments on to a task; returns its exit status."""
-  with signals.reader_may_leave():
+  with stop_lib.reader_may_leave():
     return _main()
 
 

@@ -21,7 +21,7 @@ from safetensors import numpy as safetensors_numpy
 from semppl_jax import checkpoint
 from semppl_jax.errors import CheckpointError
 from semppl_jax.models import encoders
-from semppl_jax.weights import release_pickle, trees
+from semppl_jax.weights import haiku_trees, release_pickle
 from semppl_jax.workdir import stop_file
 
 # How a module's leaves stand in a run's checkpoint.
@@ -54,8 +54,8 @@ class Settings(NamedTuple):
 class Contents(NamedTuple):
   """What a file holds, unchecked but for the types."""
 
-  params: trees.Tree
-  state: trees.Tree
+  params: haiku_trees.Tree
+  state: haiku_trees.Tree
   step: int | None
   kind: str  # one of KINDS, or safetensors
   settings: Settings = Settings()
@@ -193,7 +193,7 @@ def _read_pickle(path: pathlib.Path) -> Contents:
       return Contents(
         params=_join(held, params),
         state=_join(held, state),
-        step=trees.whole_number(content['step'], 'step'),
+        step=haiku_trees.whole_number(content['step'], 'step'),
         kind=kind,
         settings=_settings(ours),
         class_names=_class_names(ours.get('class_names')),
@@ -204,14 +204,14 @@ def _read_pickle(path: pathlib.Path) -> Contents:
   )
 
 
-def _join(held: dict[str, Any], fields: tuple[str, ...]) -> trees.Tree:
-  joined: trees.Tree = {}
+def _join(held: dict[str, Any], fields: tuple[str, ...]) -> haiku_trees.Tree:
+  joined: haiku_trees.Tree = {}
   for field in fields:
-    tree = trees.two_level(held[field], field)
+    tree = haiku_trees.two_level(held[field], field)
     if field == 'classif_params':  # its one layer has Haiku's default name
       tree = {m.replace('linear', 'classifier'): x for m, x in tree.items()}
     joined |= tree
-  return trees.without_device_axis(joined)
+  return haiku_trees.without_device_axis(joined)
 
 
 def _read_safetensors(path: pathlib.Path) -> Contents:
@@ -240,7 +240,7 @@ def _read_safetensors(path: pathlib.Path) -> Contents:
   return Contents(
     found['params'],
     found['state'],
-    None if step is None else trees.whole_number(step, 'step'),
+    None if step is None else haiku_trees.whole_number(step, 'step'),
     kind if kind in KINDS else 'safetensors',
     _settings(_json(metadata.get('settings', '{}'), 'settings')),
     class_names=_class_names(metadata.get('class_names')),

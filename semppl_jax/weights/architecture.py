@@ -12,18 +12,18 @@ from semppl_jax import config
 from semppl_jax.errors import CheckpointError
 from semppl_jax.models import encoders, networks
 from semppl_jax.models.encoders import Architecture
-from semppl_jax.utils import differences
-from semppl_jax.weights import trees
+from semppl_jax.utils import diff
+from semppl_jax.weights import haiku_trees
 
 
 class Expected(NamedTuple):
   """Both trees of a network."""
 
-  params: trees.Tree
-  state: trees.Tree
+  params: haiku_trees.Tree
+  state: haiku_trees.Tree
 
 
-def architecture(params: trees.Tree) -> Architecture:
+def architecture(params: haiku_trees.Tree) -> Architecture:
   """Finds out which encoder a tree of parameters belongs to.
 
   By the name of its root and the shape of its first kernel; where selective
@@ -31,24 +31,24 @@ def architecture(params: trees.Tree) -> Architecture:
   """
   kernels = [
     leaves['w'].shape
-    for leaves in trees.encoder_part(params).values()
+    for leaves in haiku_trees.encoder_part(params).values()
     if 'w' in leaves and leaves['w'].ndim == 4
   ]
   doubling = [s for s in kernels if s[:2] == (3, 3) and s[3] == 2 * s[2]]
   if len(doubling) > 3:  # plain networks of basic blocks have three
     return _with_selective_kernels(kernels, len(doubling))
-  roots = {module.split('/')[0] for module in trees.encoder_part(params)}
+  roots = {module.split('/')[0] for module in haiku_trees.encoder_part(params)}
   known = {row.module: name for name, row in encoders.ENCODERS.items()}
   if len(roots & set(known)) == 1:
     return _plain(known[(roots & set(known)).pop()], params)
   hint = config.nearest_name(min(roots), known) if roots else ''
-  found = differences.first_few(sorted(map(trees.short, roots)))
+  found = diff.first_few(sorted(map(haiku_trees.short, roots)))
   raise CheckpointError(
     f'no encoder that we know: modules of {found or "nothing"}{hint}.'
   )
 
 
-def _plain(encoder: str, params: trees.Tree) -> Architecture:
+def _plain(encoder: str, params: haiku_trees.Tree) -> Architecture:
   spec = encoders.ENCODERS[encoder]
   module = f'{spec.module}/~/initial_conv'
   kernel = params.get(module, {}).get('w')
@@ -83,7 +83,7 @@ def _with_selective_kernels(
   )
 
 
-def head_sizes(params: trees.Tree) -> dict[str, int]:
+def head_sizes(params: haiku_trees.Tree) -> dict[str, int]:
   """networks.build's arguments for the heads that a tree has."""
 
   def shape(module):
@@ -111,7 +111,7 @@ def _expected(arch: Architecture, sizes: tuple) -> Expected:
 
 
 def check_fits(
-  params: trees.Tree, state: trees.Tree, wanted: Expected
+  params: haiku_trees.Tree, state: haiku_trees.Tree, wanted: Expected
 ) -> Expected:
   """Refuses other names or shapes than the wanted ones.
 
@@ -120,7 +120,9 @@ def check_fits(
   Returns:
     Both trees in the order of `wanted`.
   """
-  heads = {trees.root(module) for module in params} & set(trees.HEADS)
+  heads = {haiku_trees.root(module) for module in params} & set(
+    haiku_trees.HEADS
+  )
   if 'predictor' in heads and 'projector' not in heads:
     raise CheckpointError('missing: projector, which the predictor follows.')
   return Expected(
@@ -130,12 +132,13 @@ def check_fits(
 
 
 def _check_tree(
-  tree: trees.Tree, wanted: trees.Tree, heads: set[str]
-) -> trees.Tree:
+  tree: haiku_trees.Tree, wanted: haiku_trees.Tree, heads: set[str]
+) -> haiku_trees.Tree:
   needed = {
     module: leaves
     for module, leaves in wanted.items()
-    if trees.root(module) in heads or trees.root(module) not in trees.HEADS
+    if haiku_trees.root(module) in heads
+    or haiku_trees.root(module) not in haiku_trees.HEADS
   }
   _check_names('missing', needed, tree)
   _check_names('surplus', tree, needed)
@@ -144,8 +147,8 @@ def _check_tree(
       found = tree[module][name].shape
       if found != leaf.shape:
         raise CheckpointError(
-          f'{module}/{name} has shape {trees.shape_text(found)}; expected '
-          f'{trees.shape_text(leaf.shape)}.'
+          f'{module}/{name} has shape {haiku_trees.shape_text(found)}; expected '
+          f'{haiku_trees.shape_text(leaf.shape)}.'
         )
   return {
     module: {name: tree[module][name] for name in leaves}
@@ -153,7 +156,9 @@ def _check_tree(
   }
 
 
-def _check_names(word: str, ours: trees.Tree, theirs: trees.Tree) -> None:
+def _check_names(
+  word: str, ours: haiku_trees.Tree, theirs: haiku_trees.Tree
+) -> None:
   """Raises if anything of `ours` is not in `theirs`."""
   lacking = [module for module in ours if module not in theirs] + [
     f'{module}/{name}'
@@ -163,5 +168,5 @@ def _check_names(word: str, ours: trees.Tree, theirs: trees.Tree) -> None:
     if name not in theirs[module]
   ]
   if lacking:
-    names = differences.first_few([trees.short(name) for name in lacking])
+    names = diff.first_few([haiku_trees.short(name) for name in lacking])
     raise CheckpointError(f'{word}: {names}.')

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from semppl_jax.data import canvas
+from semppl_jax.data import collate
 from semppl_jax.errors import UserError
 
 _verbosity = logging.get_verbosity()
@@ -45,7 +45,7 @@ class Pieces:
   record: Callable[[int], dict[str, Any]]
   count: int  # of records
   per_batch: int
-  images: canvas.Images
+  images: collate.Images
 
   @property
   def per_piece(self) -> int:
@@ -66,7 +66,7 @@ class Pieces:
     start = batch * self.per_batch + piece * self.per_piece
     end = min(start + self.per_piece, (batch + 1) * self.per_batch, self.count)
     records = (self.record(place) for place in range(start, end))
-    return canvas.put_together(records, end - start, self.images)
+    return collate.put_together(records, end - start, self.images)
 
 
 def batches(

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 
 from semppl_jax import config, methods
-from semppl_jax.data import datasets, pipeline, sources, subsets
-from semppl_jax.distributed import hosts, parallel
+from semppl_jax.data import datasets, pipeline, sources
+from semppl_jax.data import labels as labels_lib
+from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base
 from semppl_jax.models import networks as networks_lib
@@ -19,7 +20,7 @@ from semppl_jax.train import optimizers, schedules, state, step
 from semppl_jax.workdir import run_log
 
 
-class Run(NamedTuple):
+class TrainRun(NamedTuple):
   """What a run is made of, ready to take its first step."""
 
   cfg: ml_collections.FrozenConfigDict
@@ -31,18 +32,18 @@ class Run(NamedTuple):
   devices: list[jax.Device]
 
 
-def prepare(cfg: ml_collections.ConfigDict) -> Run:
+def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
   """Checks the config, reads the data set, builds networks and optimiser."""
   devices = parallel.some_devices(cfg.num_devices)
   config.validate(cfg, len(devices))
   if cfg.precision == 'bfloat16' and not parallel.has_bfloat16(devices[0]):
-    run_log.say(
+    run_log.info(
       f'Warning: {devices[0].device_kind} does not compute in bfloat16 but '
       'imitates it: precision=float32 is faster there.'
     )
   frozen = ml_collections.FrozenConfigDict(cfg)
   data = datasets.load(frozen.dataset)
-  labels = subsets.visible_labels(cfg.labels, data, cfg.dataset.path)
+  labels = labels_lib.visible_labels(cfg.labels, data, cfg.dataset.path)
   if config.uses_labels(cfg) and not np.any(labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
@@ -60,7 +61,7 @@ def prepare(cfg: ml_collections.ConfigDict) -> Run:
     warmup_steps=facts.steps(cfg.optimizer.warmup_epochs),
   )
   images = pipeline.whole(frozen.dataset, data)
-  return Run(frozen, data, labels, images, setup, facts, devices)
+  return TrainRun(frozen, data, labels, images, setup, facts, devices)
 
 
 def _facts(
@@ -76,7 +77,7 @@ def _facts(
   return base.RunFacts(
     num_classes=data.num_classes,
     num_images=len(data.train),
-    class_share=subsets.class_share(labels, data.num_classes),
+    class_share=labels_lib.class_share(labels, data.num_classes),
     num_labels=int(np.sum(labels >= 0)),
     total_steps=to_steps(cfg.num_epochs),
     steps=to_steps,
@@ -120,7 +121,7 @@ def build_optimizer(
   return optimizers.build(opt.name, **own.get(opt.name, {}))
 
 
-def initial_state(run: Run) -> state.TrainState:
+def initial_state(run: TrainRun) -> state.TrainState:
   """The state before the first step, leaves [D, ...]."""
   setup = run.setup
   return state.init(
@@ -129,7 +130,7 @@ def initial_state(run: Run) -> state.TrainState:
 
 
 def input_batches(
-  run: Run,
+  run: TrainRun,
   start: int,
   on_unreadable: pipeline.OnUnreadable | None = None,
   skipped: int = 0,
@@ -151,8 +152,8 @@ def input_batches(
     batch_size=run.cfg.batch_size,
     start_step=start + skipped,
     num_steps=run.setup.total_steps - start,
-    host_index=hosts.index(),
-    host_count=hosts.count(),
+    host_index=processes.index(),
+    host_count=processes.count(),
     parts=run.cfg.accumulate,
     labelled_share=run.cfg.labels.share,
     workers=run.cfg.dataset.workers,
