@@ -209,9 +209,8 @@ def _exit(message: str, status: int = UserError.status) -> None:
 
 def _leave(status: int) -> None:
   """Ends; in a job of several processes without waiting for the others."""
-  hosts = sys.modules.get(
-    'semppl_jax.distributed.processes'
-  )  # None: no JAX yet
+  name = 'semppl_jax.distributed.processes'
+  processes = sys.modules.get(name)  # None: no JAX yet
   if processes and processes.is_connected():
     # At the usual exit JAX waits for them, maybe for minutes.
     sys.stderr.flush()

@@ -233,7 +233,8 @@ _MEET = """
 import jax
 from semppl_jax.distributed import processes
 processes.connect()
-print(processes.allgather_json(f'process {processes.index()} of {processes.count()}'), flush=True)
+me = f'process {processes.index()} of {processes.count()}'
+print(processes.allgather_json(me), flush=True)
 jax.distributed.shutdown()
 """
 

@@ -147,8 +147,8 @@ def _check_tree(
       found = tree[module][name].shape
       if found != leaf.shape:
         raise CheckpointError(
-          f'{module}/{name} has shape {haiku_trees.shape_text(found)}; expected '
-          f'{haiku_trees.shape_text(leaf.shape)}.'
+          f'{module}/{name} has shape {haiku_trees.shape_text(found)}; '
+          f'expected {haiku_trees.shape_text(leaf.shape)}.'
         )
   return {
     module: {name: tree[module][name] for name in leaves}
