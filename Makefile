@@ -1,9 +1,10 @@
 # make demo: train SemPPL on digits and look at it.  make test: the tests.
+# make docs: the documentation, build/docs/index.html.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint audit clean
+.PHONY: demo test test-all lint docs audit clean
 
 demo: $(READY)
 	$(BIN)/python -m semppl_jax.main --config=experiments/digits.py --workdir=runs/digits
@@ -17,6 +18,13 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Warnings are errors; nothing is loaded from elsewhere.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet -r docs/requirements.txt -c constraints.txt
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 # Known weaknesses of the pinned versions; asks the package index.
 audit: $(READY)

@@ -361,7 +361,7 @@ def test_a_file_that_goes_while_it_works(ours, tmp_path, monkeypatch):
     path.unlink()
     return found
 
-  monkeypatch.setattr(model.given, 'source', gone)
+  monkeypatch.setattr(model.python_objects, 'source', gone)
   with pytest.raises(semppl_jax.UserError, match='good.png .*No such file'):
     ours.embed([path])
 

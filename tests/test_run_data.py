@@ -45,7 +45,7 @@ def test_a_finished_run_tells_that_its_folder_has_changed(
   run_data.check(str(tmp_path), run, finished=False)
   metrics.write_json(str(tmp_path / pretraining.RESULTS), {'step': 5})
   changed = with_more_images(run)
-  monkeypatch.setattr(pretraining.runs, 'prepare', lambda cfg: changed)
+  monkeypatch.setattr(pretraining.run_lib, 'prepare', lambda cfg: changed)
   monkeypatch.setattr(pretraining.plausibility, 'tell', lambda run: None)
   cfg = tiny.make_config(num_devices=1)
   assert pretraining.pretrain(cfg, str(tmp_path)) == {'step': 5}

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def squared_distances(online: jax.Array, targets: jax.Array) -> jax.Array:
-  """Mean over pairs of views v != w of |online_v - target_w|^2.
+  """Squared distance of unit embeddings, mean over pairs of views v != w.
 
   2 - 2 cos of unit vectors: normalised mean squared error, BYOL (arXiv
   2006.07733), eq. 2. A view's own target is left out; small views, which have

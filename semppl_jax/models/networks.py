@@ -38,20 +38,21 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 class Networks(NamedTuple):
   """Online and target network: pure functions over trees.
 
-  `images` are [n, H, W, 3] float in [0, 1].
+  Images are [n, H, W, 3] float in [0, 1].
 
-  init: (key, images) -> (params, state), the online tree with all its parts.
-    Needs no device axis, whatever `cross_replica`. BatchNorm begins with the
-    averages of these images; the first pass in training mode forgets them.
-  online: (params, state, images, is_training) -> (outputs, state). Outputs by
-    name: 'embedding' [n, e], the encoder's spatial mean; what the heads give,
-    such as 'projection' [n, d] and 'prediction' [n, d]; and 'logits' [n, K], if
-    there is a classifier.
-  target: the same with the heads of the target network alone, and without
-    'embedding'; takes `target_tree`s.
-  encode: (params, state, images, is_training) -> (embedding [n, e], state),
-    the encoder alone; takes any tree that has one.
-  target_tree: the part of an online tree that the target network has too.
+  Attributes:
+    init: (key, images) -> (params, state), the online tree with all its parts.
+      Needs no device axis, whatever `cross_replica`. BatchNorm begins with the
+      averages of these images; the first pass in training mode forgets them.
+    online: (params, state, images, is_training) -> (outputs, state). Outputs by
+      name: 'embedding' [n, e], the encoder's spatial mean; what the heads give,
+      such as 'projection' [n, d] and 'prediction' [n, d]; and 'logits' [n, K],
+      if there is a classifier.
+    target: the same with the heads of the target network alone, and without
+      'embedding'; takes what `target_tree` gives.
+    encode: (params, state, images, is_training) -> (embedding [n, e], state),
+      the encoder alone; takes any tree that has one.
+    target_tree: the part of an online tree that the target network has too.
   """
 
   init: Callable[..., tuple[Tree, Tree]]
