@@ -37,6 +37,7 @@ setuptools.setup(
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.5',
+    'chex>=0.1.88',
     'dm-haiku>=0.0.16',
     'dm-pix>=0.4.3',
     'grain>=0.2.12',

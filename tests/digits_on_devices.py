@@ -35,7 +35,7 @@ def main():
   for num_devices in (2, 4, 8):
     for (one, _), (many, _) in zip(seen[1], seen[num_devices]):
       # (A flipped near-tie moves the semantic term alone by about 1e-3.)
-      for name in ('loss', 'loss_augm'):
+      for name in ('loss', 'loss/augmentation'):
         np.testing.assert_allclose(many[name][0], one[name][0], rtol=1e-3)
     labels = np.concatenate([labels for _, labels in seen[num_devices]])
     # Of 2,560 pseudo-labels at most 1 differed on one CPU, 4 on another.

@@ -146,7 +146,7 @@ def check_devices(seen, folder):
   for one, four in zip(seen[1], seen[4], strict=True):
     for a, b in zip(one[:4], four[:4]):
       np.testing.assert_array_equal(a, b)
-  for key in ('loss_augm', 'queue_fill', 'embedding_std'):
+  for key in ('loss/augmentation', 'queue_fill', 'embedding_std'):
     one, four = (metrics(folder / str(d), key) for d in (1, 4))
     np.testing.assert_allclose(one, four, rtol=2e-3)
 

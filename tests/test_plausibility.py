@@ -69,7 +69,9 @@ def test_a_small_batch_takes_all_its_negatives(capsys):
   plausibility.tell(run)
   assert 'batch_size 4 has 3 negatives' in capsys.readouterr().err
   # By chance a view is one of them and its own image's.
-  assert run.setup.method.chance == {'loss_augm': pytest.approx(np.log(4))}
+  assert run.setup.method.chance == {
+    'loss/augmentation': pytest.approx(np.log(4))
+  }
   step = functools.partial(step_lib.train_step, setup=run.setup)
   batch = tiny.make_batch([0, -1, 1, -1])
   _, [(scalars, _)] = tiny.run_steps(

@@ -75,9 +75,9 @@ def test_all_panels_and_legends():
 
 
 def test_missing_and_null_series_are_left_out():
-  found = rows(3, loss_sempos=None, pseudo_label_accuracy=None)
+  found = rows(3, **{'loss/semantic': None}, pseudo_label_accuracy=None)
   for row in found:
-    del row['inv_augm'], row['inv_sempos']
+    del row['invariance/augmentation'], row['invariance/semantic']
   assert curves(found, plots._LOSSES) == {
     'Total loss': [],
     'Contrastive terms': ['augmentation positives'],

@@ -84,7 +84,8 @@ def test_a_run_leaves_all_that_is_promised(whole):
   assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
   for row in rows:
     for key in (
-      'loss', 'loss_augm', 'loss_sempos', 'inv_augm', 'inv_sempos',
+      'loss', 'loss/augmentation', 'loss/semantic',
+      'invariance/augmentation', 'invariance/semantic',
       'queue_fill', 'vote_share', 'positive_share', 'learning_rate',
     ):  # fmt: skip
       assert np.isfinite(row[key]), key

@@ -19,7 +19,7 @@ def test_starts_of_three_seeds_raise_no_alarm():
   'name, words',
   [
     ('no predictor, the online network as target', 'embedding_std'),
-    ('100 times the rate', 'loss_augm|taken over'),
+    ('100 times the rate', 'loss/augmentation|taken over'),
     ('labels of one class only', 'taken over'),
   ],
 )

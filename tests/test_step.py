@@ -170,7 +170,7 @@ class _Expected:
       'top_label_share': np.bincount(self.labels[~known]).max() / sum(~known),
       'queue_fill': sum(known) / 16,
       'embedding_std': spread,
-      'loss_classifier': 0.0,
+      'loss/classifier': 0.0,
     }
 
   def _draw(self, cfg, batch, keys):
@@ -192,10 +192,10 @@ class _Expected:
     rest = self.index, self.mask, tau
     semantic = self.positives, self.has
     return {
-      'loss_augm': reference.loss_augm(*own, *rest),
-      'loss_sempos': reference.loss_sempos(*own, *semantic, *rest),
-      'inv_augm': reference.inv_augm(*own, *rest),
-      'inv_sempos': reference.inv_sempos(*own, *semantic, *rest),
+      'loss/augmentation': reference.loss_augm(*own, *rest),
+      'loss/semantic': reference.loss_sempos(*own, *semantic, *rest),
+      'invariance/augmentation': reference.inv_augm(*own, *rest),
+      'invariance/semantic': reference.inv_sempos(*own, *semantic, *rest),
     }
 
 
@@ -229,9 +229,9 @@ def test_step_equals_a_slow_reference(exclude, early):
   for name, value in expected.metrics(batch.labels).items():
     np.testing.assert_allclose(scalars[name][0], value, 2e-5, err_msg=name)
   total = (
-    0.3 * (terms['loss_augm'] + 0.2 * terms['loss_sempos'])
-    + 5.0 * terms['inv_augm']
-    + 3.0 * terms['inv_sempos']
+    0.3 * (terms['loss/augmentation'] + 0.2 * terms['loss/semantic'])
+    + 5.0 * terms['invariance/augmentation']
+    + 3.0 * terms['invariance/semantic']
   )
   np.testing.assert_allclose(scalars['loss'][0], total, rtol=2e-5)
 
@@ -462,7 +462,7 @@ def test_the_classifier_learns_from_true_labels_alone():
   grad = parallel.unreplicate(new.opt_state.trace['classifier']['b'])
   expected = np.full(3, 1 / 3) - np.array([3, 1, 0]) / 4
   np.testing.assert_allclose(grad, expected, atol=1e-6)
-  np.testing.assert_allclose(scalars['loss_classifier'][0], np.log(3), 1e-5)
+  np.testing.assert_allclose(scalars['loss/classifier'][0], np.log(3), 1e-5)
 
 
 def test_the_step_is_traced_once():

@@ -24,7 +24,7 @@ _LIMITS = types.SimpleNamespace(
 )
 _HEALTHY = {
   'loss': 1.0,
-  'loss_augm': 1.0,
+  'loss/augmentation': 1.0,
   'grad_norm': 2.0,
   'embedding_std': 0.8,
   'top_label_share': 0.3,
@@ -35,7 +35,7 @@ _HEALTHY = {
 
 def _dog(**arguments):
   return watchdog.Watchdog(
-    _LIMITS, **{'chance': {'loss_augm': 2.4}} | arguments
+    _LIMITS, **{'chance': {'loss/augmentation': 2.4}} | arguments
   )
 
 
@@ -63,7 +63,7 @@ _LATE = 100  # long after the start
   [
     ({'loss': 5.1}, 'above 5 times its usual 1 '),
     ({'embedding_std': 0.09}, 'collapsed'),
-    ({'loss_augm': 2.41}, 'could not tell .* by chance it is 2.4'),
+    ({'loss/augmentation': 2.41}, 'could not tell .* by chance it is 2.4'),
     ({'top_label_share': 0.94}, 'pseudo-label had taken over .*94.0%'),
   ],
 )
@@ -82,7 +82,7 @@ def test_what_was_healthy_alarms_after_its_patience(bad, words):
 _BAD_STARTS = [
   {'embedding_std': 0.0},
   {'top_label_share': 1.0},
-  {'loss_augm': 2.5},
+  {'loss/augmentation': 2.5},
 ]
 
 
@@ -140,7 +140,7 @@ def test_a_loss_that_rises_in_the_warmup_is_no_explosion():
   [
     {'loss': 4.9},
     {'embedding_std': 0.11},
-    {'loss_augm': 2.39},
+    {'loss/augmentation': 2.39},
     # Of the way from 0.3 to 1: 0.93.
     {'top_label_share': 0.92},
     {'top_label_share': 1.0, 'queue_fill': 0.99},
@@ -155,13 +155,13 @@ def test_what_is_within_its_limits_goes_on(fine):
   [
     ({'loss_factor': 0.0}, {'loss': 1e9}),
     ({'min_spread': 0.0}, {'embedding_std': 0.0}),
-    ({'chance_factor': 0.0}, {'loss_augm': 9.0}),
+    ({'chance_factor': 0.0}, {'loss/augmentation': 9.0}),
     ({'max_label_share': 1.0}, {'top_label_share': 1.0}),
   ],
 )
 def test_a_limit_can_be_switched_off(off, bad):
   limits = types.SimpleNamespace(**vars(_LIMITS) | off)
-  dog = watchdog.Watchdog(limits, chance={'loss_augm': 2.4})
+  dog = watchdog.Watchdog(limits, chance={'loss/augmentation': 2.4})
   _feed(dog, _LATE, *[{}] * 5, *[bad] * 10)
 
 
@@ -297,11 +297,11 @@ def test_one_label_for_all_has_advice_of_its_own():
 
 
 def test_a_loss_that_may_still_fall_can_be_given_time():
-  for bad in ({'loss_augm': 3.0}, {'embedding_std': 0.0}):
+  for bad in ({'loss/augmentation': 3.0}, {'embedding_std': 0.0}):
     with pytest.raises(watchdog.AlarmError) as caught:
       _feed(_dog(advice=['nothing of the kind']), 1, *[bad] * 40)
     said = str(watchdog.stopped(caught.value, None, config.default()))
-    assert ('chance_patience' in said) == ('loss_augm' in bad)
+    assert ('chance_patience' in said) == ('loss/augmentation' in bad)
     assert 'nothing of the kind' not in said
 
 
@@ -316,14 +316,14 @@ def test_a_loss_that_falls_slowly_has_time(patience):
   limits = types.SimpleNamespace(
     **vars(_LIMITS) | {'chance_factor': 0.93, 'chance_patience': patience}
   )
-  dog = watchdog.Watchdog(limits, chance={'loss_augm': 1.0})
+  dog = watchdog.Watchdog(limits, chance={'loss/augmentation': 1.0})
   with pytest.raises(watchdog.AlarmError, match='could not tell') as caught:
-    _feed(dog, 1, *[{'loss_augm': 0.97}] * 60)
+    _feed(dog, 1, *[{'loss/augmentation': 0.97}] * 60)
   assert caught.value.step == patience
   # The others wait no longer for it.
-  dog = watchdog.Watchdog(limits, chance={'loss_augm': 1.0})
+  dog = watchdog.Watchdog(limits, chance={'loss/augmentation': 1.0})
   with pytest.raises(watchdog.AlarmError, match='collapsed') as caught:
-    _feed(dog, 1, *[{'embedding_std': 0.0, 'loss_augm': 0.97}] * 60)
+    _feed(dog, 1, *[{'embedding_std': 0.0, 'loss/augmentation': 0.97}] * 60)
   assert caught.value.step == 9
 
 
@@ -332,10 +332,10 @@ def test_folders_whose_views_are_hard_have_time():
   falls = np.interp(range(1, 300), [1, 60, 180, 300], [1, 0.974, 0.931, 0.88])
   for cfg, steps in ((folder.get_config(), 299), (digits.get_config(), 110)):
     dog = watchdog.Watchdog(
-      cfg.watchdog, warmup_steps=25, chance={'loss_augm': 1.0}
+      cfg.watchdog, warmup_steps=25, chance={'loss/augmentation': 1.0}
     )
     seen = 0
     with contextlib.suppress(watchdog.AlarmError):
       for seen, loss in enumerate(falls, start=1):
-        dog.look(seen, _HEALTHY | {'loss_augm': loss})
+        dog.look(seen, _HEALTHY | {'loss/augmentation': loss})
     assert seen == steps

@@ -158,5 +158,5 @@ def light_step(state, batch, key, *, setup):
   scalars = {'loss': pixels, 'grad_norm': noise, 'queue_fill': pixels}
   nothing = jnp.zeros(())
   healthy = {'embedding_std': jnp.ones(()), 'top_label_share': nothing}
-  healthy |= {'loss_augm': nothing, 'pseudo_label_share': nothing}
+  healthy |= {'loss/augmentation': nothing, 'pseudo_label_share': nothing}
   return new, scalars | healthy, batch.labels

@@ -179,7 +179,7 @@ def default() -> ml_collections.ConfigDict:
       # Of the loss: times the median of the 100 steps before; 0: off [ours]
       'loss_factor': 5.0,
       'min_spread': 0.2,  # of embedding_std, about 1 in health; 0: off [ours]
-      # Of loss_augm: times what chance gives, log(1 + num_negatives); 0: off
+      # Of the contrastive loss: times what chance gives; 0: off
       # [ours]
       'chance_factor': 0.93,
       # Steps after twice the warm-up in which it may still be above that, three

@@ -1,5 +1,6 @@
 """Classification of labelled images: cross-entropy, top-1. No collectives."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,6 +16,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Returns:
     [..., b].
   """
+  chex.assert_axis_dimension(logits, -2, len(labels))
   wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   true = jnp.broadcast_to(jnp.maximum(labels, 0), logits.shape[:-1])
   loss = optax.losses.softmax_cross_entropy_with_integer_labels(wide, true)

@@ -8,6 +8,7 @@ means over images. Candidate 0 is the positive and is always there; a masked
 negative has score -inf and reaches neither values nor gradients.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -39,6 +40,9 @@ def similarity_logits(
   Returns:
     [V, W, b, 1 + n] logits, the positive first, -inf where masked.
   """
+  _, images, size = online.shape
+  chex.assert_shape(positives, (None, images, size))
+  chex.assert_shape(negatives, (len(positives), images, None, size))
   online, positives, negatives = map(_wide, (online, positives, negatives))
   # Two products, not one over joined candidates: under vmap over the draws of
   # semantic positives the second one, n times as large, is computed once.
@@ -65,6 +69,7 @@ def info_nce(logits: jax.Array) -> jax.Array:
   Returns:
     [b]; 0 for an image whose negatives are all masked.
   """
+  chex.assert_rank(logits, 4)
   log_p = jax.nn.log_softmax(_wide(logits), axis=-1)  # [V, W, b, 1 + n]
   return -log_p[..., 0].mean(axis=(0, 1))  # [b]
 
@@ -98,7 +103,8 @@ def invariance(logits: jax.Array, *, stop_gradient: str) -> jax.Array:
       f'{", ".join(map(repr, STOP_GRADIENTS))}.'
     )
   logits = _wide(logits)
-  views, _, images, _ = logits.shape
+  views, _, images, candidates = logits.shape
+  chex.assert_shape(logits, (views, views, images, candidates))
   if views == 1:
     return jnp.zeros([images], logits.dtype)
   log_p = jax.nn.log_softmax(logits, axis=-1)

@@ -6,6 +6,7 @@ One draw serves all pairs of views, because the two sides of the invariance
 terms need the same images.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -43,6 +44,8 @@ def sample(
   Raises:
     UserError: if the global batch has not more than n images.
   """
+  chex.assert_rank(labels, 1)
+  chex.assert_equal_shape([keys, indices])
   batch_size = len(labels)
   if batch_size <= num_negatives:
     raise errors.UserError(

@@ -14,6 +14,7 @@ sharding is ours.
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -73,7 +74,9 @@ def push(
     ids: [B] int32.
   """
   capacity = len(queue.labels)
-  here = queue.embeddings.shape[1]  # C/D
+  views, here, size = queue.embeddings.shape  # [V_L, C/D, d]
+  chex.assert_shape(embeddings, (views, len(labels), size))
+  chex.assert_equal_shape([labels, ids])
   labelled = labels >= 0  # [B]
   rank = jnp.cumsum(labelled) - 1  # [B] among the labelled
   total = jnp.sum(labelled)
@@ -115,6 +118,9 @@ def nearest(
     Neighbours [M, b, V_q * V_L * k] of this device's images: view by view,
     queue by queue, nearest first and the newer first among equals.
   """
+  _, images, _ = queries.shape
+  chex.assert_shape(queries, (None, images, queue.embeddings.shape[-1]))
+  chex.assert_shape(exclude_ids, (None, images))
   found = _search_shard(queue, queries, exclude_ids, k, block_size)
   similarity, slots = map(_to_owners, found)  # [M, b, V_q, V_L, D * k]
   capacity = len(queue.labels)

@@ -4,6 +4,7 @@ A vote is a label >= 0 with a similarity; label -1 is a place without a vote.
 Source: SemPPL (Bosnjak et al., ICLR 2023); how ties are broken is our setting.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -28,6 +29,7 @@ def vote(
     Label [...] int32, -1: no votes; and the winner's share of the votes cast,
     [...] float32, 0: no votes.
   """
+  chex.assert_equal_shape([labels, similarity])
   # Sums are taken in order of similarity, one vote at a time: label by label
   # they depend on the set of votes alone, as a reduction's would not.
   similarity, labels = jax.lax.sort((similarity, labels), num_keys=1)
@@ -72,6 +74,7 @@ def balance(
     Label [B] int32, -1: no votes; and the share of the votes cast that it had
     before it was balanced, [B] float32, 0: none.
   """
+  chex.assert_rank([labels, counted, class_share], [2, 1, 1])
   possible = class_share > 0
   cast = jax.nn.one_hot(labels, len(class_share)).sum(axis=1)  # [B, K]
   has_votes = cast.sum(axis=1) > 0

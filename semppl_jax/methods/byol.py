@@ -32,7 +32,7 @@ def build(
     chex.assert_shape(targets, dims['Wbd'])
     # A sum over the two directions, as released: twice their mean.
     value = 2 * regression.squared_distances(online, targets).mean()
-    return base.Result(value, {'loss_regression': value})
+    return base.Result(value, {'loss/regression': value})
 
   return base.Method(
     heads=ProjectorPredictor(

@@ -110,7 +110,7 @@ def build(
     shards=label_queue.SHARDS,
     predict=functools.partial(predict, cfg=cfg),
     embedding='projection' if learns or cfg.loss.invariance_weight else None,
-    chance={'loss_augm': math.log(1 + num_negatives)} if learns else {},
+    chance={'loss/augmentation': math.log(1 + num_negatives)} if learns else {},
     labels_train=uses_semantic_positives(cfg),
     advice=advice(cfg),
   )
@@ -218,7 +218,7 @@ def loss_terms(
     cfg: settings.
 
   Returns:
-    loss_augm, loss_sempos, inv_augm, inv_sempos: parts of the global means.
+    The terms of `weighted_sum`, parts of the global means.
   """
   large = cfg.views.num_large
   invariance = lambda x: contrastive.invariance(
@@ -227,10 +227,10 @@ def loss_terms(
   over_draws = lambda f: jax.vmap(f)(sempos).mean(axis=0)  # [b]
   mean = parallel.masked_mean
   return {
-    'loss_augm': mean(contrastive.info_nce(augm), counted),
-    'loss_sempos': mean(over_draws(contrastive.info_nce), counted_sempos),
-    'inv_augm': mean(invariance(augm), counted),
-    'inv_sempos': mean(over_draws(invariance), counted_sempos),
+    'loss/augmentation': mean(contrastive.info_nce(augm), counted),
+    'loss/semantic': mean(over_draws(contrastive.info_nce), counted_sempos),
+    'invariance/augmentation': mean(invariance(augm), counted),
+    'invariance/semantic': mean(over_draws(invariance), counted_sempos),
   }
 
 
@@ -238,11 +238,11 @@ def weighted_sum(
   terms: base.Metrics, cfg: ml_collections.FrozenConfigDict
 ) -> jax.Array:
   """L = c (L_augm + alpha L_sempos) + lambda I_augm + lambda_s I_sempos."""
-  both = terms['loss_augm'] + cfg.loss.alpha * terms['loss_sempos']
+  both = terms['loss/augmentation'] + cfg.loss.alpha * terms['loss/semantic']
   return (
     cfg.loss.contrastive_weight * both
-    + cfg.loss.invariance_weight * terms['inv_augm']
-    + semantic_invariance_weight(cfg) * terms['inv_sempos']
+    + cfg.loss.invariance_weight * terms['invariance/augmentation']
+    + semantic_invariance_weight(cfg) * terms['invariance/semantic']
   )
 
 

@@ -32,7 +32,7 @@ def build(
     return base.Result(
       value,
       {
-        'loss_classifier': value,
+        'loss/classifier': value,
         'classifier_accuracy': parallel.masked_mean(hit, *known),
       },
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -34,6 +35,7 @@ def forward_views(
   Returns:
     Outputs with a leading axis of all views, [V, b, ...], and the new state.
   """
+  chex.assert_rank(groups, 5)  # [views, b, S, S, 3]
   outputs = []
   for images in groups:
     whole = one_pass and len(images) > 0
@@ -65,5 +67,6 @@ def embedding_std(embeddings: jax.Array) -> jax.Array:
   Returns:
     [] float32.
   """
+  chex.assert_rank(embeddings, 3)
   deviation = jnp.std(embeddings, axis=1).mean()
   return deviation * embeddings.shape[-1] ** 0.5

@@ -13,12 +13,12 @@ from semppl_jax.report.run_files import RunFiles
 _NUMBERS = {
   'Loss': {'loss': 'total'},
   'Contrastive terms': {
-    'loss_augm': 'augmentation positives',
-    'loss_sempos': 'semantic positives',
+    'loss/augmentation': 'augmentation positives',
+    'loss/semantic': 'semantic positives',
   },
   'Invariance terms': {
-    'inv_augm': 'augmentation positives',
-    'inv_sempos': 'semantic positives',
+    'invariance/augmentation': 'augmentation positives',
+    'invariance/semantic': 'semantic positives',
   },
   'Embedding spread': {'embedding_std': 'embedding spread'},
 }

@@ -271,7 +271,7 @@ def loss_fn(
     logits = outputs.get('logits')
     monitor = _classifier(logits, part.batch.labels, batch_wide.labels, cfg)
     metrics |= monitor
-    total += cfg.classifier.weight * monitor['loss_classifier']
+    total += cfg.classifier.weight * monitor['loss/classifier']
   embeddings = None
   if method.embedding and not method.target_views:
     embeddings = jax.lax.stop_gradient(outputs[method.embedding])
@@ -294,14 +294,14 @@ def _classifier(
     cfg: settings.
   """
   if logits is None:
-    return {'loss_classifier': jnp.zeros(())}
+    return {'loss/classifier': jnp.zeros(())}
   logits = logits[: cfg.views.num_large]
   mean = functools.partial(
     parallel.masked_mean, mask=labels >= 0, everyones=all_labels >= 0
   )
   per_image = classification.cross_entropy(logits, labels).mean(axis=0)
   hit = classification.top1(logits, labels).mean(axis=0)
-  return {'loss_classifier': mean(per_image), 'classifier_accuracy': mean(hit)}
+  return {'loss/classifier': mean(per_image), 'classifier_accuracy': mean(hit)}
 
 
 def _health(

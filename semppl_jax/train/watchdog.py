@@ -87,7 +87,7 @@ class Watchdog:
   A start is no collapse: votes, embeddings and losses of an untrained network
   mean nothing yet. So what is watched alarms only if it was healthy after the
   warm-up, for `patience` steps in a row, or if it still is not when twice the
-  warm-up and three times `patience` are over (for loss_augm: at least
+  warm-up and three times `patience` are over (for chance: at least
   `chance_patience`, as hard views take their time). The loss is compared with
   that of steps after the warm-up only.
 

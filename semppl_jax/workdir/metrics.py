@@ -25,6 +25,14 @@ from semppl_jax.errors import UserError
 from semppl_jax.utils import files
 
 _FILE = 'metrics.jsonl'
+# What older versions called them -> by prefix, as TensorBoard groups them.
+RENAMED = {
+  'loss_augm': 'loss/augmentation',
+  'loss_sempos': 'loss/semantic',
+  'inv_augm': 'invariance/augmentation',
+  'inv_sempos': 'invariance/semantic',
+  'loss_classifier': 'loss/classifier',
+}
 
 
 def topk_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
@@ -168,7 +176,7 @@ def _events(folder: pathlib.Path, first: int) -> event_file_writer.EventsWriter:
 
 
 def read(workdir: str) -> list[dict[str, Any]]:
-  """The lines of metrics.jsonl, without a last one that was cut off.
+  """The lines of metrics.jsonl in today's names, but a last one cut off.
 
   Raises:
     FileNotFoundError: nothing was ever logged here.
@@ -208,7 +216,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
       continue  # a process was stopped in the middle of this line
     if isinstance(row, dict) and type(row.get('step')) is int:
-      rows.append(row)
+      rows.append({RENAMED.get(name, name): x for name, x in row.items()})
   return rows
 
 

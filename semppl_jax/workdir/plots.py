@@ -25,14 +25,14 @@ from semppl_jax.workdir import metrics
 _LOSSES = {
   'Total loss': {'loss': 'total'},
   'Contrastive terms': {
-    'loss_augm': 'augmentation positives',
-    'loss_sempos': 'semantic positives',
+    'loss/augmentation': 'augmentation positives',
+    'loss/semantic': 'semantic positives',
   },
   'Invariance terms': {
-    'inv_augm': 'augmentation positives',
-    'inv_sempos': 'semantic positives',
+    'invariance/augmentation': 'augmentation positives',
+    'invariance/semantic': 'semantic positives',
   },
-  'Monitoring classifier': {'loss_classifier': 'cross-entropy'},
+  'Monitoring classifier': {'loss/classifier': 'cross-entropy'},
 }
 _SHARES = {
   'Accuracy': {

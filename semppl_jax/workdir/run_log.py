@@ -206,7 +206,7 @@ def without_empty_means(
     empty |= {
       'labelled_vote_accuracy',
       'classifier_accuracy',
-      'loss_classifier',
+      'loss/classifier',
     }
   if not (given < 0).any():
     empty |= {'vote_share', 'pseudo_label_share', 'top_label_share'}
