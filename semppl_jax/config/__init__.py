@@ -9,7 +9,6 @@ versions called them.
 import ml_collections
 
 from semppl_jax.config import defaults
-from semppl_jax.config import upgrade as upgrade_lib
 from semppl_jax.config.checks import (
   check_choices,
   check_kinds,
@@ -24,7 +23,7 @@ from semppl_jax.config.defaults import (
   leave_open,
   uses_labels,
 )
-from semppl_jax.config.upgrade import upgrade
+from semppl_jax.config.upgrade import RENAMED
 from semppl_jax.config.validation import (
   SHARED_CHOICES,
   SHARED_RANGES,
@@ -48,7 +47,6 @@ __all__ = [
   'look_up',
   'nearest_name',
   'open_keys',
-  'upgrade',
   'uses_labels',
   'validate',
   'why_unknown',
@@ -101,8 +99,8 @@ def why_unknown(key: str) -> str:
   from semppl_jax import methods
   from semppl_jax.config import eval_config
 
-  if key in upgrade_lib.RENAMED:
-    return f'{key} is called {" and ".join(upgrade_lib.RENAMED[key])} now.'
+  if key in RENAMED:
+    return f'{key} is called {" and ".join(RENAMED[key])} now.'
   engines = {name for name, _ in flat(defaults.default())}
   evaluations = {name for name, _ in flat(eval_config.default())}
   if key in engines | evaluations:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from semppl_jax.config import checks, defaults, upgrade, validation
+from semppl_jax.config import checks, defaults, validation
+from semppl_jax.config.upgrade import RENAMED
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base, byol, semppl, supervised
 
@@ -115,8 +116,8 @@ def _check_sections(
   if theirs == ours:
     return
   if surplus := sorted(theirs - ours):
-    if surplus[0] in upgrade.RENAMED:
-      names = ' and '.join(upgrade.RENAMED[surplus[0]])
+    if surplus[0] in RENAMED:
+      names = ' and '.join(RENAMED[surplus[0]])
       raise UserError(f'{surplus[0]} is called {names} now.')
     whose = owners(surplus[0])
     of = f'is a setting of {" and ".join(whose)}' if whose else 'is unknown'

@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from semppl_jax import config, pretraining
+from semppl_jax import pretraining
+from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.train import resume
 from semppl_jax.workdir import metrics, stop_file
@@ -69,7 +70,7 @@ def _read(folder: pathlib.Path) -> RunFiles:
   return RunFiles(
     name=folder.resolve().name,
     folder=folder,
-    config=config.upgrade(_mapping(folder / _CONFIG, lacking)),
+    config=upgrade(_mapping(folder / _CONFIG, lacking)),
     results=_mapping(folder / pretraining.RESULTS, lacking),
     rows=_rows(folder),
     rollbacks=_lines(folder / resume.ROLLBACKS),
