@@ -26,9 +26,10 @@ from absl import logging
 
 from benchmarks import drawn_folders, emoji_folder
 from experiments import folder
-from semppl_jax import config, pretraining, saliency
+from semppl_jax import config, pretraining
 from semppl_jax.data import datasets
 from semppl_jax.evaluation import baselines
+from semppl_jax.tools import saliency
 from semppl_jax.workdir import metrics
 
 COLUMNS = {

@@ -20,9 +20,12 @@ TASKS = {
   'launch': ('launch', 'train with a process for each GPU: --processes=N ...'),
   'check': ('check', 'look at a run before it starts: same flags'),
   'report': ('report.__main__', 'a web page of one run or several: DIR ...'),
-  'convert': ('convert', 'weights from format to format: IN OUT'),
-  'saliency': ('saliency', "make a data set's foreground masks"),
-  'to-array-record': ('to_array_record', 'prepare a tfds data set: FOLDER'),
+  'convert': ('tools.convert', 'weights from format to format: IN OUT'),
+  'saliency': ('tools.saliency', "make a data set's foreground masks"),
+  'to-array-record': (
+    'tools.to_array_record',
+    'prepare a tfds data set: FOLDER',
+  ),
 }
 
 

@@ -21,7 +21,7 @@ from absl import flags
 from PIL import Image
 from tensorboardX import record_writer
 
-from semppl_jax import checkpoint, main, to_array_record
+from semppl_jax import checkpoint, main
 from semppl_jax.data import (
   array_files,
   images,
@@ -34,6 +34,7 @@ from semppl_jax.data import (
   labels as labels_lib,
 )
 from semppl_jax.errors import UserError
+from semppl_jax.tools import to_array_record
 from semppl_jax.weights import files as files_lib
 from semppl_jax.weights import load as load_lib
 from semppl_jax.weights import match_names

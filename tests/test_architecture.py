@@ -21,7 +21,8 @@ LAYERS = {
 }
 # What people call: who imports whom of these is fixed, too.
 ENTRY = (
-  'pretraining', 'model', 'convert', 'saliency', 'to_array_record', 'launch',
+  'pretraining', 'model', 'tools', 'convert', 'saliency', 'to_array_record',
+  'launch',
   'preflight', 'report', 'compare', 'tasks', 'main', 'check', 'cli',
   '__main__',
 )  # fmt: skip

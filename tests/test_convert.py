@@ -3,8 +3,9 @@
 import golden
 import pytest
 
-from semppl_jax import convert, errors
+from semppl_jax import errors
 from semppl_jax.models import encoders
+from semppl_jax.tools import convert
 from semppl_jax.weights import load as load_lib
 
 TINY = golden.path('release_checkpoint_tiny.pkl')

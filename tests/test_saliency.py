@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semppl_jax import config, saliency
-from semppl_jax.data import datasets, foregrounds, images, masks
+from semppl_jax import config
+from semppl_jax.data import datasets, images, masks
 from semppl_jax.errors import UserError
+from semppl_jax.tools import foregrounds, saliency
 
 
 def natural(random, shape, *, power, contrast, mean):

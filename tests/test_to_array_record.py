@@ -14,9 +14,9 @@ from array_record.python import array_record_module
 from tensorboardX import crc32c as their_crc32c
 from tensorboardX import record_writer
 
-from semppl_jax import to_array_record
 from semppl_jax.data import images, tfds_files
 from semppl_jax.data import tfrecords as tfrecords_lib
+from semppl_jax.tools import to_array_record
 from semppl_jax.utils import files
 
 NAME = 'cifar10'

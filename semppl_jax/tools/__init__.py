@@ -1,0 +1,1 @@
+"""Tools beside training: foreground masks, converters. Nothing imports them."""
