@@ -19,7 +19,6 @@ from semppl_jax.evaluation import encoder_scores
 from semppl_jax.report import __main__ as command
 from semppl_jax.report import (
   charts,
-  curves,
   markup,
   page,
   pictures,
@@ -29,7 +28,7 @@ from semppl_jax.report import (
 from semppl_jax.train import resume
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
-from semppl_jax.workdir import lock, metrics
+from semppl_jax.workdir import lock, metrics, panels
 from tests import tiny
 
 _SECTIONS = (
@@ -88,9 +87,8 @@ _STEP = 5
 _SCORES = 0.911, 0.822, 0.733, 0.977, None
 # Series that have a chart, with their values at steps 1 to 5.
 _SERIES = {
-  key: [round(0.1 + 0.03 * number + 0.02 * step, 3) for step in range(_STEP)]
-  for number, keys in enumerate(curves._PANELS.values())
-  for key in keys
+  key: [round(0.1 + 0.01 * number + 0.02 * step, 3) for step in range(_STEP)]
+  for number, key in enumerate(panels.NAMES)
 }
 
 
@@ -184,7 +182,10 @@ def test_every_section_is_there_with_the_right_numbers(whole, reported):
   assert '12 labelled images' in head and '10 min' in head
   assert '2 x abacus' in reported.texts['environment']
   numbers = reported.texts['curves']
-  for title, series in curves._PANELS.items():
+  rows = [_SERIES]
+  drawn = panels.numbers(rows) | panels.shares(rows)
+  assert {k for series in drawn.values() for k in series} == set(panels.NAMES)
+  for title, series in drawn.items():
     assert f'{title}\n' in numbers
     for key, name in series.items():
       first, *_, last = map(charts.number, _SERIES[key])

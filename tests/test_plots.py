@@ -6,7 +6,7 @@ import pytest
 from matplotlib import colors, image
 from sklearn import datasets
 
-from semppl_jax.workdir import plots
+from semppl_jax.workdir import panels, plots
 
 
 def log(workdir, rows) -> None:
@@ -15,9 +15,7 @@ def log(workdir, rows) -> None:
 
 
 def rows(count: int, **constant) -> list[dict]:
-  keys = [k for group in plots._LOSSES.values() for k in group]
-  keys += [k for group in plots._SHARES.values() for k in group]
-  values = {key: 0.1 * i for i, key in enumerate(keys)} | constant
+  values = {key: 0.06 * i for i, key in enumerate(panels.NAMES)} | constant
   return [{'step': 10 * (i + 1)} | values for i in range(count)]
 
 
@@ -37,9 +35,10 @@ def pictures(
   return {path.name for path in paths}
 
 
-def curves(found: list[dict], panels, shares=False) -> dict[str, list]:
+def curves(found: list[dict], shares=False) -> dict[str, list]:
   """{panel: its legend} of the figure."""
-  figure = plots._curves(found, 'x', panels, shares=shares)
+  wanted = (panels.shares if shares else panels.numbers)(found)
+  figure = plots._curves(found, 'x', wanted, shares=shares)
   if figure is None:
     return {}
   return {
@@ -64,27 +63,42 @@ def test_all_pictures(tmp_path):
 
 
 def test_all_panels_and_legends():
-  assert curves(rows(3), plots._LOSSES) == {
+  assert curves(rows(3)) == {
     'Total loss': [],
-    'Contrastive terms': ['augmentation positives', 'semantic positives'],
-    'Invariance terms': ['augmentation positives', 'semantic positives'],
-    'Monitoring classifier': [],
+    'Loss terms': [
+      'augmentation positives',
+      'semantic positives',
+      'classifier, cross-entropy',
+      "regression of the target's projection",
+    ],
+    'Invariance terms': [
+      'invariance, augmentation positives',
+      'invariance, semantic positives',
+    ],
+    'Embedding spread': [],
   }
-  found = curves(rows(3), plots._SHARES, shares=True)
-  assert [len(legend) for legend in found.values()] == [3, 3]
+  found = curves(rows(3), shares=True)
+  assert [len(legend) for legend in found.values()] == [3, 4]
+
+
+def test_terms_of_any_objective_are_drawn():
+  found = [{'step': 1, 'loss': 1.0, 'loss/swapped': 2.0, 'entropy': 3.0}]
+  assert panels.numbers(found) == {
+    'Total loss': {'loss': 'total'},
+    'Loss terms': {'loss/swapped': 'swapped'},
+  }
+  assert panels.shares(found) == {}
 
 
 def test_missing_and_null_series_are_left_out():
   found = rows(3, **{'loss/semantic': None}, pseudo_label_accuracy=None)
   for row in found:
     del row['invariance/augmentation'], row['invariance/semantic']
-  assert curves(found, plots._LOSSES) == {
-    'Total loss': [],
-    'Contrastive terms': ['augmentation positives'],
-    'Monitoring classifier': [],
-  }
-  found = curves(found, plots._SHARES, shares=True)
-  assert found['Accuracy'] == [
+  drawn = curves(found)
+  assert set(drawn) == {'Total loss', 'Loss terms', 'Embedding spread'}
+  assert 'semantic positives' not in drawn['Loss terms']
+  drawn = curves(found, shares=True)
+  assert drawn['Accuracy during training'] == [
     'votes, labelled images',
     'classifier, labelled images',
   ]
@@ -114,7 +128,7 @@ def test_smooth_by_hand():
 
 
 def test_a_long_run_is_smoothed_and_says_so():
-  figure = plots._curves(rows(300), 'x', plots._LOSSES, shares=False)
+  figure = plots._curves(rows(300), 'x', panels.numbers(rows(1)), shares=False)
   assert 'mean over 7 logged steps' in figure.get_suptitle()
   assert len(figure.axes[0].lines) == 2  # every step, and the mean
 

@@ -8,33 +8,8 @@ from semppl_jax.report import charts, markup
 from semppl_jax.report.charts import Line
 from semppl_jax.report.markup import Html, tag
 from semppl_jax.report.run_files import RunFiles
+from semppl_jax.workdir import panels
 
-# Title -> {key in metrics.jsonl: name in the legend}; shares, and others.
-_NUMBERS = {
-  'Loss': {'loss': 'total'},
-  'Contrastive terms': {
-    'loss/augmentation': 'augmentation positives',
-    'loss/semantic': 'semantic positives',
-  },
-  'Invariance terms': {
-    'invariance/augmentation': 'augmentation positives',
-    'invariance/semantic': 'semantic positives',
-  },
-  'Embedding spread': {'embedding_std': 'embedding spread'},
-}
-_SHARES = {
-  'Accuracy during training': {
-    'pseudo_label_accuracy': 'pseudo-labels, unlabelled images',
-    'labelled_vote_accuracy': 'votes, labelled images',
-    'classifier_accuracy': 'classifier, labelled images',
-  },
-  'Queue and votes': {
-    'vote_share': 'vote share of the winner',
-    'queue_fill': 'queue fill',
-    'top_label_share': 'most frequent pseudo-label',
-  },
-}
-_PANELS = _NUMBERS | _SHARES
 _HELP = (
   'Embedding spread: about 1 in health, towards 0 in a collapse. Vote share: '
   'how far the nearest labelled images agree. Queue fill: how much of the '
@@ -45,16 +20,17 @@ _HELP = (
 
 def of_one(run: RunFiles) -> Html:
   """Series of one kind share a chart."""
-  panels = []
-  for title, series in _PANELS.items():
+  found = []
+  shares = panels.shares(run.rows)
+  for title, series in (panels.numbers(run.rows) | shares).items():
     lines = [
       line
       for number, (key, name) in enumerate(series.items())
       if (line := _line(run, key, name, number))
     ]
     if lines:
-      panels.append((title, lines))
-  if not panels:
+      found.append((title, lines))
+  if not found:
     raise markup.Absent(_absent([run]))
   marks = [
     one['back_to']
@@ -62,21 +38,23 @@ def of_one(run: RunFiles) -> Html:
     if isinstance(one.get('back_to'), int)
   ]
   figures = [
-    charts.line_chart(title, lines, share=title in _SHARES, marks=marks)
-    for title, lines in panels
+    charts.line_chart(title, lines, share=title in shares, marks=marks)
+    for title, lines in found
   ]
   rolled = 'Vertical lines: steps that the watchdog went back to. '
   return markup.join(
     tag('div', *figures, class_='charts'),
     markup.note((rolled if marks else '') + _HELP),
-    _numbers([line for _, lines in panels for line in lines]),
+    _numbers([line for _, lines in found for line in lines]),
   )
 
 
 def of_several(runs: Sequence[RunFiles]) -> Html:
   """A chart for each series, a line for each run."""
   figures = []
-  for title, series in _PANELS.items():
+  rows = [row for run in runs for row in run.rows]
+  shares = panels.shares(rows)
+  for title, series in (panels.numbers(rows) | shares).items():
     for key, name in series.items():
       lines = [
         line
@@ -85,7 +63,7 @@ def of_several(runs: Sequence[RunFiles]) -> Html:
       ]
       if lines:
         whole = title if len(series) == 1 else f'{title}: {name}'
-        share = title in _SHARES
+        share = title in shares
         figures.append(
           charts.line_chart(whole, lines, share=share, legend=False)
         )

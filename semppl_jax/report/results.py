@@ -17,7 +17,7 @@ from semppl_jax.workdir import plots
 SCORES = {
   'pseudo_label_accuracy': (
     'Pseudo-labels',
-    'votes of the nearest labelled images, on unlabelled training images',
+    'what the run predicts for unlabelled training images',
   ),
   'knn_top1': (
     'kNN',

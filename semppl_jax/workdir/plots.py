@@ -18,36 +18,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn import manifold
 
-from semppl_jax.workdir import metrics
+from semppl_jax.workdir import metrics, panels
 
-# Title of a panel -> {key in metrics.jsonl: name in the legend}. Terms of one
-# scale share a panel.
-_LOSSES = {
-  'Total loss': {'loss': 'total'},
-  'Contrastive terms': {
-    'loss/augmentation': 'augmentation positives',
-    'loss/semantic': 'semantic positives',
-  },
-  'Invariance terms': {
-    'invariance/augmentation': 'augmentation positives',
-    'invariance/semantic': 'semantic positives',
-  },
-  'Monitoring classifier': {'loss/classifier': 'cross-entropy'},
-}
-_SHARES = {
-  'Accuracy': {
-    'pseudo_label_accuracy': 'pseudo-labels, unlabelled images',
-    'labelled_vote_accuracy': 'votes, labelled images',
-    'classifier_accuracy': 'classifier, labelled images',
-  },
-  'Queue and votes': {
-    'vote_share': 'vote share of the winner',
-    'queue_fill': 'queue fill',
-    'positive_share': 'images with a positive',
-  },
-}
-_COLOURS = ('#0072b2', '#d55e00', '#009e73')  # told apart by colour-blind eyes
-_STYLES = ('-', '--', ':')  # equal curves lie on each other: both stay visible
+_COLOURS = (
+  '#0072b2',
+  '#d55e00',
+  '#009e73',
+  '#cc79a7',
+)  # told apart by colour-blind eyes
+_STYLES = (
+  '-',
+  '--',
+  ':',
+  '-.',
+)  # equal curves lie on each other: both stay visible
 _MAX_POINTS = 1000  # of the t-SNE
 _MAX_LEGEND = 20  # classes, as many as tab20 has colours
 _PERCENT = ('accuracy', 'top1', 'top5', '_share', '_fill')
@@ -74,9 +58,13 @@ def plots(
     rows = metrics.read(workdir)
   except FileNotFoundError:
     rows = []
+  losses = panels.numbers(rows)
+  losses.pop('Embedding spread', None)  # has no unit
   figures = {
-    'losses': _curves(rows, 'Losses', _LOSSES, shares=False),
-    'pseudo_labels': _curves(rows, 'Pseudo-labels', _SHARES, shares=True),
+    'losses': _curves(rows, 'Losses', losses, shares=False),
+    'pseudo_labels': _curves(
+      rows, 'Pseudo-labels', panels.shares(rows), shares=True
+    ),
   }
   if embeddings is not None:
     labels = np.full(len(embeddings), -1) if labels is None else labels
@@ -181,10 +169,11 @@ def _panel(
     steps, values = points
     # A single value between gaps makes no line; a marker shows it.
     few = np.isfinite(values).sum() <= 20
-    look = {'color': _COLOURS[i], 'marker': 'o' if few else None, 'ms': 3}
+    colour, style = (x[i % len(x)] for x in (_COLOURS, _STYLES))
+    look = {'color': colour, 'marker': 'o' if few else None, 'ms': 3}
     if window > 1:
-      ax.plot(steps, values, color=_COLOURS[i], alpha=0.25, lw=0.7)
-    ax.plot(steps, _smooth(values, window), _STYLES[i], label=name, **look)
+      ax.plot(steps, values, color=colour, alpha=0.25, lw=0.7)
+    ax.plot(steps, _smooth(values, window), style, label=name, **look)
   ax.set_title(title, fontsize=11)
   ax.set_xlabel('training step')
   ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))

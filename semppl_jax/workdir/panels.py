@@ -1,0 +1,78 @@
+"""Panels of charts: which metrics are drawn together, whatever the objective.
+
+By the prefix of a metric's name; known ones have words in the legend.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Title -> metrics, by name or (ending in a slash) by prefix.
+_NUMBERS = {
+  'Total loss': ('loss',),
+  'Loss terms': ('loss/',),
+  'Invariance terms': ('invariance/',),
+  'Embedding spread': ('embedding_std',),
+}
+_SHARES = {
+  'Accuracy during training': (
+    'pseudo_label_accuracy',
+    'labelled_vote_accuracy',
+    'classifier_accuracy',
+  ),
+  'Queue and votes': (
+    'vote_share',
+    'queue_fill',
+    'positive_share',
+    'top_label_share',
+  ),
+}
+NAMES = {
+  'loss': 'total',
+  'loss/augmentation': 'augmentation positives',
+  'loss/semantic': 'semantic positives',
+  'loss/classifier': 'classifier, cross-entropy',
+  'loss/regression': "regression of the target's projection",
+  'invariance/augmentation': 'invariance, augmentation positives',
+  'invariance/semantic': 'invariance, semantic positives',
+  'embedding_std': 'embedding spread',
+  'pseudo_label_accuracy': 'pseudo-labels, unlabelled images',
+  'labelled_vote_accuracy': 'votes, labelled images',
+  'classifier_accuracy': 'classifier, labelled images',
+  'vote_share': 'vote share of the winner',
+  'queue_fill': 'queue fill',
+  'positive_share': 'images with a positive',
+  'top_label_share': 'most frequent pseudo-label',
+}
+
+
+def numbers(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+  """Losses and the like: {title: {metric: its name in the legend}}.
+
+  Args:
+    rows: of metrics.jsonl. Metrics without any value are left out, and so are
+      panels without metrics.
+  """
+  return _panels(rows, _NUMBERS)
+
+
+def shares(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+  """Likewise of what is drawn from 0 to 100%."""
+  return _panels(rows, _SHARES)
+
+
+def _panels(rows, wanted):
+  known = dict.fromkeys(
+    key for row in rows for key, value in row.items() if value is not None
+  )
+  # Those with a name first, in its order: their colours stay.
+  order = [key for key in NAMES if key in known]
+  order += [key for key in known if key not in NAMES]
+  panels = {
+    title: {
+      key: NAMES.get(key, key.rpartition('/')[2])
+      for key in order
+      if any(key == w or w.endswith('/') and key.startswith(w) for w in which)
+    }
+    for title, which in wanted.items()
+  }
+  return {title: series for title, series in panels.items() if series}
