@@ -1,4 +1,4 @@
-"""What semantic positives add, on the digits: the README's table.
+"""What semantic positives add, on the digits: README's table.
 
   python -m benchmarks.digits --workdir=runs/digits_table
 

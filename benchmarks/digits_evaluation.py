@@ -1,4 +1,4 @@
-"""Evaluations of the digits experiment's checkpoints: README's second table.
+"""Evaluations of the digits' checkpoints: a table of docs/results.md.
 
   python -m benchmarks.digits_evaluation --workdir=runs/digits_table
 

@@ -1,7 +1,7 @@
 """The step and parts of it as programs of their own, on noise.
 
 What the other benchmarks count, compile or time. Shapes are those of
-`pretrain_step`; labels: every tenth image has one.
+`train/step.py`; labels: every tenth image has one.
 """
 
 import functools
@@ -224,12 +224,12 @@ def abstract(program: Program, num_devices: int) -> Program:
     return jax.ShapeDtypeStruct((num_devices,) + x.shape[1:], x.dtype)
 
   state, batch = jax.tree.map(shapes, (program.state, program.batch))
-  queue = getattr(state, 'queue', None)
+  queue = getattr(state, 'memory', None)
   if queue is not None:
     capacity = num_devices * queue.embeddings.shape[2]
     whole_queue = jax.ShapeDtypeStruct((num_devices, capacity), jnp.int32)
     state = state._replace(
-      queue=queue._replace(labels=whole_queue, ids=whole_queue)
+      memory=queue._replace(labels=whole_queue, ids=whole_queue)
     )
   return Program(program.step, state, batch)
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from experiments import digits
-from semppl_jax import pretraining
+from semppl_jax import methods, pretraining
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.distributed import parallel
 from semppl_jax.train import run as run_lib
@@ -80,8 +80,10 @@ def broken() -> dict[str, run_lib.TrainRun]:
 def _of_one_class(run: run_lib.TrainRun) -> run_lib.TrainRun:
   labels = np.where(run.labels >= 0, 0, -1).astype(np.int32)
   share = labels_lib.class_share(labels, run.data.num_classes)
+  facts = run.facts._replace(class_share=share)
+  method = methods.build(run.cfg, facts)
   return run._replace(
-    labels=labels, setup=run.setup._replace(class_share=share)
+    labels=labels, facts=facts, setup=run.setup._replace(method=method)
   )
 
 
@@ -90,7 +92,7 @@ def _without_predictor(run: run_lib.TrainRun) -> run_lib.TrainRun:
 
   def online(*arguments):
     outputs, state = nets.online(*arguments)
-    return outputs._replace(prediction=outputs.projection), state
+    return outputs | {'prediction': outputs['projection']}, state
 
   return run._replace(
     setup=run.setup._replace(nets=nets._replace(online=online))

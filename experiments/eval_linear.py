@@ -12,7 +12,8 @@ Variants:
   digits_20     the same on the 20 labelled images of digits.py
 
 Paper: ReLICv2 reaches 77.1 top-1 with all labels (ResNet-50); SemPPL's own
-number was not available to us. Not run here on ImageNet. digits: README.
+number was not available to us. Not run here on ImageNet; digits:
+docs/results.md.
 
 Run: python -m semppl_jax.main --config=experiments/eval_linear.py:digits \
   --config.checkpoint=runs/digits --workdir=runs/digits_linear

@@ -24,7 +24,7 @@ DeepMind's, or the work directory of eval_linear.py:imagenet. Stopped, the same
 command goes on after the last finished set; --config.robustness.missing=skip
 goes on without sets that are not there.
 
-DIR is tfds's data_dir. These need TensorFlow (README); the first two also
+DIR is tfds's data_dir. These need TensorFlow (docs/data.md); the first two also
 ILSVRC2012_img_val.tar in DIR/downloads/manual; the second OpenCV, scikit-image,
 an executable named imagemagick, and room for 95 x 50,000 images of 224 pixels,
 of which 75 x 50,000 are read:

@@ -7,7 +7,7 @@ hyperparameters are unknown, so that these are ours: B 512 and 50 epochs (1%),
 B 1024 and 30 epochs (10%), no weight decay. Not run here on ImageNet.
 
 Variants: imagenet_1pct, imagenet_10pct, digits_20 (the 20 labelled images of
-digits.py), digits_10pct. digits: README.
+digits.py), digits_10pct. digits: docs/results.md.
 
 Run: python -m semppl_jax.main \
   --config=experiments/eval_semi_supervised.py:digits_20 \

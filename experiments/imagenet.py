@@ -19,7 +19,7 @@ Run: python -m semppl_jax.main --config=experiments/imagenet.py:VARIANT \
 Then: experiments/eval_semi_supervised.py:imagenet_1pct and eval_linear.py.
 
 Batch 4096 (four large and two small views an image), 300 epochs, 93,835 steps.
-Devices: any number that divides 4096 and the queue. Cost (README.md has the
+Devices: any number that divides 4096 and the queue. Cost (docs/cost.md has the
 table, `python -m benchmarks.cost` makes it): 138 GFLOP an image for ResNet-50
 1x, 6.2 days at 100 TFLOP/s over all devices, which is assumed; measured on 2
 CPU cores: 0.22 images per second. Not run: there is no ImageNet on our

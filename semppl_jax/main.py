@@ -167,8 +167,8 @@ def _explain(argv: list[str], error: BaseException) -> str:
   ]
   missing = _missing_part(error)
   for key in keys:
-    if missing in key.split('.') and (line := config.why_unknown(key)):
-      return line
+    if missing in key.split('.'):
+      return config.why_unknown(key)
   top = (str(error).strip().splitlines() or [type(error).__name__])[0]
   while inner := error.__cause__ or error.__context__:
     error = inner

@@ -119,7 +119,7 @@ def test_a_checkpoint_that_the_job_deletes_is_left_out(
       job.save(4, keep=1)  # and 2 is gone
     return real(cfg, workdir, step)
 
-  monkeypatch.setattr(follow.eval_tasks, 'run_task', run_task)
+  monkeypatch.setattr(follow.protocols, 'run_task', run_task)
   workdir = tmp_path / 'worker'
   _, waited = run_with(job, workdir, [job.end])
   assert steps(workdir) == [4] and len(waited) == 1

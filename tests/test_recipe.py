@@ -85,6 +85,14 @@ def test_what_is_chosen_is_valid(seen, method, quick, monkeypatch):
   assert (cfg.views.grayscale > 0) == (seen.colour and not seen.masks)
 
 
+def test_settings_of_another_method_are_refused_first(tmp_path, monkeypatch):
+  monkeypatch.setattr(recipe, 'look', lambda *_: pytest.fail('looked'))
+  cfg = settings(str(tmp_path))
+  cfg.method = 'supervised'
+  with pytest.raises(UserError, match="but method is 'supervised'"):
+    recipe.complete(cfg, None)
+
+
 def test_images_are_looked_at(tmp_path, quick, capsys):
   devices = jax.devices()[:1]
   for colour, side in ((True, 20), (False, 30)):

@@ -7,7 +7,7 @@ import time
 # Seconds in C without Python's lock, and no signal ends them, as a compilation.
 _WAITS = """
 import hashlib, os, signal, threading
-from semppl_jax.train import signals
+from semppl_jax.train import stop as signals
 before = signal.getsignal(signal.SIGINT)
 with signals.StopSignal() as stop:
   threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -34,7 +34,7 @@ def test_it_is_answered_while_python_waits():
 
 _TWICE = """
 import os, signal
-from semppl_jax.train import signals
+from semppl_jax.train import stop as signals
 with signals.StopSignal():
   os.kill(os.getpid(), signal.SIGTERM)
   os.kill(os.getpid(), signal.SIGTERM)
@@ -52,7 +52,7 @@ def test_the_second_one_stops_at_once():
 def test_a_thread_keeps_its_callers_handlers():
   code = """
 import signal, threading
-from semppl_jax.train import signals
+from semppl_jax.train import stop as signals
 def inside():
   with signals.StopSignal() as stop:
     assert stop.received == 0

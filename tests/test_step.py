@@ -426,12 +426,12 @@ def test_the_number_of_devices_changes_nothing(num_devices, labels):
   ):  # fmt: skip
     on_each = [parallel.unreplicate(getattr(s, name)) for s in (one, many)]
     _assert_close(*on_each)
-  whole = np.concatenate(list(np.asarray(many.queue.embeddings)), axis=1)
-  _assert_close(parallel.unreplicate(one.queue.embeddings), whole)
+  whole = np.concatenate(list(np.asarray(many.memory.embeddings)), axis=1)
+  _assert_close(parallel.unreplicate(one.memory.embeddings), whole)
   for name in ('labels', 'ids', 'count'):
     for device in range(num_devices):
       np.testing.assert_array_equal(
-        getattr(many.queue, name)[device], getattr(one.queue, name)[0]
+        getattr(many.memory, name)[device], getattr(one.memory, name)[0]
       )
 
 
@@ -449,8 +449,8 @@ def _assert_close(one, many):
 
 
 def test_the_classifier_learns_from_true_labels_alone():
-  _, step = _gradient_step(1)
-  state = state_lib.from_host(_begin(), jax.devices()[:1])
+  run, step = _gradient_step(1)
+  state = state_lib.from_host(_begin(), run.setup.method, jax.devices()[:1])
   # Without weights it gives every class a third.
   blank = jax.tree.map(jnp.zeros_like, state.online_params['classifier'])
   params = state.online_params | {'classifier': blank}
@@ -504,7 +504,7 @@ def test_a_batch_in_parts_gives_the_whole_ones_update(parts):
     np.testing.assert_allclose(
       metrics_in_parts[name], value, rtol=1e-4, atol=1e-6, err_msg=name
     )
-  for name in ('opt_state', 'online_params', 'target_params', 'queue'):
+  for name in ('opt_state', 'online_params', 'target_params', 'memory'):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
       getattr(new, name),
@@ -521,7 +521,8 @@ def test_parts_with_batchnorm_do_not_know_the_devices():
   begin = tiny.portable(run)
   found = []
   for number in (1, 2):
-    state = state_lib.from_host(begin, jax.devices()[:number])
+    devices = jax.devices()[:number]
+    state = state_lib.from_host(begin, run.setup.method, devices)
     mapped = _map(run.setup, number)
     batches = [tiny.make_batch(_LABELS)]
     new, seen = tiny.run_steps(mapped, state, batches, number, parts=2)

@@ -135,7 +135,7 @@ def test_parameters_are_as_many_as_ours(encoder, width, stem):
     encoder=encoder, width=width, stem=stem, projector_hidden=12,
     embedding_size=6, num_classes=5,
   )  # fmt: skip
-  for online, tree in (True, params), (False, networks.target_tree(params)):
+  for online, tree in (True, params), (False, nets.target_tree(params)):
     theirs = torch_networks.Network(sizes, online).parameters()
     ours = sorted(x.size for x in jax.tree.leaves(tree))
     assert sorted(p.numel() for p in theirs) == ours

@@ -57,7 +57,9 @@ def test_a_run_goes_on_to_what_it_would_have_come_to(name, runs):
   scores = {k: x for k, x in expected['results'].items() if 'top1' in k}
   for key, score in scores.items():
     if score is not None:
-      assert found[key] == pytest.approx(score, abs=0.03), key
+      # Small views moved the supervised run's running averages, too.
+      near = 1e-3 if name == 'semppl' else 0.03
+      assert found[key] == pytest.approx(score, abs=near), key
   # It is a run of today's now.
   assert config_file.read(workdir)['method'] == name
   document = checkpoint.folder.read_document(workdir / 'checkpoints/5')
@@ -123,9 +125,22 @@ def test_what_trained_more_than_a_classifier_was_semppl(changes, runs):
   assert after['method'] == 'semppl' and 'queue' in after
 
 
-@pytest.mark.parametrize('odd', [None, [], 'x', {'task': 'linear', 'a': 1}])
+_ODD = {'task': 'pretrain', 'method': 'semppl', 'queue': 3, 'loss': None}
+
+
+@pytest.mark.parametrize(
+  'odd',
+  [None, [], 'x', {'task': 'linear', 'a': 1}, _ODD | {'minutes': 1}],
+)
 def test_what_is_no_training_is_left_alone(odd):
   assert upgrade(odd) == odd
+
+
+def test_sections_that_are_none_are_left_alone():
+  odd = {'task': 'pretrain', 'projector': 'x'}
+  odd['encoder'] = {'projector_hidden': 4}
+  after = upgrade(odd)
+  assert after['projector'] == 'x' and after['encoder'] == odd['encoder']
 
 
 def test_leaves_are_named_both_ways():

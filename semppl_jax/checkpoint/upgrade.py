@@ -29,7 +29,8 @@ def surplus(
   """Leaves that an older version saved and nobody needs.
 
   Before format 4 the supervised baseline had a target network, a queue and
-  heads, which nothing trained.
+  heads, which nothing trained. That it is such a run is for its config.json to
+  say (see `workdir.lock`): here any method without a target network counts.
   """
   wanted = set(wanted)
   if format_ > 3 or any(name.startswith('state.target_') for name in wanted):

@@ -91,7 +91,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
 
 
 def why_unknown(key: str) -> str:
-  """What is wrong with the name of a setting, in a line; '': nothing.
+  """Why a config does not have a setting, in a line.
 
   Args:
     key: dotted, of the command line; of pre-training or of evaluation.
@@ -101,15 +101,14 @@ def why_unknown(key: str) -> str:
 
   if key in RENAMED:
     return f'{key} is called {" and ".join(RENAMED[key])} now.'
-  engines = {name for name, _ in flat(defaults.default())}
-  evaluations = {name for name, _ in flat(eval_config.default())}
-  if key in engines | evaluations:
-    return ''
-  if owners := methods.owners(key):
+  evaluation = {name for name, _ in flat(eval_config.default())}
+  whose = [f'method {name}' for name in methods.owners(key)]
+  if key in evaluation:
+    whose.append('evaluation')
+  if whose:
     return (
-      f'{key} is a setting of {" and ".join(owners)}, not of this '
-      "experiment's method."
+      f'{key} is a setting of {" and ".join(whose)}; this experiment does not '
+      'have it.'
     )
-  known = set().union(*(dict(flat(default(m))) for m in methods.METHODS))
-  known |= evaluations
+  known = evaluation.union(*(dict(flat(default(m))) for m in methods.METHODS))
   return f'Unknown config key {key!r}{nearest_name(key, sorted(known))}'

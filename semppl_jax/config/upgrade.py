@@ -64,13 +64,14 @@ def _name_method(new: dict[str, Any]) -> dict[str, Any]:
   """From before there were methods: SemPPL, or the supervised baseline."""
   for theirs, ours in RENAMED.items():
     value = checks.find(new, theirs)
-    if value is None:
-      continue
+    sections = [key.rpartition('.')[0] for key in ours]
+    odd = [x for x in sections if not isinstance(new.get(x, {}), dict)]
+    if value is None or odd:
+      continue  # for the checks to refuse
     section, _, name = theirs.rpartition('.')
     del new[section][name]
-    for key in ours:
-      section, _, name = key.rpartition('.')
-      new.setdefault(section, {})[name] = value
+    for section, key in zip(sections, ours, strict=True):
+      new.setdefault(section, {})[key.rpartition('.')[2]] = value
   if _was_supervised(new):
     kept = {key: x for key, x in new.items() if key not in _NOT_SUPERVISED}
     return {'method': 'supervised', **kept}

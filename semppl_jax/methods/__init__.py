@@ -89,9 +89,8 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: one line that names the setting, its value and what would do.
   """
-  module = get(cfg.method)
-  usual = default(cfg.method)
-  _check_sections(cfg, usual)
+  check_sections(cfg)
+  module, usual = get(cfg.method), default(cfg.method)
   checks.check_kinds(cfg, usual)
   checks.check_ranges(cfg, _only_known(validation.RANGES | module.RANGES, cfg))
   choices = validation.CHOICES | getattr(module, 'CHOICES', {})
@@ -106,10 +105,17 @@ def _only_known(bounds: dict, cfg: ml_collections.ConfigDict) -> dict:
   return {key: bound for key, bound in bounds.items() if key in known}
 
 
-def _check_sections(
-  cfg: ml_collections.ConfigDict, usual: ml_collections.ConfigDict
-) -> None:
-  """Refuses a config whose settings are those of another method."""
+def check_sections(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses a config whose settings are those of another method.
+
+  Raises:
+    UserError: one line that says whose they are.
+  """
+  if 'method' not in cfg:
+    raise UserError(
+      'The config has no `method`: begin with semppl_jax.config.default().'
+    )
+  usual = default(cfg.method)
   ours, theirs = (
     {key for key, _ in checks.flat(each)} for each in (usual, cfg)
   )

@@ -6,6 +6,8 @@ target network, no memory.
 Shapes: K classes; others as in `base`.
 """
 
+from collections.abc import Iterator
+
 import ml_collections
 
 from semppl_jax.config import defaults
@@ -75,4 +77,16 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
     raise UserError(
       'labels.per_class, .fraction, .file and .subset are not set, but method '
       "'supervised' learns from labels alone: set one of them."
+    )
+
+
+def doubts(
+  cfg: ml_collections.ConfigDict, facts: base.RunFacts
+) -> Iterator[str]:
+  """What can run but can hardly be meant."""
+  del facts
+  if cfg.labels.share < 1:
+    yield (
+      f'labels.share is {cfg.labels.share:g}, but method supervised learns '
+      'nothing from images without a label: 1 wastes none'
     )

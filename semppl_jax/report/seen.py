@@ -1,4 +1,4 @@
-"""The sections that need a run's data and its as far as there are."""
+"""The sections that need a run's data and its network, as far as there are."""
 
 import functools
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ def look(run: RunFiles, most: int) -> Seen:
     )
     return Seen(None, None, None, '', [reason])
   prepared, reasons = None, []
-  # Whatever goes wrong with data and the rest of the page stands.
+  # Whatever goes wrong with data and network, the rest of the page stands.
   try:
     prepared = predictions.prepare(run.config)
     found = predictions.restore(prepared, run.folder)

@@ -8,9 +8,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
+
 import semppl_jax
 from semppl_jax import config
-from semppl_jax.config import eval_config
+from semppl_jax.config import defaults, eval_config
+from semppl_jax.errors import UserError
 from semppl_jax.report import markup
 from semppl_jax.report.markup import Html, tag
 from semppl_jax.report.run_files import RunFiles
@@ -20,17 +23,22 @@ _PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'scikit-learn')
 _ABSENT = '-'
 
 
+def _standard(run: RunFiles) -> ml_collections.ConfigDict:
+  """The defaults of a run; of a method that is unknown here, the engine's."""
+  if run.is_evaluation:
+    return eval_config.default()
+  try:
+    return config.default(run.config.get('method', 'semppl'))
+  except UserError:
+    return defaults.default()
+
+
 def of_one(run: RunFiles) -> Html:
   """What differs from the defaults, and all of it on demand."""
   if not run.config:
     raise markup.Absent('There is no config.json: the settings are unknown.')
   own = dict(diff.flat(run.config))
-  standard = (
-    eval_config.default()
-    if run.is_evaluation
-    else config.default(run.config.get('method', 'semppl'))
-  )
-  usual = dict(diff.flat(json.loads(standard.to_json())))
+  usual = dict(diff.flat(json.loads(_standard(run).to_json())))
   changed = [
     (_key(key), _text(value), _text(usual[key]) if key in usual else 'unknown')
     for key, value in own.items()

@@ -27,7 +27,7 @@ def doubts(run: Any) -> list[str]:
   """What a user would want to know before the first step.
 
   Args:
-    run: a `runs.Run`.
+    run: a `run.TrainRun`.
   """
   of_method = methods.doubts(run.cfg, run.facts)
   return [*_batch(run), *of_method, *_views(run), *_neighbours(run)]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import config
+from semppl_jax import config, methods
 from semppl_jax.data import datasets
 from semppl_jax.data import images as images_lib
 from semppl_jax.data import labels as labels_lib
@@ -72,6 +72,7 @@ def complete(
   Raises:
     UserError: a data set that cannot be read, or no time to plan for.
   """
+  methods.check_sections(cfg)
   wanted = config.open_keys(cfg)
   if not wanted:
     return cfg

@@ -145,13 +145,11 @@ def check(
   if there == here:
     return True
   differing = diff.between(here if there is None else there, here, ignore)
-  names = (
-    [] if there is None else [each.get('method') for each in (there, here)]
-  )
-  if names and names[0] != names[1]:
+  theirs, ours = (each and each.get('method') for each in (there, here))
+  if theirs and ours and theirs != ours:
     raise UserError(
-      f'--workdir {workdir} holds a run of method {names[0]!r}, not of '
-      f'{names[1]!r}: choose another --workdir.'
+      f'--workdir {workdir} holds a run of method {theirs!r}, not of {ours!r}: '
+      'choose another --workdir.'
     )
   if differing:
     what = diff.first_few(differing)

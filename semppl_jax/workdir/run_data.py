@@ -20,7 +20,7 @@ def check(workdir: str, run: Any, finished: bool) -> None:
 
   Args:
     workdir: of the run.
-    run: a `runs.Run`.
+    run: a `run.TrainRun`.
     finished: whether it has results; then other data are told, not refused.
 
   Raises:

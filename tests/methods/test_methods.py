@@ -38,6 +38,9 @@ def test_settings_of_another_method_say_whose_they_are():
   cfg = digits.get_config()
   cfg.nonsense = 3
   _refused(cfg, 'nonsense is unknown')
+  cfg = digits.get_config()
+  del cfg.method
+  _refused(cfg, 'has no `method`')
 
 
 def test_a_key_that_was_renamed_says_its_new_name():
@@ -47,10 +50,12 @@ def test_a_key_that_was_renamed_says_its_new_name():
 
 
 def test_names_of_settings_on_the_command_line():
-  known = 'loss.alpha is a setting of semppl'
-  assert config.why_unknown('loss.alpha').startswith(known)
-  assert config.why_unknown('batch_size') == ''
-  assert config.why_unknown('knn.k') == ''  # of evaluation
+  for key, whose in (
+    ('loss.alpha', 'of method semppl; this'),
+    ('ema.base', 'of method semppl and method byol; this'),
+    ('crops.size', 'of evaluation; this'),
+  ):
+    assert f'{key} is a setting {whose} ' in config.why_unknown(key)
   assert "mean 'loss.alpha'" in config.why_unknown('loss.alhpa')
 
 
