@@ -77,9 +77,15 @@ def lacking(source):
   for node in ast.walk(tree):
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
       module = modules.get(node.value.id)
-      if module is not None and not hasattr(module, node.attr):
+      if not _has(module, node.attr):
         found.append(f'{node.value.id}.{node.attr}')
   return found
+
+
+def _has(module, name):
+  if module is None or hasattr(module, name):
+    return True
+  return _resolve(module.__name__, name) is not None
 
 
 def _resolve(module, name):
