@@ -55,7 +55,7 @@ def alarm(run: run_lib.TrainRun, step: Callable[..., Any], steps: int) -> str:
   for number, (batch, _) in enumerate(batches, start=1):
     state, scalars, _ = step(state, parallel.shard(batch, 1), key)
     try:
-      dog.look(number, {name: float(x[0]) for name, x in scalars.items()})
+      dog.check(number, {name: float(x[0]) for name, x in scalars.items()})
     except AlarmError as error:
       return str(error)
   return ''

@@ -18,7 +18,7 @@ def _check(cfg: Any, workdir: str | None) -> None:
   from semppl_jax.distributed import consistency, processes
 
   consistency.check(cfg.to_dict() | {'workdir': workdir})
-  lines = processes.run_on_all(lambda: preflight.look(cfg, workdir))
+  lines = processes.run_on_all(lambda: preflight.check_run(cfg, workdir))
   if processes.is_first():
     print('\n'.join(lines))
 

@@ -34,7 +34,7 @@ _KEPT = {False: 2.25, True: 0.9}
 _QUICK = 5e8  # bytes of convolutions' outputs, of a pass that is timed
 
 
-def look(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
+def check_run(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
   """Settings, data, devices, memory, time and disk.
 
   The step is not compiled; of a small network one pass is, to time it.

@@ -94,11 +94,11 @@ def train(
       parts=run.cfg.accumulate, profile_steps=run.cfg.profile_steps,
   )  # fmt: skip
   step = functools.partial(step_lib.train_step, setup=run.setup)
-  take = loop.mapped(job, step)
+  run_step = loop.mapped(job, step)
   state, past = restore_or_init(run, saver)
   while True:
     try:
-      return _fit(run, job, take, state, past)
+      return _fit(run, job, run_step, state, past)
     except watchdog.AlarmError as alarm:
       tried = resume.roll_back(saver, workdir, run.cfg.watchdog, alarm, past)
     state, past = restore_or_init(run, saver)
@@ -109,7 +109,7 @@ def train(
 def _fit(
   run: run_lib.TrainRun,
   job: loop.LoopSettings,
-  take: Any,
+  run_step: Any,
   state: Any,
   past: resume.History,
 ) -> tuple[state_lib.TrainState, resume.History]:
@@ -122,7 +122,7 @@ def _fit(
     )
   return loop.fit(
     job,
-    take,
+    run_step,
     state,
     run_lib.input_batches(run, start, unreadable, past.skipped),
     to_host=functools.partial(

@@ -84,7 +84,7 @@ def test_a_small_batch_takes_all_its_negatives(capsys):
 def test_check_and_run_tell_the_same(where, tmp_path, monkeypatch, capsys):
   cfg = tiny.make_config(num_devices=1, evaluation__k=13)
   if where == 'check':
-    preflight.look(cfg, str(tmp_path))
+    preflight.check_run(cfg, str(tmp_path))
   else:
     monkeypatch.setattr(pretraining, 'train', lambda *_: (None, None))
     monkeypatch.setattr(pretraining, 'finish', lambda *_: {})

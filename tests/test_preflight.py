@@ -18,7 +18,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 
 def test_everything_is_told(tmp_path):
   cfg = tiny.make_config(num_devices=2)
-  lines = preflight.look(cfg, str(tmp_path / 'not' / 'there'))
+  lines = preflight.check_run(cfg, str(tmp_path / 'not' / 'there'))
   heads = [line.split(':')[0] for line in lines]
   assert heads == ['settings', 'data', 'devices', 'memory', 'time', 'disk']
   assert '5 steps of 16 images' in lines[0]
@@ -46,21 +46,23 @@ def test_too_little_memory_says_what_would_fit(monkeypatch):
   there = int((state + 20.5 * each) / 0.92)  # an eighth is the allocator's
   monkeypatch.setattr(device_memory, 'capacity', lambda device: there)
   with pytest.raises(UserError, match='about 20 images would fit'):
-    preflight.look(cfg, None)
+    preflight.check_run(cfg, None)
   cfg.accumulate = 2  # 16 at once
-  assert any('16 images at once' in line for line in preflight.look(cfg, None))
+  assert any(
+    '16 images at once' in line for line in preflight.check_run(cfg, None)
+  )
 
 
 def test_a_begun_run_with_other_settings_is_refused_as_the_run_is(tmp_path):
   cfg = tiny.make_config(num_devices=1)
   lock.claim(str(tmp_path), cfg.to_dict())
   before = (tmp_path / 'config.json').read_text()
-  preflight.look(cfg, str(tmp_path))
+  preflight.check_run(cfg, str(tmp_path))
   cfg.progress = not cfg.progress  # changes nothing that is computed
-  preflight.look(cfg, str(tmp_path))
+  preflight.check_run(cfg, str(tmp_path))
   cfg.batch_size = 20
   with pytest.raises(UserError, match='other settings: batch_size is 16'):
-    preflight.look(cfg, str(tmp_path))
+    preflight.check_run(cfg, str(tmp_path))
   assert (tmp_path / 'config.json').read_text() == before
 
 
@@ -69,7 +71,7 @@ def test_too_little_room_on_the_disk(tmp_path, monkeypatch):
   full = lambda place: type('Usage', (), {'free': 1000})
   monkeypatch.setattr(preflight.shutil, 'disk_usage', full)
   with pytest.raises(UserError, match='make room'):
-    preflight.look(cfg, str(tmp_path))
+    preflight.check_run(cfg, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -104,9 +106,9 @@ def test_the_time_of_a_small_network_is_estimated(monkeypatch):
     return 0.5
 
   monkeypatch.setattr(preflight.recipe, 'seconds_of_passes', seconds)
-  (line,) = (x for x in preflight.look(cfg, None) if x.startswith('time'))
+  (line,) = (x for x in preflight.check_run(cfg, None) if x.startswith('time'))
   # 500 steps of 2 devices, which share the cores; 1.3 for what is no pass.
   assert line.startswith('time: about 12 min, 500 steps of 1.3 s')
   assert passes == [8]
   monkeypatch.setattr(preflight, '_QUICK', 1)
-  assert not any(x.startswith('time') for x in preflight.look(cfg, None))
+  assert not any(x.startswith('time') for x in preflight.check_run(cfg, None))

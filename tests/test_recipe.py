@@ -70,7 +70,7 @@ _LOOKS = [
 @pytest.mark.parametrize('method', folder.METHODS)
 @pytest.mark.parametrize('seen', _LOOKS)
 def test_what_is_chosen_is_valid(seen, method, quick, monkeypatch):
-  monkeypatch.setattr(recipe, 'look', lambda *_: seen)
+  monkeypatch.setattr(recipe, 'inspect', lambda *_: seen)
   cfg = recipe.complete(settings('DIR', method), None)
   assert not config.open_keys(cfg)
   config.validate(cfg, seen.devices)
@@ -86,7 +86,7 @@ def test_what_is_chosen_is_valid(seen, method, quick, monkeypatch):
 
 
 def test_settings_of_another_method_are_refused_first(tmp_path, monkeypatch):
-  monkeypatch.setattr(recipe, 'look', lambda *_: pytest.fail('looked'))
+  monkeypatch.setattr(recipe, 'inspect', lambda *_: pytest.fail('looked'))
   cfg = settings(str(tmp_path))
   cfg.method = 'supervised'
   with pytest.raises(UserError, match="but method is 'supervised'"):
@@ -97,7 +97,7 @@ def test_images_are_looked_at(tmp_path, quick, capsys):
   devices = jax.devices()[:1]
   for colour, side in ((True, 20), (False, 30)):
     path = make(tmp_path / str(side), side, colour)
-    found = recipe.look(settings(path), devices)
+    found = recipe.inspect(settings(path), devices)
     assert (found.side, found.colour) == (side, colour)
     assert (found.images, found.labelled, found.classes) == (16, 4, 2)
   cfg = recipe.complete(settings(path), None)
@@ -132,7 +132,7 @@ def test_what_is_given_stays(tmp_path, quick, capsys):
 )
 def test_epochs_fill_the_minutes(minutes, steps, quick, monkeypatch):
   seen = recipe.Look(520, 40, 8, 64, True, '', 1, False)
-  monkeypatch.setattr(recipe, 'look', lambda *_: seen)
+  monkeypatch.setattr(recipe, 'inspect', lambda *_: seen)
   cfg = recipe.complete(settings('DIR', minutes=float(minutes)), None)
   # (600 s - 90 s) / (1.3 x 0.1 s)
   assert cfg.num_epochs * 520 / 64 == pytest.approx(steps, rel=0.01)
@@ -190,7 +190,7 @@ def test_training_and_check_choose(tmp_path, quick, monkeypatch, capsys):
   monkeypatch.setattr(step_lib, 'train_step', tiny.light_step)
   monkeypatch.setattr(parallel, 'some_devices', lambda _: jax.devices()[:1])
   cfg = settings(make(tmp_path / 'images'), num_epochs=2.0, progress=False)
-  lines = preflight.look(cfg, None)
+  lines = preflight.check_run(cfg, None)
   assert '4 steps of 8 images' in lines[0]
   results = pretraining.pretrain(cfg, str(tmp_path / 'run'))
   assert results['step'] == 4 and results['test_images'] == 6

@@ -42,7 +42,7 @@ def _dog(**arguments):
 def _feed(dog, first, *steps):
   """Gives it steps, from number `first` on; each says how it is unhealthy."""
   for number, changes in enumerate(steps, start=first):
-    dog.look(number, _HEALTHY | changes)
+    dog.check(number, _HEALTHY | changes)
 
 
 @pytest.mark.parametrize('name', ['loss', 'grad_norm'])
@@ -337,5 +337,5 @@ def test_folders_whose_views_are_hard_have_time():
     seen = 0
     with contextlib.suppress(watchdog.AlarmError):
       for seen, loss in enumerate(falls, start=1):
-        dog.look(seen, _HEALTHY | {'loss/augmentation': loss})
+        dog.check(seen, _HEALTHY | {'loss/augmentation': loss})
     assert seen == steps

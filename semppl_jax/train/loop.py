@@ -41,7 +41,7 @@ class LoopSettings(NamedTuple):
 
 def fit(
   job: LoopSettings,
-  take: Callable[..., tuple],
+  run_step: Callable[..., tuple],
   state: Any,
   inputs: Iterable[tuple[Any, Any]],
   *,
@@ -54,7 +54,7 @@ def fit(
 
   Args:
     job: where and how long.
-    take: see `mapped`.
+    run_step: see `mapped`.
     state: with a field `step`; leaves [D, ...].
     inputs: (batch of NumPy arrays [B, ...], what stays on the host), from the
       state's step on; this host's slice of them.
@@ -82,7 +82,7 @@ def fit(
   clock = lambda: past.seconds + time.monotonic() - begun
   first = processes.is_first()
   writer = metrics.MetricsWriter(job.workdir, step=start) if first else None
-  log = run_log.Log(writer, cfg, job.total_steps, start, clock, watch.look)
+  log = run_log.Log(writer, cfg, job.total_steps, start, clock, watch.check)
 
   def now():
     log.flush()  # no state counts whose loss was not looked at
@@ -96,7 +96,7 @@ def fit(
       stop_file.remove(job.workdir)  # it went on
 
   def update(state, on_devices, batch, truth):
-    state, scalars, *outputs = take(state, on_devices, stop.received, key)
+    state, scalars, *outputs = run_step(state, on_devices, stop.received, key)
     how = describe and describe(batch, truth, *outputs)
     return state, scalars, log.add(scalars, how or run_log.identity)
 
@@ -144,11 +144,11 @@ def mapped(
   on_all = parallel.map_step(_with_stop_signal(step_fn), job.devices)
   number = len(parallel.local_devices(job.devices))
 
-  def take(state, batch, received, key):
-    wish = np.full(number, received, np.int32)
-    return _guarded(on_all, (state, (batch, wish), key), job)
+  def run_step(state, batch, received, key):
+    stop_request = np.full(number, received, np.int32)
+    return _guarded(on_all, (state, (batch, stop_request), key), job)
 
-  return take
+  return run_step
 
 
 def _key(seed: int, rollbacks: int) -> jax.Array:
@@ -160,14 +160,18 @@ def _key(seed: int, rollbacks: int) -> jax.Array:
 def _with_stop_signal(step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
   """A step that also tells every host which signal one of them has received.
 
-  Its input is (batch, wish [] int32, 0: none); all hosts read the same number
-  from the same step's metrics, and so stop after the same step.
+  Its input is (batch, stop_request [] int32, 0: none); all hosts read the same
+  number from the same step's metrics, and so stop after the same step.
   """
 
   def step(state, inputs, key):
-    batch, wish = inputs
+    batch, stop_request = inputs
     state, metrics, *outputs = step_fn(state, batch, key)
-    return state, metrics | {run_log.STOP: parallel.pmax(wish)}, *outputs
+    return (
+      state,
+      metrics | {run_log.STOP: parallel.pmax(stop_request)},
+      *outputs,
+    )
 
   return step
 

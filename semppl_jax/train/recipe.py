@@ -103,7 +103,7 @@ def _choose(
   cfg: ml_collections.ConfigDict, wanted: list[str]
 ) -> dict[str, Any]:
   devices = parallel.some_devices(cfg.num_devices)
-  seen = look(cfg, devices)
+  seen = inspect(cfg, devices)
   known = {key: value for key, value in config.flat(cfg) if key not in wanted}
   colours = 'in colour' if seen.colour else 'in grey'
   run_log.info(
@@ -135,7 +135,7 @@ def _take(choice: Choice, wanted: list[str], chosen: dict[str, Any]) -> None:
     run_log.info(f'  {told}: {choice.reason}')
 
 
-def look(cfg: ml_collections.ConfigDict, devices: list[jax.Device]) -> Look:
+def inspect(cfg: ml_collections.ConfigDict, devices: list[jax.Device]) -> Look:
   """What the images and the computer are like.
 
   Args:

@@ -142,7 +142,7 @@ class Watchdog:
       'healthy': dict(self._healthy),
     }
 
-  def look(self, step: int, scalars: Mapping[str, float]) -> None:
+  def check(self, step: int, scalars: Mapping[str, float]) -> None:
     """Takes a step's metrics.
 
     Raises:
