@@ -89,15 +89,20 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: one line that names the setting, its value and what would do.
   """
-  check_sections(cfg)
-  module, usual = get(cfg.method), default(cfg.method)
-  checks.check_kinds(cfg, usual)
+  check_kinds(cfg)
+  module = get(cfg.method)
   checks.check_ranges(cfg, _only_known(validation.RANGES | module.RANGES, cfg))
   choices = validation.CHOICES | getattr(module, 'CHOICES', {})
   checks.check_choices(cfg, choices)
   validation.validate(cfg, num_devices)
   if hasattr(module, 'validate'):
     module.validate(cfg, num_devices)
+
+
+def check_kinds(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses other settings than the method's, and values of other kinds."""
+  check_sections(cfg)
+  checks.check_kinds(cfg, default(cfg.method))
 
 
 def _only_known(bounds: dict, cfg: ml_collections.ConfigDict) -> dict:

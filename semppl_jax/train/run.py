@@ -34,6 +34,7 @@ class TrainRun(NamedTuple):
 
 def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
   """Checks the config, reads the data set, builds networks and optimiser."""
+  methods.check_kinds(cfg)  # before any setting is of use
   devices = parallel.some_devices(cfg.num_devices)
   config.validate(cfg, len(devices))
   if cfg.precision == 'bfloat16' and not parallel.has_bfloat16(devices[0]):
