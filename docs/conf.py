@@ -24,7 +24,7 @@ exclude_patterns = ['**/.ipynb_checkpoints']
 html_theme = 'sphinx_book_theme'
 html_title = 'semppl_jax'
 # The pages link to files of the repository, which are not part of the site;
-# tests/test_docs.py looks at where these links lead.
+# tests/docs/test_docs.py looks at where these links lead.
 suppress_warnings = ['myst.xref_missing', 'mystnb.unknown_mime_type']
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3

@@ -28,20 +28,20 @@ from typing import NamedTuple
 _ROOT = pathlib.Path(__file__).parent.parent
 # What is broken, and who should notice.
 TESTS = {
-  'train/step': ('step',),
-  'methods/semppl': ('step',),
-  'methods/byol': ('losses', 'methods/contract'),
-  'losses/regression': ('losses',),
-  'train/microbatch': ('microbatch', 'step'),
-  'losses/contrastive': ('losses',),
-  'losses/negatives': ('negatives',),
-  'memory/label_queue': ('label_queue',),
-  'memory/pseudo_labels': ('pseudo_labels',),
-  'augment/views': ('views', 'view_draws'),
-  'augment/resampling': ('views', 'crops'),
-  'models/multicrop': ('multicrop',),
-  'train/optimizers': ('optimizers',),
-  'train/schedules': ('schedules',),
+  'train/step': ('train/test_step',),
+  'methods/semppl': ('train/test_step',),
+  'methods/byol': ('losses/test_losses', 'methods/test_contract'),
+  'losses/regression': ('losses/test_losses',),
+  'train/microbatch': ('train/test_microbatch', 'train/test_step'),
+  'losses/contrastive': ('losses/test_losses',),
+  'losses/negatives': ('losses/test_negatives',),
+  'memory/label_queue': ('memory/test_label_queue',),
+  'memory/pseudo_labels': ('memory/test_pseudo_labels',),
+  'augment/views': ('augment/test_views', 'augment/test_view_draws'),
+  'augment/resampling': ('augment/test_views', 'augment/test_crops'),
+  'models/multicrop': ('models/test_multicrop',),
+  'train/optimizers': ('train/test_optimizers',),
+  'train/schedules': ('train/test_schedules',),
 }
 _COMPARES = {
   ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
@@ -159,7 +159,7 @@ def outcome(
   path = folder / f'semppl_jax/{module}.py'
   original = path.read_text()
   path.write_text(source or original)
-  names = [f'tests/test_{name}.py' for name in TESTS[module]]
+  names = [f'tests/{name}.py' for name in TESTS[module]]
   try:
     done = subprocess.run(
       [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider',

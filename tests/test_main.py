@@ -35,7 +35,7 @@ def _call(tmp_path, *arguments, config=_DIGITS):
 def forks():
   """Imports once what takes longer than the mistakes that are looked for."""
   with subprocess.Popen(
-    [sys.executable, '-m', 'tests.forks'], cwd=_ROOT, text=True,
+    [sys.executable, '-m', 'tests.resilience.forks'], cwd=_ROOT, text=True,
     env=os.environ | {'OPENBLAS_NUM_THREADS': '1'},  # no threads before a fork
     stdin=subprocess.PIPE, stdout=subprocess.PIPE,
   ) as process:  # fmt: skip

@@ -25,7 +25,7 @@ from semppl_jax.methods import base
 from semppl_jax.models import heads
 from semppl_jax.train import state as state_lib
 from semppl_jax.weights import haiku_trees
-from tests import tiny
+from tests.helpers import tiny
 
 _REPOSITORY = pathlib.Path(__file__).parent.parent
 

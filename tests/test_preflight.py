@@ -11,7 +11,7 @@ from semppl_jax.errors import UserError
 from semppl_jax.train import device_memory
 from semppl_jax.train import run as run_lib
 from semppl_jax.workdir import lock
-from tests import tiny
+from tests.helpers import tiny
 
 _ROOT = pathlib.Path(__file__).parent.parent
 

@@ -21,7 +21,8 @@ from semppl_jax.train import run as run_lib
 from semppl_jax.train import stop as stop_lib
 from semppl_jax.train.watchdog import NotFiniteError
 from semppl_jax.workdir import metrics, plots
-from tests import full_disk, tiny
+from tests.helpers import tiny
+from tests.resilience import full_disk
 
 # It compiles in half the time.
 _FEW_VIEWS = {'views__num_small': 0, 'views__one_pass': True}

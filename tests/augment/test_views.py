@@ -4,7 +4,6 @@ import functools
 import itertools
 
 import dm_pix as pix
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 from semppl_jax import config, errors
 from semppl_jax.augment import views
-from tests import tiny
+from tests.helpers import golden, tiny
 
 GOLDEN = golden.load('color_ops.npz')
 IMAGE = GOLDEN['image']  # [32, 32, 3]

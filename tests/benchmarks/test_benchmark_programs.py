@@ -20,7 +20,7 @@ from benchmarks import (
 )
 from semppl_jax import errors
 from semppl_jax.distributed import parallel
-from tests import tiny
+from tests.helpers import tiny
 
 _TEXT = """
 HloModule x, num_partitions=4

@@ -328,7 +328,7 @@ def test_serves_until_there_are_no_more_lines():
   command += [f'--sizes={json.dumps(TINY._asdict())}', '--threads=1']
   done = subprocess.run(
     command, input='whole\nbare\n', capture_output=True, text=True,
-    check=True, cwd=pathlib.Path(__file__).parents[1],
+    check=True, cwd=pathlib.Path(__file__).parents[2],
     env=os.environ | {'OMP_NUM_THREADS': '1'},
   )  # fmt: skip
   ready, whole, bare = map(json.loads, done.stdout.splitlines())

@@ -20,7 +20,7 @@ from semppl_jax.checkpoint import checksums
 from semppl_jax.checkpoint import folder as folder_lib
 from semppl_jax.errors import CheckpointError, UserError
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Inner(NamedTuple):

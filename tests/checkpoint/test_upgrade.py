@@ -19,9 +19,9 @@ from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.report import page, predictions
 from semppl_jax.workdir import config_file, lock, metrics
-from tests import tiny
+from tests.helpers import golden, tiny
 
-_ARCHIVE = pathlib.Path(__file__).parent / 'golden_data/runs_format3.tar.gz'
+_ARCHIVE = golden.FOLDER / 'runs_format3.tar.gz'
 
 
 def _config(name):

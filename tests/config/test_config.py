@@ -3,7 +3,7 @@ import pytest
 from semppl_jax import config
 from semppl_jax.errors import UserError
 from semppl_jax.methods import semppl
-from tests import tiny
+from tests.helpers import tiny
 
 
 def _valid():

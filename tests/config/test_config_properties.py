@@ -7,7 +7,7 @@ from semppl_jax import config
 from semppl_jax.config import eval_config
 from semppl_jax.errors import UserError
 from semppl_jax.train import run as run_lib
-from tests import tiny
+from tests.helpers import tiny
 
 _NUMBERS = (0, 1, 2, 7, 16, -1, 2**31, 2**62, 10**30, None, True, 0.5, 1.5)
 _FLOATS = (

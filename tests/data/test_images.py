@@ -1,17 +1,16 @@
 """Decoding: as the release decodes; what is damaged, odd or huge."""
 
 import io
-import pathlib
 import warnings
 
-import golden
 import numpy as np
 import pytest
 from PIL import Image
 
 from semppl_jax.data import images
+from tests.helpers import golden
 
-_FILES = pathlib.Path(golden.__file__).parent / 'golden_data' / 'jpeg'
+_FILES = golden.FOLDER / 'jpeg'
 EVAL = golden.load('eval_crops.npz')
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from semppl_jax.data import images, label_maps
 from semppl_jax.errors import UserError
-from tests import objectnet_data, tfds_data
-from tests.objectnet_data import FOLDERS, LINES, MEANINGS, NAMES
+from tests.helpers import objectnet_data, tfds_data
+from tests.helpers.objectnet_data import FOLDERS, LINES, MEANINGS, NAMES
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,7 @@ from absl import flags
 from semppl_jax.data import image_files, images, pipeline, retry, sources
 from semppl_jax.data import tfds_files as tfds_files_lib
 from semppl_jax.errors import UserError
-from tests import tfds_data
+from tests.helpers import tfds_data
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tfds_data
 
 from semppl_jax import config
 from semppl_jax.data import (
@@ -21,6 +20,7 @@ from semppl_jax.data import (
   labels as labels_lib,
 )
 from semppl_jax.errors import UserError
+from tests.helpers import tfds_data
 
 IMAGENET = [0, 3, 3, 7, 999, 0, 3]
 

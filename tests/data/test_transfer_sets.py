@@ -5,8 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import transfer_data
-from transfer_data import CLASSES, OWN, OWN_PER_CLASS, PER_CLASS, TEST_PER_CLASS
 
 from semppl_jax import config
 from semppl_jax.config import eval_config
@@ -14,6 +12,14 @@ from semppl_jax.data import images, transfer_sets
 from semppl_jax.data.transfer_sets import SETS
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import probes
+from tests.helpers import transfer_data
+from tests.helpers.transfer_data import (
+  CLASSES,
+  OWN,
+  OWN_PER_CLASS,
+  PER_CLASS,
+  TEST_PER_CLASS,
+)
 
 TRAIN = CLASSES * PER_CLASS
 

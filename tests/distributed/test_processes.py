@@ -19,7 +19,7 @@ from semppl_jax.errors import UserError
 from semppl_jax.utils import diff
 from semppl_jax.workdir import metrics
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[2]
 _TIMES = ('seconds', 'images_per_second')
 
 
@@ -35,8 +35,8 @@ def _start(workdir, processes, devices, *options, own=None):
   environment = os.environ | {'PYTHONPATH': str(_ROOT)}
   return [
     subprocess.Popen(
-      [sys.executable, '-m', 'tests.job_of_processes', str(i), str(processes),
-       str(port), str(devices), str(workdir), *options,
+      [sys.executable, '-m', 'tests.helpers.job_of_processes',
+       str(i), str(processes), str(port), str(devices), str(workdir), *options,
        *(own or {}).get(i, [])],
       cwd=_ROOT, env=environment, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -19,7 +19,7 @@ _PARTS = {
   ),
 }  # fmt: skip
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_settings_page_is_what_the_program_makes():

@@ -16,7 +16,8 @@ from semppl_jax.distributed import parallel
 from semppl_jax.evaluation import encoder_scores
 from semppl_jax.train import step as step_lib
 from semppl_jax.workdir import plots
-from tests import run_notebooks, tiny
+from tests import run_notebooks
+from tests.helpers import tiny
 
 _MOST_BYTES = 400_000
 

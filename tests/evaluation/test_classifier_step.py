@@ -2,7 +2,6 @@
 
 import functools
 
-import golden
 import jax
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from semppl_jax.distributed import parallel
 from semppl_jax.evaluation import classifier_step
 from semppl_jax.models import networks
 from semppl_jax.weights import load as load_lib
-from tests import tiny
+from tests.helpers import golden, tiny
 
 STEPS, BATCH, CLASSES = 6, 8, 5
 

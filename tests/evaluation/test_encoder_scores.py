@@ -9,7 +9,7 @@ from semppl_jax.evaluation import encoder_scores
 from semppl_jax.models import multicrop
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
-from tests import tiny
+from tests.helpers import tiny
 
 
 def test_accuracy_counts_known_images_only():

@@ -10,7 +10,8 @@ from semppl_jax import checkpoint, errors
 from semppl_jax.evaluation import follow
 from semppl_jax.train import watchdog
 from semppl_jax.workdir import stop_file
-from tests import test_eval_tasks, tiny
+from tests.evaluation import test_protocols
+from tests.helpers import tiny
 
 
 class Job:
@@ -46,7 +47,7 @@ def job(job_state, tmp_path):
 
 
 def make_config(job):
-  cfg = test_eval_tasks.make_config('knn', checkpoint=str(job.folder))
+  cfg = test_protocols.make_config('knn', checkpoint=str(job.folder))
   cfg.dataset.num_classes = tiny.NUM_CLASSES
   return cfg
 
@@ -163,7 +164,7 @@ def test_a_folder_of_another_jobs_worker(job, tmp_path):
 
 def test_what_cannot_be_followed(job, tmp_path):
   cfg = make_config(job)
-  cfg.checkpoint = test_eval_tasks.TINY
+  cfg.checkpoint = test_protocols.TINY
   with pytest.raises(errors.UserError, match='is a file'):
     follow.follow(cfg, str(tmp_path / 'worker'))
   cfg = make_config(job)

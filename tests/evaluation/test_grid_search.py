@@ -1,6 +1,6 @@
 """Which pair of learning rates is taken; nothing is trained here.
 
-tests/test_eval_tasks.py and tests/test_transfer.py search with trainings.
+test_protocols and test_transfer search with trainings.
 """
 
 import json

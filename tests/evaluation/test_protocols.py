@@ -4,10 +4,8 @@ import json
 import os
 import signal
 
-import golden
 import numpy as np
 import pytest
-import tiny
 
 from semppl_jax import checkpoint, errors
 from semppl_jax.config import eval_config
@@ -17,6 +15,7 @@ from semppl_jax.evaluation import protocols
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.train import stop as stop_lib
 from semppl_jax.weights import load as load_lib
+from tests.helpers import golden, tiny
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
 CLASSES = 3

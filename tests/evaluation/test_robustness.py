@@ -4,7 +4,6 @@ import copy
 import json
 import re
 
-import golden
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -17,7 +16,7 @@ from semppl_jax.evaluation import robustness
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import plots
-from tests import objectnet_data, tfds_data
+from tests.helpers import golden, objectnet_data, tfds_data
 
 V2 = ('matched-frequency', 'threshold-0.7', 'topimages')
 

@@ -4,12 +4,8 @@ import json
 import os
 import signal
 
-import golden
 import numpy as np
 import pytest
-import tiny
-import transfer_data
-from transfer_data import CLASSES, PER_CLASS, TEST_PER_CLASS
 
 from experiments import eval_transfer
 from semppl_jax import errors
@@ -21,6 +17,8 @@ from semppl_jax.evaluation import probes, transfer
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.train import stop as stop_lib
 from semppl_jax.weights import load as load_lib
+from tests.helpers import golden, tiny, transfer_data
+from tests.helpers.transfer_data import CLASSES, PER_CLASS, TEST_PER_CLASS
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
 

@@ -10,7 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tfds_data
 
 from experiments import (
   cifar10,
@@ -34,7 +33,7 @@ from semppl_jax.train import run as run_lib
 from semppl_jax.train import schedules
 from semppl_jax.train import step as step_lib
 from semppl_jax.weights import releases
-from tests import tiny
+from tests.helpers import tfds_data, tiny
 
 _FOLDER = pathlib.Path(digits.__file__).parent
 
@@ -258,7 +257,7 @@ def test_digits_for_every_number_of_devices():
     'PYTHONPATH': str(_FOLDER.parent),
   }
   done = subprocess.run(
-    [sys.executable, str(_FOLDER.parent / 'tests' / 'digits_on_devices.py')],
+    [sys.executable, '-m', 'tests.helpers.digits_on_devices'],
     env=environment,
     cwd=_FOLDER.parent,
   )

@@ -10,8 +10,6 @@ import json
 import jax
 import numpy as np
 import pytest
-import tfds_data
-import tiny
 from PIL import Image
 
 from experiments import (
@@ -27,6 +25,7 @@ from semppl_jax.data import masks
 from semppl_jax.distributed import parallel
 from semppl_jax.evaluation import protocols
 from semppl_jax.train import run as runs_lib
+from tests.helpers import tfds_data, tiny
 
 # 24 training images of four classes, 8 of them labelled; one is broken.
 CLASSES = (0, 1, 500, 999)

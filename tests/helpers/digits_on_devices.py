@@ -15,7 +15,7 @@ jax.config.update('jax_num_cpu_devices', 8)
 from experiments import digits  # noqa: E402
 from semppl_jax.train import run as run_lib  # noqa: E402
 from semppl_jax.train import step as step_lib  # noqa: E402
-from tests import tiny  # noqa: E402
+from tests.helpers import tiny  # noqa: E402
 
 
 def main():

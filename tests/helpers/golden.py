@@ -18,12 +18,12 @@ import zlib
 
 import numpy as np
 
-_FOLDER = pathlib.Path(__file__).parent / 'golden_data'
+FOLDER = pathlib.Path(__file__).parents[1] / 'golden_data'
 
 
 def path(name: str) -> str:
   """Where a golden file lies, e.g. `path('lars.npz')`."""
-  return str(_FOLDER / name)
+  return str(FOLDER / name)
 
 
 def load(name: str) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
-"""One process of a job of several on this machine: a script, for test_hosts.
+r"""One process of a job of several on this machine: a script, for test_processes.
 
-  python -m tests.job_of_processes NUMBER COUNT PORT DEVICES WORKDIR [KEY=VALUE]
+  python -m tests.helpers.job_of_processes NUMBER COUNT PORT DEVICES WORKDIR \
+    [KEY=VALUE]
 
 Trains the tiny experiment. KEY: kill_at, signal_at (a step before whose batch
 this process gets SIGKILL or SIGTERM), or a key of the config, dots as __.
@@ -19,7 +20,7 @@ from semppl_jax import pretraining, workdir
 from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
 from semppl_jax.train import run as run_lib
-from tests import tiny
+from tests.helpers import tiny
 
 
 def main():

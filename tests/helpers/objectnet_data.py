@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 
-from tests import tfds_data
+from tests.helpers import tfds_data
 
 FOLDERS = 'folder_to_objectnet_label.json'
 MEANINGS = 'objectnet_to_imagenet_1k.json'

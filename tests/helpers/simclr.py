@@ -8,8 +8,9 @@ import functools
 import gzip
 import json
 
-import golden
 import numpy as np
+
+from tests.helpers import golden
 
 _LEAVES = {'kernel': 'w', 'gamma': 'scale', 'beta': 'offset'}
 _AVERAGES = {'moving_mean': 'mean_ema', 'moving_variance': 'var_ema'}

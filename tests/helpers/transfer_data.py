@@ -3,9 +3,9 @@
 import pathlib
 
 import numpy as np
-import tfds_data
 
 from semppl_jax.data.transfer_sets import SETS
+from tests.helpers import tfds_data
 
 CLASSES = 3  # of each data set's many
 PER_CLASS = 8  # training images

@@ -4,17 +4,15 @@ import functools
 import itertools
 from typing import NamedTuple
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
 from semppl_jax import errors
 from semppl_jax.losses import classification, contrastive, regression
 from semppl_jax.models import multicrop
-from tests import tiny
+from tests.helpers import golden, reference, tiny
 
 TAU = 0.3
 FORMS = contrastive.STOP_GRADIENTS

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import queue_model
 import scipy.stats
 from hypothesis import strategies as st
 
 from semppl_jax.distributed import parallel
 from semppl_jax.memory import label_queue, pseudo_labels
+from tests.helpers import queue_model
 
 VIEWS, BATCH, SIZE, CAPACITY, DRAWS = 2, 8, 3, 16, 3
 DEVICES = (1, 2, 4, 8)

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import queue_model
-import test_label_queue as queues
 from hypothesis import strategies as st
 
 from semppl_jax.data import labels as labels_lib
@@ -16,6 +14,8 @@ from semppl_jax.data import pipeline, sampler, sources
 from semppl_jax.errors import UserError
 from semppl_jax.losses import negatives
 from semppl_jax.memory import pseudo_labels
+from tests.helpers import queue_model
+from tests.memory import test_label_queue as queues
 
 _SEEDS = st.integers(-(2**63), 2**63 - 1)
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import queue_model
 
 from semppl_jax.memory import pseudo_labels
+from tests.helpers import queue_model
 
 NO_VOTE = -np.inf
 

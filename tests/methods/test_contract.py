@@ -22,7 +22,7 @@ from semppl_jax.models import networks
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
-from tests import tiny
+from tests.helpers import tiny
 
 _LABELS = [-1, 0, -1, 2, 1, -1, -1, 0, -1, -1, 2, -1, -1, -1, 1, -1]
 # Heads whose first layer has a BatchNorm behind it.

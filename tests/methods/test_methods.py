@@ -8,7 +8,7 @@ from experiments import digits
 from semppl_jax import config, methods
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base
-from tests import tiny
+from tests.helpers import tiny
 
 
 def _refused(cfg, words):

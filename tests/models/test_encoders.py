@@ -4,18 +4,16 @@ import functools
 import gzip
 import json
 
-import golden
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import simclr
 
 from semppl_jax import errors
 from semppl_jax.models import encoders, networks
 from semppl_jax.models.encoders import Architecture
-from tests import tiny
+from tests.helpers import golden, simclr, tiny
 
 ARCHS = (
   'TinyResNet', 'ResNet18', 'ResNet34', 'ResNet50_w1', 'ResNet50_w2',

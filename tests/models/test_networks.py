@@ -3,7 +3,6 @@
 import functools
 import re
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from semppl_jax import errors
 from semppl_jax.distributed import parallel
 from semppl_jax.models import networks
+from tests.helpers import golden
 
 SMALL = {
   'encoder': 'digits',

@@ -29,7 +29,7 @@ from semppl_jax.train import resume
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.workdir import lock, metrics, panels
-from tests import tiny
+from tests.helpers import tiny
 
 _SECTIONS = (
   'results', 'curves', 'tsne', 'gallery', 'views', 'confusion', 'settings',

@@ -1,11 +1,12 @@
-"""Saves and restores checkpoints on a disk that fails at the n-th call.
+r"""Saves and restores checkpoints on a disk that fails at the n-th call.
 
-  LD_PRELOAD=faults.so python -m tests.faulty_disk FOLDER save,EIO,once,1:99:1
+  LD_PRELOAD=faults.so python -m tests.resilience.faulty_disk FOLDER \
+    save,EIO,once,1:99:1
 
 For each position n of the range, until a save makes fewer than n file calls:
 a copy of a folder with two checkpoints, a fault (`once`, or for `ever` after,
-as on a disk that stays full), and a look at what is left. `tests/faults.c`
-makes the faults, below Python, for much of the writing is done by C++.
+as on a disk that stays full), and a look at what is left. faults.c makes the
+faults, below Python, for much of the writing is done by C++.
 """
 
 import contextlib

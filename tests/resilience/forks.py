@@ -1,6 +1,6 @@
 """Starts runs as forks of a process that has imported the package: a script.
 
-  python -m tests.forks
+  python -m tests.resilience.forks
 
 Reads {"argv", "log", "errors", "environment"} from its input, a JSON line each:
 arguments, files for its output and its errors, and what else it finds in its

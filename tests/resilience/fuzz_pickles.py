@@ -1,6 +1,6 @@
 """Mutated pickles, and what must hold for every one of them.
 
-  python -m tests.fuzz_pickles --count=10000 --seed=1
+  python -m tests.resilience.fuzz_pickles --count=10000 --seed=1
 
 Mutations start from small whole pickles of every kind that is read, and change
 bytes, opcodes, sizes and their order. Whatever comes out is read or refused in
@@ -28,10 +28,9 @@ import numpy as np
 from semppl_jax.errors import CheckpointError
 from semppl_jax.weights import release_pickle
 from semppl_jax.weights.release_pickle import names
+from tests.helpers import golden
 
-GOLDEN = pathlib.Path(
-  __file__, '../golden_data/release_checkpoint_tiny.pkl'
-).resolve()
+GOLDEN = golden.FOLDER / 'release_checkpoint_tiny.pkl'
 _VALUES = {dict, list, tuple, str, bytes, int, float, bool, type(None)}
 _SECONDS = 2  # of the processor, whoever else uses the machine
 _OPCODES = [op.code.encode('latin-1') for op in pickletools.opcodes]

@@ -1,11 +1,11 @@
 """Changed files for every reader of bytes from outside, and what must hold.
 
-  python -m tests.fuzz_readers --seconds=60 --seed=0 [--reader=NAME]
+  python -m tests.resilience.fuzz_readers --seconds=60 --seed=0 [--reader=NAME]
 
 Whatever a file holds, it is read or refused in one line, in bounded time and
 memory, and the interpreter lives on. Another process tries the cases, and
 writes each to the disk before: what kills it is kept, and it starts again
-behind. DeepMind's pickles have tests/fuzz_pickles.py.
+behind. DeepMind's pickles have tests/resilience/fuzz_pickles.py.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[2]
 _SECONDS = 5  # of the processor, for one case
 _HANGS = 120  # by the clock, whoever else uses the machine
 _ADDRESSES = 8 * 2**30  # bytes that may be mapped beyond what is at the start
@@ -42,7 +42,7 @@ def write(files: dict[str, bytes], folder: pathlib.Path) -> None:
 
 def mutated(target, seeds, key: str) -> tuple[dict[str, bytes], list[str]]:
   """Files, and the names of those that are changed; the same for a key."""
-  from tests import fuzz_mutations
+  from tests.resilience import fuzz_mutations
 
   rng = random.Random(key)
   seed = rng.choice(seeds)
@@ -100,7 +100,7 @@ def _try(target, folder: pathlib.Path) -> tuple[str, float]:
 
 def _try_many(options, reader: str, start: int) -> None:
   """Tries a reader's cases; writes a line for each that went well."""
-  from tests import fuzz_targets
+  from tests.resilience import fuzz_targets
 
   work, target = pathlib.Path(options.folder), fuzz_targets.TARGETS[reader]
   (work / 'seeds').mkdir()
@@ -188,7 +188,8 @@ def _start(
   shutil.rmtree(work / 'seeds', ignore_errors=True)
   done = subprocess.run(
     [
-      *(sys.executable, '-m', 'tests.fuzz_readers', f'--folder={work}'),
+      *(sys.executable, '-m', 'tests.resilience.fuzz_readers'),
+      f'--folder={work}',
       *(f'--plan={json.dumps(left)}', f'--seed={seed}', f'--count={count}'),
       f'--seconds={seconds}',
     ],
@@ -222,7 +223,7 @@ def main() -> int:
     for reader, start in options.plan.items():
       _try_many(options, reader, start)
     return 0
-  from tests import fuzz_targets
+  from tests.resilience import fuzz_targets
 
   names = [options.reader] if options.reader else list(fuzz_targets.TARGETS)
   answers, failed = collections.Counter(), 0

@@ -39,9 +39,10 @@ from semppl_jax.weights import files as files_lib
 from semppl_jax.weights import load as load_lib
 from semppl_jax.weights import match_names
 from semppl_jax.workdir import lock, metrics
-from tests import fuzz_mutations, golden, objectnet_data, tfds_data
+from tests.helpers import golden, objectnet_data, tfds_data
+from tests.resilience import fuzz_mutations
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[2]
 Files = dict[str, bytes]  # by name, '/' in it
 Mutation = Callable[[random.Random, bytes, list[bytes]], bytes]
 

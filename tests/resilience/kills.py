@@ -1,7 +1,7 @@
 """Training runs that are killed again and again, and must end as if never.
 
-  python -m tests.kills --kills=50 --seed=0
-  python -m tests.kills --kills=3 --command     # a new process for every life
+  python -m tests.resilience.kills --kills=50 --seed=0
+  python -m tests.resilience.kills --kills=3 --command     # new processes
 
 Lives of a run of `kills_config` get SIGKILL at random moments, and the same
 command goes on; the last life is let finish. After each kill checkpoints,
@@ -25,8 +25,8 @@ import time
 
 import numpy as np
 
-from tests import kills_check, kills_lives
-from tests.kills_marks import Marks
+from tests.resilience import kills_check, kills_lives
+from tests.resilience.kills_marks import Marks
 
 KILLS_OF_A_RUN = 5
 # Of a place: times that it may be entered before, and seconds from then on.

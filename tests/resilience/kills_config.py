@@ -8,7 +8,8 @@ one that compiles at once: each life of a run makes its program anew.
 import os
 
 from semppl_jax.train import step as step_lib
-from tests import kills_marks, tiny
+from tests.helpers import tiny
+from tests.resilience import kills_marks
 
 
 def get_config():

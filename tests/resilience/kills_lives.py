@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = pathlib.Path(__file__).with_name('kills_config.py')
 
 
@@ -79,7 +79,7 @@ class Forks:
 
   def __init__(self, environment):
     self._parent = subprocess.Popen(
-      [sys.executable, '-m', 'tests.forks'],
+      [sys.executable, '-m', 'tests.resilience.forks'],
       env=_environment(environment), cwd=ROOT, text=True,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip

@@ -13,9 +13,9 @@ from semppl_jax import checkpoint
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.utils import files
 from semppl_jax.workdir import metrics
-from tests import faulty_disk, full_disk
+from tests.resilience import faulty_disk, full_disk
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def shim(tmp_path_factory):
 def _go_through(shim, tmp_path, *cases, seconds):
   """Lines 'POSITION CALL -> what came of it'."""
   done = subprocess.run(
-    [sys.executable, '-m', 'tests.faulty_disk', str(tmp_path), *cases],
+    [sys.executable, '-m', 'tests.resilience.faulty_disk', str(tmp_path), *cases],
     env=os.environ | {'LD_PRELOAD': shim, 'PYTHONPATH': str(_ROOT)},
     capture_output=True, text=True, check=False, timeout=seconds,
   )  # fmt: skip

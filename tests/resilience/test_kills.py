@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import kills
+from tests.resilience import kills
 
 
 @pytest.mark.long  # test_pretraining has runs that end at any step

@@ -5,7 +5,6 @@ import json
 import sys
 import zipfile
 
-import fuzz_readers
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,7 +22,8 @@ from semppl_jax.errors import UserError
 from semppl_jax.utils import diff
 from semppl_jax.weights import match_names
 from semppl_jax.workdir import lock, metrics
-from tests import tfds_data
+from tests.helpers import tfds_data
+from tests.resilience import fuzz_readers
 
 DEEP = '[' * 100_000
 # All that needs no compiling; the images last, for their memory.

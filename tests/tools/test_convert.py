@@ -1,12 +1,12 @@
 """Weights from one format to another, on the command line."""
 
-import golden
 import pytest
 
 from semppl_jax import errors
 from semppl_jax.models import encoders
 from semppl_jax.tools import convert
 from semppl_jax.weights import load as load_lib
+from tests.helpers import golden
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
 

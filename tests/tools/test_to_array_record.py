@@ -9,7 +9,6 @@ from concurrent.futures import process
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tfds_data
 from array_record.python import array_record_module
 from tensorboardX import crc32c as their_crc32c
 from tensorboardX import record_writer
@@ -18,6 +17,7 @@ from semppl_jax.data import images, tfds_files
 from semppl_jax.data import tfrecords as tfrecords_lib
 from semppl_jax.tools import to_array_record
 from semppl_jax.utils import files
+from tests.helpers import tfds_data
 
 NAME = 'cifar10'
 SPLITS = {

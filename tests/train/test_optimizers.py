@@ -1,6 +1,5 @@
 """LARS against the release's numbers; AdamW and SGD against NumPy."""
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from semppl_jax import errors
 from semppl_jax.train import optimizers
+from tests.helpers import golden
 
 RELEASE = {
   'weight_decay': 1e-6,

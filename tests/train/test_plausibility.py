@@ -9,7 +9,7 @@ from PIL import Image
 from semppl_jax import preflight, pretraining
 from semppl_jax.train import plausibility
 from semppl_jax.train import step as step_lib
-from tests import tiny
+from tests.helpers import tiny
 
 
 def test_nothing_is_told_of_what_makes_sense():

@@ -15,7 +15,7 @@ from semppl_jax.errors import UserError
 from semppl_jax.train import recipe
 from semppl_jax.train import step as step_lib
 from semppl_jax.workdir import lock, plots
-from tests import tiny
+from tests.helpers import tiny
 
 
 def make(path, side=20, colour=True, unlabelled=12, labelled=2):

@@ -16,7 +16,7 @@ from semppl_jax.train import step as step_lib
 from semppl_jax.train.watchdog import AlarmError, NotFiniteError
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import metrics, plots
-from tests import tiny
+from tests.helpers import tiny
 
 _STEPS = 5  # 2 epochs of 40 images in batches of 16
 _CLOCKS = ('seconds', 'images_per_second', 'evaluation_seconds')

@@ -7,7 +7,7 @@ from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 from semppl_jax.train import plausibility
 from semppl_jax.train import run as run_lib
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.mark.parametrize(

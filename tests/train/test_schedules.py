@@ -1,11 +1,11 @@
 """Schedules against the release's numbers, and against values by hand."""
 
-import golden
 import jax
 import numpy as np
 import pytest
 
 from semppl_jax.train import schedules
+from tests.helpers import golden
 
 SETTINGS = ('A', 'B', 'C_warmup0')
 

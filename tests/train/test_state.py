@@ -10,7 +10,7 @@ from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.memory import label_queue
 from semppl_jax.train import state as state_lib
-from tests import tiny
+from tests.helpers import tiny
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from semppl_jax.models import networks
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.train.state import TrainState
-from tests import reference, tiny
+from tests.helpers import reference, tiny
 
 _LABELS = [-1, 0, -1, 2, 1, -1, -1, 0, -1, -1, 2, -1, -1, -1, 1, -1]
 

@@ -7,7 +7,6 @@ import pickle
 import shutil
 import zipfile
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from semppl_jax.models import encoders
 from semppl_jax.weights import architecture as architecture_lib
 from semppl_jax.weights import haiku_trees
 from semppl_jax.weights import load as load_lib
-from tests import tiny
+from tests.helpers import golden, tiny
 
 TINY = golden.path('release_checkpoint_tiny.pkl')
 

@@ -10,20 +10,20 @@ import sys
 import tracemalloc
 import types
 
-import fuzz_pickles
-import golden
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fuzz_pickles import call, fragment, state_of, whole
 
 from benchmarks import load_pickle
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.weights import release_pickle
 from semppl_jax.weights.release_pickle import reading, stand_ins, tape
+from tests.helpers import golden
+from tests.resilience import fuzz_pickles
+from tests.resilience.fuzz_pickles import call, fragment, state_of, whole
 
 _TINY = golden.path('release_checkpoint_tiny.pkl')
 _PROTOCOLS = (2, 3, 4, 5)

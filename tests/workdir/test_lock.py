@@ -135,7 +135,7 @@ def test_a_second_job_is_refused_until_the_first_is_gone(tmp_path):
   holder = subprocess.Popen(
     [sys.executable, '-c', _HOLD, str(tmp_path)],
     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
   )  # fmt: skip
   try:
     assert holder.stdout.readline() == 'held\n'

@@ -7,7 +7,7 @@ import pytest
 from semppl_jax import pretraining
 from semppl_jax.errors import UserError
 from semppl_jax.workdir import metrics, run_data
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.fixture
