@@ -1,4 +1,4 @@
-r"""One process of a job of several on this machine: a script, for test_processes.
+r"""One process of a job of several here: a script, for test_processes.
 
   python -m tests.helpers.job_of_processes NUMBER COUNT PORT DEVICES WORKDIR \
     [KEY=VALUE]

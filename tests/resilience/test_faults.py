@@ -29,7 +29,8 @@ def shim(tmp_path_factory):
 def _go_through(shim, tmp_path, *cases, seconds):
   """Lines 'POSITION CALL -> what came of it'."""
   done = subprocess.run(
-    [sys.executable, '-m', 'tests.resilience.faulty_disk', str(tmp_path), *cases],
+    [sys.executable, '-m', 'tests.resilience.faulty_disk',
+     str(tmp_path), *cases],
     env=os.environ | {'LD_PRELOAD': shim, 'PYTHONPATH': str(_ROOT)},
     capture_output=True, text=True, check=False, timeout=seconds,
   )  # fmt: skip
