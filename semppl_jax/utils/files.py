@@ -1,34 +1,51 @@
-"""Small files that others see whole or not at all."""
+"""Files that others see whole or not at all."""
 
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable
-from typing import BinaryIO
+from collections.abc import Iterator
 
 import numpy as np
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that others see whole or not at all."""
-  _write(path, lambda file: file.write(text.encode()))
+@contextlib.contextmanager
+def atomic(
+  path: str | os.PathLike, suffix: str | None = None
+) -> Iterator[pathlib.Path]:
+  """A path to write to, which becomes `path` once the block has ended well.
 
-
-def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
-  """Writes an .npz file that others see whole or not at all."""
-  # Given a name, NumPy would add .npz.
-  _write(path, lambda file: np.savez(file, **arrays))
-
-
-def _write(path: pathlib.Path, fill: Callable[[BinaryIO], object]) -> None:
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  Args:
+    path: the file; one that is there is replaced.
+    suffix: of the file until then; None: one of this process.
+  """
+  part = pathlib.Path(f'{os.fspath(path)}{suffix or f".{os.getpid()}.part"}')
   try:
-    with part.open('wb') as file:
-      fill(file)
-      file.flush()
-      os.fsync(file.fileno())  # else its name could reach the disk before it
+    yield part
+    sync(part)  # else its name could reach the disk before it
     os.replace(part, path)
   except BaseException:
     with contextlib.suppress(OSError):  # a full disk has no room for leftovers
       part.unlink()
     raise
+
+
+def sync(path: pathlib.Path) -> None:
+  """Waits until a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text file, whole or not at all."""
+  with atomic(path) as part:
+    part.write_bytes(text.encode())
+
+
+def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
+  """Writes an .npz file, whole or not at all."""
+  # Given a name, NumPy would add .npz.
+  with atomic(path) as part, part.open('wb') as file:
+    np.savez(file, **arrays)

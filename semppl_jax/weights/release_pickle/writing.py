@@ -4,7 +4,6 @@ NumPy 2 would name `numpy._core`, which older versions do not have. No memo is
 used, so that arrays can be written piece by piece.
 """
 
-import contextlib
 import os
 import struct
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from semppl_jax.errors import CheckpointError
+from semppl_jax.utils import files
 from semppl_jax.weights.release_pickle.stand_ins import DTYPES
 
 _CHUNK = 1 << 20  # bytes of an array that are written at once
@@ -35,19 +35,14 @@ def write(path: str | os.PathLike, tree: Any) -> None:
     CheckpointError: the file cannot be written.
     TypeError: another type or dtype.
   """
-  part = f'{os.fspath(path)}.{os.getpid()}.part'
   try:
-    with open(part, 'wb') as file:
+    with files.atomic(path) as part, part.open('wb') as file:
       file.write(b'\x80\x02')  # PROTO 2
       _put(file.write, tree)
       file.write(b'.')  # STOP
-    os.replace(part, path)
   except OSError as error:
     text = f'{path} cannot be written: {error.strerror}.'
     raise CheckpointError(text) from error
-  finally:
-    with contextlib.suppress(OSError):
-      os.unlink(part)  # it is there only if something went wrong
 
 
 def _put(put: Put, tree: Any) -> None:
