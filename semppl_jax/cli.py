@@ -9,8 +9,8 @@ import importlib
 import sys
 
 import semppl_jax
-from semppl_jax.config import nearest_name
 from semppl_jax.train import stop as stop_lib
+from semppl_jax.utils.text import nearest_name
 
 # Task -> module with a `main`, what it does.
 TASKS = {

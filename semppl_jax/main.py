@@ -28,6 +28,7 @@ from ml_collections import config_flags
 from semppl_jax import config
 from semppl_jax.errors import UserError
 from semppl_jax.train import stop as stop_lib
+from semppl_jax.utils.text import first_line, nearest_name
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Experiment config, e.g. experiments/digits.py.',
@@ -140,7 +141,7 @@ def _experiment(name: str) -> pathlib.Path:
   if not known or file.name != name:
     raise UserError(f'--config: there is no file {name!r}.')
   if file.stem not in known:
-    hint = config.nearest_name(name, known)
+    hint = nearest_name(name, known)
     raise UserError(
       f'--config: there is no file {name!r}, nor an experiment{hint}; known: '
       f'{", ".join(sorted(known))}'
@@ -153,7 +154,7 @@ def _missing_part(error: BaseException | None) -> str | None:
   part = None
   while error:
     if isinstance(error, KeyError) and error.args:
-      part = str(error.args[0]).strip('\'"').splitlines()[0].strip('\'"')
+      part = first_line(str(error.args[0]).strip('\'"')).strip('\'"')
     error = error.__cause__ or error.__context__
   return part
 
@@ -169,10 +170,10 @@ def _explain(argv: list[str], error: BaseException) -> str:
   for key in keys:
     if missing in key.split('.'):
       return config.why_unknown(key)
-  top = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  top = first_line(error)
   while inner := error.__cause__ or error.__context__:
     error = inner
-  reason = (str(error).splitlines() or [''])[0]
+  reason = str(error) and first_line(error)
   return top if reason in top else f'{top} {type(error).__name__}: {reason}'
 
 
@@ -185,7 +186,7 @@ def _guarded(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
     if processes.count() == 1:
       raise
     # The collective that broke says what it saw; the cause is elsewhere.
-    reason = str(e).splitlines()[0][:200]
+    reason = first_line(e)[:200]
     _exit(
       'another process of this job has ended, so this one ends, too; the same '
       f'command on all hosts goes on from the last checkpoint ({reason})'

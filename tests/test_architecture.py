@@ -28,8 +28,8 @@ ENTRY = (
 )  # fmt: skip
 _LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 _LAYER_OF |= {name: 6 + i for i, name in enumerate(ENTRY)}
-# Everyone may raise errors and name arrays.
-_EVERYONES = ('errors', 'structs')
+# Everyone may raise errors, name arrays, and use the little helpers.
+_EVERYONES = ('errors', 'structs', 'utils')
 
 
 def _home(path):

@@ -6,7 +6,6 @@ Reads what anybody wrote, and writes nothing.
 import errno
 import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,10 +15,10 @@ import orbax.checkpoint as ocp
 
 from semppl_jax.checkpoint import checksums, upgrade
 from semppl_jax.errors import CheckpointError
+from semppl_jax.utils import os_errors
 
 FORMAT = 4
 DIGEST = 'digest'  # of all that the document says besides
-_NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 _MARKER = 'commit_success.txt'  # orbax writes one per part, and one at the end
 _PARTS = ('', 'arrays', 'info')
 
@@ -197,25 +196,11 @@ class DamagedError(CheckpointError):
 
 def _refusal(folder: pathlib.Path, error: Exception) -> CheckpointError:
   """Damage, or a disk or a network that does not answer now."""
-  reason, number = system_error(error)
+  reason, number = os_errors.said(error)
   if isinstance(error, MemoryError) or number not in (None, errno.ENOENT):
     return CheckpointError(f'Checkpoint {folder} cannot be read now: {reason}.')
   # What damage leads to is for the libraries below to say: one of many.
   return DamagedError(folder)
-
-
-def system_error(error: BaseException) -> tuple[str, int | None]:
-  """What the operating system said, in a line, and its number, if it did."""
-  # TensorStore tells its whole specification; the system's word is inside, and
-  # its number sometimes.
-  found = re.search(
-    r': ([^:\[]*) \[(os_error_code|tensorstore_spec|source locations)=',
-    str(error),
-  )
-  if found:
-    return found[1], _NUMBERS.get(found[1])
-  said = (str(error) or type(error).__name__).splitlines()[0][:200]
-  return said, getattr(error, 'errno', None)
 
 
 def _read_arrays(

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import jax
 
-from semppl_jax.checkpoint import folder
 from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
+from semppl_jax.utils import os_errors
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def probe(place: pathlib.Path) -> None:
 def _line(place: pathlib.Path, error: BaseException) -> str:
   # Not Path.exists, which raises where the disk does not answer.
   existing = next(p for p in (place, *place.parents) if os.path.exists(p))
-  reason, number = folder.system_error(error)
+  reason, number = os_errors.said(error)
   line = f'No checkpoint can be written to {place}: {reason}'
   if not os.access(existing, os.W_OK):
     return f'{line} (no permission). Those that are there are untouched.'

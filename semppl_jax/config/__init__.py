@@ -14,9 +14,7 @@ from semppl_jax.config.checks import (
   check_kinds,
   check_ranges,
   find,
-  flat,
   look_up,
-  nearest_name,
 )
 from semppl_jax.config.defaults import (
   COSMETIC,
@@ -30,6 +28,8 @@ from semppl_jax.config.validation import (
   check_one_subset,
   check_profile,
 )
+from semppl_jax.utils.diff import flat
+from semppl_jax.utils.text import nearest_name
 
 __all__ = [
   'COSMETIC',

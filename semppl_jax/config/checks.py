@@ -4,13 +4,14 @@ Each check raises a UserError, one line that names the setting, its value and
 what would do.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from semppl_jax.errors import UserError
+from semppl_jax.utils.diff import flat
+from semppl_jax.utils.text import nearest_name
 
 _WANTED = {
   bool: 'True or False',
@@ -18,12 +19,6 @@ _WANTED = {
   float: 'a finite number',
   str: 'a text',
 }
-
-
-def nearest_name(name: str, known: Any) -> str:
-  """'; did you mean X?' for a misspelt name, or an empty string."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-  return f'; did you mean {close[0]!r}?' if close else ''
 
 
 def look_up(cfg: ml_collections.ConfigDict, key: str) -> Any:
@@ -67,17 +62,6 @@ def check_kinds(
       wanted = _WANTED[float if usual is None else type(usual)]
     if not fits:
       raise UserError(f'{key} is {value!r:.200}; it must be {wanted}.')
-
-
-def flat(
-  cfg: ml_collections.ConfigDict, prefix: str = ''
-) -> Iterator[tuple[str, Any]]:
-  """All settings as (dotted name, value)."""
-  for key, value in cfg.items():
-    if isinstance(value, ml_collections.ConfigDict):
-      yield from flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
 
 
 def _is(value: Any, usual: Any) -> bool:

@@ -9,7 +9,7 @@ it or we know it from memory of the papers only.
 import ml_collections
 from ml_collections import config_dict
 
-from semppl_jax.config import checks
+from semppl_jax.utils.diff import flat
 
 # Settings that change how a run is watched, not what it computes.
 COSMETIC = (
@@ -233,10 +233,10 @@ def open_keys(
     cfg: the settings.
     like: the defaults.
   """
-  usual = dict(checks.flat(like))
+  usual = dict(flat(like))
   return [
     key
-    for key, value in checks.flat(cfg)
+    for key, value in flat(cfg)
     if value is None and usual.get(key) is not None
   ]
 

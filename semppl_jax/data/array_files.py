@@ -3,6 +3,7 @@
 import numpy as np
 
 from semppl_jax.errors import UserError
+from semppl_jax.utils.text import first_line
 
 Split = tuple[np.ndarray, np.ndarray]  # [N, H, W, 3] uint8, [N] integers
 
@@ -51,7 +52,7 @@ def _read_npz(path: str) -> dict[str, np.ndarray | None]:
       # Of others, which may be huge, the names.
       return known | {n: None for n in file.files if n not in _ARRAYS}
   except Exception as e:  # a broken file raises one of many
-    reason = (str(e).splitlines() or [type(e).__name__])[0]
+    reason = first_line(e)
     raise UserError(
       f'dataset.path {path!r} is not a readable .npz file: {reason}'
     ) from e

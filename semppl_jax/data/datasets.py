@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from semppl_jax import config
 from semppl_jax.data import array_files, folders, image_files, tfds_files
 from semppl_jax.data.sources import (
   Dataset,
@@ -20,6 +19,7 @@ from semppl_jax.data.sources import (
 )
 from semppl_jax.data.sources import split as stratified
 from semppl_jax.errors import UserError
+from semppl_jax.utils.text import nearest_name
 
 _TFDS = 'tfds:'  # before the name of any data set of tensorflow-datasets
 VALIDATION_RULES = ('stratified', 'first')
@@ -69,7 +69,7 @@ def _loader(name: str) -> Callable[[Any], Dataset]:
   if name not in _LOADERS:
     raise UserError(
       f'dataset.name is {name!r}; known: {", ".join(_LOADERS)}, '
-      f'tfds:NAME{config.nearest_name(name, _LOADERS)}'
+      f'tfds:NAME{nearest_name(name, _LOADERS)}'
     )
   return _LOADERS[name]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from semppl_jax import config
 from semppl_jax.data import images, retry
 from semppl_jax.errors import UserError
+from semppl_jax.utils.text import nearest_name
 
 SUFFIXES = (
   '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif',
@@ -70,7 +70,7 @@ def by_class(
     if name not in names:
       raise UserError(
         f'{os.path.join(folder, name)} is no class of train/'
-        f'{config.nearest_name(name, names)}'
+        f'{nearest_name(name, names)}'
       )
   return of_classes(folder, inside, names, others)
 

@@ -14,6 +14,8 @@ import simplejpeg
 from PIL import Image
 from scipy import sparse
 
+from semppl_jax.utils.text import first_line
+
 MAX_PIXELS = 2**27  # a larger image is refused: a small file can claim any size
 # Nor may a JPEG go over its pixels again and again, for hours.
 _MAX_WORK = 2**32  # pixels times scans
@@ -221,7 +223,6 @@ def _check_size(height: int, width: int, data: bytes) -> None:
 
 
 def _one_line(error: Exception) -> str:
-  line = (str(error).splitlines() or [''])[0]
   if isinstance(error, Image.UnidentifiedImageError):
     return 'it is no image that can be decoded'  # Pillow names a buffer
-  return line or type(error).__name__
+  return first_line(error)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semppl_jax import config
 from semppl_jax.data import image_files, images, sources
 from semppl_jax.errors import UserError
+from semppl_jax.utils.text import nearest_name
 
 NUM_CLASSES = 1000
 
@@ -100,7 +100,7 @@ def objectnet(folder: str) -> ObjectNet:
     if name not in known:
       raise UserError(
         f'{root / "images" / name} is no class of mappings/'
-        f'{_FOLDERS}{config.nearest_name(name, known)}'
+        f'{_FOLDERS}{nearest_name(name, known)}'
       )
   names = sorted(name for name, classes in known.items() if classes)
   meanings = np.zeros((len(names), NUM_CLASSES), bool)
@@ -159,7 +159,7 @@ def _number(
     raise UserError(
       f'{folder / _MEANINGS} has an ImageNet class {name!r}, of which there '
       f'are {len(found)} in {_NAMES}'
-      f'{"" if found else config.nearest_name(name, numbers)}'
+      f'{"" if found else nearest_name(name, numbers)}'
     )
   return found[0]
 

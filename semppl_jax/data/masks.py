@@ -24,6 +24,7 @@ from PIL import Image
 
 from semppl_jax.errors import UserError
 from semppl_jax.utils import files
+from semppl_jax.utils.text import first_line
 
 _FORMAT = 1
 _TOOL = 'python -m semppl_jax.saliency'
@@ -331,7 +332,7 @@ def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:
       writer.write(record)
     writer.close()
   except RuntimeError as error:
-    raise UserError(f'{path} cannot be written: {_first_line(error)}') from None
+    raise UserError(f'{path} cannot be written: {first_line(error)}') from None
 
 
 def _to_disk(path: pathlib.Path) -> None:
@@ -360,7 +361,7 @@ def _open(path: pathlib.Path, num_records: int) -> Any:
 def _damaged(path: pathlib.Path, image_id: int, error: Exception) -> UserError:
   return UserError(
     f'{path} is damaged at the mask of image {image_id} '
-    f'({_first_line(error)[:100]}): delete it and run `{_TOOL}` again.'
+    f'({first_line(error)[:100]}): delete it and run `{_TOOL}` again.'
   )
 
 
@@ -377,7 +378,3 @@ def _decode(record: bytes) -> np.ndarray:
     if max(image.size) > _LONGEST:
       raise ValueError(f'it is {image.width} x {image.height} pixels')
     return np.array(image)
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,20 +9,19 @@ tried again, and then the run ends, to go on when the disk does.
 
 import copy
 import errno
-import os
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 from semppl_jax.errors import UserError
+from semppl_jax.utils import os_errors
+from semppl_jax.utils.text import first_line
 
 _PAUSES = (0.5, 2.0, 8.0)  # seconds between the tries
 _OF_THE_FILE = {
   errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
   errno.ELOOP, errno.ENAMETOOLONG,
 }  # fmt: skip
-_NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 
 
 def read(once: Callable[[], Any], what: str) -> Any:
@@ -61,15 +60,13 @@ def record(data: Any, index: int) -> bytes:
   try:
     return data[index]
   except RuntimeError as error:
-    line = str(error).splitlines()[0]
-    found = re.search(r'failed: ([^;]+)', line)  # pread() failed: ...; reading
-    number = _NUMBERS.get(found[1].strip()) if found else None
+    _, number = os_errors.said(error)
     if number is None:
       raise
     # A file that could not be opened stays so, for all of its images, in the
     # source that tried. A copy opens its files anew.
     data.data_source = copy.copy(data.data_source)
-    raise OSError(number, line) from error
+    raise OSError(number, first_line(error)) from error
 
 
 def _line(what: str, error: OSError) -> str:

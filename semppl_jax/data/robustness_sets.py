@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from semppl_jax import config
 from semppl_jax.data import label_maps, sources, tfds_files
 from semppl_jax.errors import UserError
+from semppl_jax.utils.text import nearest_name
 
 # AlexNet's top-1 errors on the published ImageNet-C, means over the severities:
 # google-research/augmix, imagenet.py @202cf4c8, after hendrycks/robustness.
@@ -78,7 +78,7 @@ def parts(test_sets: Sequence[str]) -> dict[str, Part]:
     if name not in known:
       raise UserError(
         f'robustness.sets has {name!r}; known: {", ".join(known)}'
-        f'{config.nearest_name(name, known)}'
+        f'{nearest_name(name, known)}'
       )
   if not test_sets:
     raise UserError(f'robustness.sets is empty; known: {", ".join(known)}.')

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semppl_jax import config
 from semppl_jax.data import images, retry, sources, tfds_index
 from semppl_jax.data.sources import Record, Source
 from semppl_jax.errors import UserError
+from semppl_jax.utils.text import first_line, nearest_name
 
 _INFO = 'dataset_info.json'
 _FEATURES = 'features.json'
@@ -56,7 +56,7 @@ class Prepared:
       formats = [f.value for f in self._info.available_file_formats()]
     except Exception as e:  # tfds raises one of many for a damaged folder
       raise UserError(
-        f'{folder} is not a data set that tfds can read: {tfds_index.line(e)}'
+        f'{folder} is not a data set that tfds can read: {first_line(e)}'
       ) from e
     if 'array_record' not in formats:
       raise UserError(
@@ -87,8 +87,8 @@ class Prepared:
     except (KeyError, ValueError) as e:
       known = list(self._splits)
       raise UserError(
-        f'{self} has no split {split!r} ({tfds_index.line(e)}); its splits: '
-        f'{", ".join(known)}{config.nearest_name(split, known)}'
+        f'{self} has no split {split!r} ({first_line(e)}); its splits: '
+        f'{", ".join(known)}{nearest_name(split, known)}'
       ) from e
     keys = _keys(self._features, str(self), tfds.features)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -97,7 +97,7 @@ class Prepared:
       known = tuple(self._features[keys.label].names if keys.label else ())
     except Exception as e:
       raise UserError(
-        f'{self._folder}: {split} is damaged: {tfds_index.line(e)}'
+        f'{self._folder}: {split} is damaged: {first_line(e)}'
       ) from e
     labels, names = tfds_index.of(
       self._folder, split, data, (keys.label, keys.name), len(known)
@@ -153,9 +153,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     return dict(json.loads(path.read_text(encoding='utf-8')))
   except (OSError, ValueError, TypeError, RecursionError) as e:
-    raise UserError(
-      f'{path} cannot be read as JSON: {tfds_index.line(e)}'
-    ) from e
+    raise UserError(f'{path} cannot be read as JSON: {first_line(e)}') from e
 
 
 def _check_classes(path: pathlib.Path) -> None:
@@ -249,6 +247,6 @@ class _Records:
     except UserError:
       raise
     except Exception as e:  # a damaged file: array_record raises one of many
-      raise images.Unreadable(tfds_index.line(e)) from e
+      raise images.Unreadable(first_line(e)) from e
     label = int(self.labels[index])
     return {'image': image, 'label': label, 'id': index}

@@ -17,6 +17,7 @@ import tqdm
 
 from semppl_jax.errors import UserError
 from semppl_jax.utils import files
+from semppl_jax.utils.text import first_line
 
 _BLOCK = 1024  # records at a time
 _MANY = 20_000  # records whose reading deserves a progress bar
@@ -66,11 +67,6 @@ def example(record: bytes) -> Any:
   from tensorflow_datasets.proto import tf_example_pb2
 
   return tf_example_pb2.Example.FromString(record).features.feature
-
-
-def line(error: BaseException) -> str:
-  """The first line of what an error says, or its kind."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _kept(
@@ -124,7 +120,7 @@ def _read(
       labels[rows] = own
       _check(labels[rows], num_classes)
     except Exception as e:
-      raise UserError(f'{what} is damaged: {line(e)}') from e
+      raise UserError(f'{what} is damaged: {first_line(e)}') from e
     names += called
     bar.update(len(rows))
   bar.close()

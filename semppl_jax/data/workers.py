@@ -5,10 +5,8 @@ The order is that of the records, whatever makes them.
 
 import dataclasses
 import gc
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ from absl import logging
 
 from semppl_jax.data import collate
 from semppl_jax.errors import UserError
+from semppl_jax.utils import worker
 
 _verbosity = logging.get_verbosity()
 logging.set_verbosity(logging.ERROR)  # beside older jaxlibs it warns of itself
@@ -134,10 +133,4 @@ def _begin(*unused_args: int) -> None:
   """In a worker, first."""
   # Ctrl-C reaches workers too; the main process still needs their batches.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-  """A main process that is killed tells nobody: workers would wait for ever."""
-  multiprocessing.parent_process().join()
-  os._exit(1)
+  worker.end_with_parent()

@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from semppl_jax.errors import UserError
+from semppl_jax.utils.text import first_line
 
 MODES = ('auto', 'on', 'off')
 # A process that is gone is missed after so many seconds, and the others end.
@@ -71,7 +72,7 @@ def connect(
       heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
   except (ValueError, RuntimeError) as error:
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     raise UserError(
       f'The processes of this job cannot be joined: {reason} Give --coordinator'
       ', --num_processes and --process_id, or --distributed=off.'

@@ -13,6 +13,7 @@ from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import encoder_scores
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
+from semppl_jax.utils.text import first_line
 from semppl_jax.workdir import stop_file
 
 NEIGHBOURS = 4  # of an image
@@ -55,7 +56,7 @@ def prepare(settings: Mapping[str, Any]) -> run_lib.TrainRun:
   try:
     cfg.update(settings)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
-    reason = str(error).strip('\'"').splitlines()[0]
+    reason = first_line(error).strip('\'"')
     raise UserError(
       f'config.json has settings of another version: {reason}'
     ) from error

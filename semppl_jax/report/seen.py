@@ -10,6 +10,7 @@ from semppl_jax.report import charts, markup, pictures, predictions, results
 from semppl_jax.report.markup import Absent, Html, tag
 from semppl_jax.report.run_files import RunFiles
 from semppl_jax.train import run as run_lib
+from semppl_jax.utils.text import first_line
 from semppl_jax.workdir import plots
 
 _MOST_POINTS = 1000  # of the t-SNE
@@ -42,8 +43,7 @@ def look(run: RunFiles, most: int) -> Seen:
     found = predictions.restore(prepared, run.folder)
     unlabelled, test, tested = _ask(found, most)
   except Exception as error:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return Seen(prepared, None, None, '', [lines[0][:500]])
+    return Seen(prepared, None, None, '', [first_line(error)[:500]])
   if found.step != run.step:
     reasons.append(f'Of the checkpoint of step {found.step:,}.')
   return Seen(prepared, unlabelled, test, tested, reasons)

@@ -9,6 +9,7 @@ import numpy as np
 
 from semppl_jax.data import masks
 from semppl_jax.errors import UserError
+from semppl_jax.utils.text import first_line
 
 # What masks.json says of them; to be changed whenever `foreground` is.
 METHOD = 'border contrast + spectral residual, GrabCut; 1'
@@ -64,9 +65,8 @@ def opencv() -> Any:
   try:
     import cv2  # late: nobody else needs it
   except ImportError as error:
-    reason = (str(error).splitlines() or ['?'])[0]
     raise UserError(
-      f'OpenCV cannot be imported ({reason}): {advice}.'
+      f'OpenCV cannot be imported ({first_line(error)}): {advice}.'
     ) from None
   if not hasattr(cv2, 'saliency') or not hasattr(cv2, 'ximgproc'):
     raise UserError(f'This OpenCV was built without saliency: {advice}.')

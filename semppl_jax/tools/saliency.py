@@ -16,7 +16,6 @@ import os
 import pathlib
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import process
 from typing import Any
@@ -29,6 +28,7 @@ from semppl_jax.config import defaults
 from semppl_jax.data import datasets, images, masks, sources
 from semppl_jax.errors import UserError
 from semppl_jax.tools.foregrounds import METHOD, foreground, opencv
+from semppl_jax.utils import worker
 
 # Files are decoded a little larger than masks are: cheaper than whole.
 _DECODED_SIDE = 384
@@ -224,13 +224,7 @@ def _start_worker(function: Callable[[int], Any]) -> None:
   _function = function
   opencv().setNumThreads(1)
   signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no stack trace
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-  """A killed parent would leave its workers waiting for ever."""
-  multiprocessing.parent_process().join()
-  os._exit(1)
+  worker.end_with_parent()
 
 
 def _in_worker(number: int) -> Any:

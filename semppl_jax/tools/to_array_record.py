@@ -30,6 +30,7 @@ from array_record.python import array_record_module
 from semppl_jax.data import tfrecords
 from semppl_jax.errors import UserError
 from semppl_jax.utils import files
+from semppl_jax.utils.text import first_line
 
 _INFO = 'dataset_info.json'
 
@@ -115,22 +116,19 @@ def convert_shard(shard: Shard) -> None:
   Raises:
     UserError: the source is damaged, or the target cannot be written.
   """
-  part = shard.target.with_name(f'{shard.target.name}.{os.getpid()}.part')
   try:
-    # The option is tfds's: random access to each record.
-    writer = array_record_module.ArrayRecordWriter(str(part), 'group_size:1')
-    with contextlib.closing(writer):
-      for record in tfrecords.read(shard.source, shard.length):
-        writer.write(record)
-        if not writer.ok():
-          break  # `close` raises the reason
-    os.replace(part, shard.target)
+    with files.atomic(shard.target) as part:
+      # The option is tfds's: random access to each record.
+      writer = array_record_module.ArrayRecordWriter(str(part), 'group_size:1')
+      with contextlib.closing(writer):
+        for record in tfrecords.read(shard.source, shard.length):
+          writer.write(record)
+          if not writer.ok():
+            break  # `close` raises the reason
   except (OSError, RuntimeError) as e:  # array_record raises the latter
     raise UserError(
-      f'{shard.source} cannot be copied to {shard.target.name}: {_line(e)}'
+      f'{shard.source} cannot be copied to {shard.target.name}: {first_line(e)}'
     ) from e
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,7 +184,7 @@ def _read_info(folder: pathlib.Path) -> Any:
     return dataset_info.read_proto_from_builder_dir(folder)
   except Exception as e:  # one of many for a damaged file
     raise UserError(
-      f'{folder} is not a data set that tfds can read: {_line(e)}'
+      f'{folder} is not a data set that tfds can read: {first_line(e)}'
     ) from e
 
 
@@ -290,10 +288,6 @@ def _without_interrupts() -> Iterator[None]:
     yield
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _line(error: BaseException) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 if __name__ == '__main__':

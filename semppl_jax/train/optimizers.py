@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import optax
 
-from semppl_jax import config, errors
+from semppl_jax import errors
+from semppl_jax.utils.text import nearest_name
 
 
 def lars(
@@ -77,7 +78,7 @@ def build(name: str, **settings: Any) -> optax.GradientTransformation:
   if name not in OPTIMIZERS:
     raise errors.UserError(
       f'optimizer {name!r} is unknown; known: {", ".join(OPTIMIZERS)}'
-      f'{config.nearest_name(name, OPTIMIZERS)}'
+      f'{nearest_name(name, OPTIMIZERS)}'
     )
   return OPTIMIZERS[name](**settings)
 

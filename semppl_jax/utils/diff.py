@@ -4,6 +4,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from semppl_jax.utils.text import printable
+
 _ABSENT = 'absent'
 
 
@@ -27,20 +31,14 @@ def between(
     if name not in ignore
   }
   return [
-    f'{_line(name)} is {_text(old)} {words[0]} and {_text(new)} {words[1]}'
+    f'{printable(name)} is {_text(old)} {words[0]} and {_text(new)} {words[1]}'
     for name, (old, new) in pairs.items()
     if old != new
   ]
 
 
 def _text(value: Any) -> str:
-  return value if value is _ABSENT else _line(json.dumps(value))
-
-
-def _line(text: str) -> str:
-  """A text from a file, fit for a message of one line."""
-  text = text if len(text) <= 200 else text[:200] + '...'
-  return ''.join(c if c.isprintable() else '?' for c in text)
+  return value if value is _ABSENT else printable(json.dumps(value))
 
 
 def first_few(phrases: Sequence[str], show: int = 3) -> str:
@@ -50,11 +48,11 @@ def first_few(phrases: Sequence[str], show: int = 3) -> str:
 
 
 def flat(
-  tree: Mapping[str, Any], prefix: str = ''
+  tree: Mapping[str, Any] | ConfigDict, prefix: str = ''
 ) -> Iterator[tuple[str, Any]]:
   """(dotted name, value) of nested values; an empty mapping is a value."""
   for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping | ConfigDict) and value:
       yield from flat(value, f'{prefix}{key}.')
     else:
       yield prefix + key, value

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semppl_jax import config
 from semppl_jax.errors import CheckpointError
 from semppl_jax.models import encoders, networks
 from semppl_jax.models.encoders import Architecture
 from semppl_jax.utils import diff
+from semppl_jax.utils.text import nearest_name, printable
 from semppl_jax.weights import haiku_trees
 
 
@@ -41,8 +41,8 @@ def architecture(params: haiku_trees.Tree) -> Architecture:
   known = {row.module: name for name, row in encoders.ENCODERS.items()}
   if len(roots & set(known)) == 1:
     return _plain(known[(roots & set(known)).pop()], params)
-  hint = config.nearest_name(min(roots), known) if roots else ''
-  found = diff.first_few(sorted(map(haiku_trees.short, roots)))
+  hint = nearest_name(min(roots), known) if roots else ''
+  found = diff.first_few(sorted(map(printable, roots)))
   raise CheckpointError(
     f'no encoder that we know: modules of {found or "nothing"}{hint}.'
   )
@@ -168,5 +168,5 @@ def _check_names(
     if name not in theirs[module]
   ]
   if lacking:
-    names = diff.first_few([haiku_trees.short(name) for name in lacking])
+    names = diff.first_few([printable(name) for name in lacking])
     raise CheckpointError(f'{word}: {names}.')

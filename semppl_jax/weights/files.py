@@ -21,6 +21,8 @@ from safetensors import numpy as safetensors_numpy
 from semppl_jax import checkpoint
 from semppl_jax.errors import CheckpointError
 from semppl_jax.models import encoders
+from semppl_jax.utils import files
+from semppl_jax.utils.text import first_line
 from semppl_jax.weights import haiku_trees, release_pickle
 from semppl_jax.workdir import stop_file
 
@@ -135,16 +137,12 @@ def write_safetensors(path: str | os.PathLike, contents: Contents) -> None:
     'kind': contents.kind,
     'class_names': json.dumps(contents.class_names),
   }
-  part = f'{path}.{os.getpid()}.part'
   try:
-    safetensors_numpy.save_file(named, part, metadata)
-    os.chmod(part, 0o644)  # the library lets nobody else read it
-    os.replace(part, path)
+    with files.atomic(path) as part:
+      safetensors_numpy.save_file(named, part, metadata)
+      part.chmod(0o644)  # the library lets nobody else read it
   except (OSError, safetensors.SafetensorError) as error:
     raise CheckpointError(f'{path} cannot be written: {error}') from error
-  finally:
-    with contextlib.suppress(OSError):
-      os.unlink(part)  # it is there only if something went wrong
 
 
 def write_release(path: str | os.PathLike, contents: Contents) -> None:
@@ -231,7 +229,7 @@ def _read_safetensors(path: pathlib.Path) -> Contents:
   except CheckpointError:
     raise
   except Exception as error:  # the library's own errors have several bases
-    reason = (str(error).splitlines() or [''])[0]
+    reason = first_line(error)
     raise CheckpointError(
       f'is no whole safetensors file: {reason[:200]}'
     ) from error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from semppl_jax.errors import CheckpointError
+from semppl_jax.utils.text import printable
 
 Tree = dict[str, dict[str, Any]]
 
@@ -22,11 +23,11 @@ def two_level(tree: Any, what: str) -> Tree:
   """Checks that a value from a file is {module: {name: array}}."""
   _check_dict(tree, what, _MAX_MODULES)
   for module, leaves in tree.items():
-    _check_dict(leaves, f'{what}[{short(module)!r}]', _MAX_LEAVES)
+    _check_dict(leaves, f'{what}[{printable(module)!r}]', _MAX_LEAVES)
     for name, leaf in leaves.items():
       if not isinstance(leaf, (np.ndarray, np.generic)):
         raise CheckpointError(
-          f'{what}[{short(module)!r}][{short(name)!r}] is a '
+          f'{what}[{printable(module)!r}][{printable(name)!r}] is a '
           f'{type(leaf).__name__}, not an array.'
         )
   return {
@@ -76,16 +77,16 @@ def check_arrays(tree: Tree) -> None:
       wanted = 'int32' if name == 'counter' else 'float32'
       if leaf.dtype != wanted:
         raise CheckpointError(
-          f'{short(f"{module}/{name}")} has dtype {leaf.dtype}; expected '
+          f'{printable(f"{module}/{name}")} has dtype {leaf.dtype}; expected '
           f'{wanted}.'
         )
       if not np.isfinite(leaf).all():
         raise CheckpointError(
-          f'{short(f"{module}/{name}")} has NaN or infinite values.'
+          f'{printable(f"{module}/{name}")} has NaN or infinite values.'
         )
       if module.endswith('/var_ema') and name != 'counter' and np.any(leaf < 0):
         raise CheckpointError(
-          f'{short(f"{module}/{name}")} is a variance and below 0.'
+          f'{printable(f"{module}/{name}")} is a variance and below 0.'
         )
 
 
@@ -121,7 +122,7 @@ def size(tree: Tree) -> int:
 def _first(leaf: np.ndarray, name: str) -> np.ndarray:
   if not leaf.ndim or not len(leaf):
     raise CheckpointError(
-      f'{short(name)} has no device axis, but other arrays have one.'
+      f'{printable(name)} has no device axis, but other arrays have one.'
     )
   # A copy of its own, so that the other devices' parts can go.
   return np.asarray(leaf[0] if len(leaf) == 1 else leaf[0].copy())
@@ -139,12 +140,6 @@ def _check_dict(value: Any, what: str, most: int) -> None:
 def root(module: str) -> str:
   """The first part of a module's name."""
   return module.split('/')[0]
-
-
-def short(name: str) -> str:
-  """A name from a file, fit for a line of text."""
-  name = name if len(name) <= 200 else name[:200] + '...'
-  return ''.join(c if c.isprintable() else '?' for c in name)
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
