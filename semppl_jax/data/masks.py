@@ -4,18 +4,15 @@ A store is a folder with masks.json, which says whose masks they are, and shards
 masks-00012.array_record of S records each (the last one may have fewer). Record
 i of shard s belongs to the image with id s S + i: a PNG of one bit a pixel, at
 low resolution, True: foreground; or nothing at all: this image has no mask.
-`python -m semppl_jax.saliency` writes it.
+`python -m semppl_jax.saliency` writes it (tools/mask_store.py).
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import io
 import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,14 +20,10 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from semppl_jax.errors import UserError
-from semppl_jax.utils import files
 from semppl_jax.utils.text import first_line
 
-_FORMAT = 1
+FORMAT = 1
 _TOOL = 'python -m semppl_jax.saliency'
-# A store is at most so many files, which each process that reads it holds open.
-_MOST_SHARDS = 256
-_FEWEST_RECORDS = 64
 _LONGEST = 8192  # pixels of a side; masks of ours have 256 at most
 
 
@@ -63,70 +56,14 @@ class Layout:
     return range(start, min(start + self.shard_size, self.num_images))
 
 
-def shard_size(num_images: int) -> int:
-  """How many records a shard has in a new store."""
-  return max(_FEWEST_RECORDS, -(-num_images // _MOST_SHARDS))
-
-
 def shard_path(folder: str | pathlib.Path, shard: int) -> pathlib.Path:
   """The file of a shard."""
   return pathlib.Path(folder) / f'masks-{shard:05d}.array_record'
 
 
-def create(folder: str | pathlib.Path, layout: Layout) -> Layout:
-  """Makes the folder and its masks.json, or checks that they say the same.
-
-  Args:
-    folder: of the store.
-    layout: what it shall hold.
-
-  Returns:
-    What it holds; of a store that was there, shards keep their size.
-
-  Raises:
-    UserError: the folder cannot be made, or holds other masks.
-  """
-  folder = pathlib.Path(folder)
-  path = folder / 'masks.json'
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-      return _checked(path, _read_layout(path), layout)
-    if stray := sorted(folder.glob('masks-*.array_record')):
-      raise UserError(
-        f'{stray[0]} is there, but no masks.json says whose masks these are: '
-        'delete them or choose another folder.'
-      )
-    text = {'format': _FORMAT} | dataclasses.asdict(layout)
-    files.write_text(path, json.dumps(text, indent=2) + '\n')
-    return layout
-  except OSError as error:
-    raise UserError(
-      f'{folder} cannot be written: {error.strerror}. Choose another folder.'
-    ) from error
-
-
-@contextlib.contextmanager
-def locked(folder: str | pathlib.Path) -> Iterator[None]:
-  """While it lasts, no other process writes the store.
-
-  Args:
-    folder: of the store.
-
-  Raises:
-    UserError: another process writes it.
-  """
-  # Held by the open file: whatever ends the process, ends the lock.
-  with (pathlib.Path(folder) / 'masks.json').open('rb') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(
-        f'{folder}: another process writes these masks; wait for it.'
-      ) from None
-    except OSError:
-      pass  # a file system without locks
-    yield
+def layout_path(folder: str | pathlib.Path) -> pathlib.Path:
+  """The file of a store's layout."""
+  return pathlib.Path(folder) / 'masks.json'
 
 
 def missing(folder: str | pathlib.Path, layout: Layout) -> list[int]:
@@ -137,37 +74,6 @@ def missing(folder: str | pathlib.Path, layout: Layout) -> list[int]:
     for shard in range(layout.num_shards)
     if shard_path(folder, shard).name not in there
   ]
-
-
-def write_shard(
-  folder: str | pathlib.Path,
-  layout: Layout,
-  shard: int,
-  masks: Iterable[np.ndarray | None],
-) -> None:
-  """Writes a shard that is there whole or not at all.
-
-  Args:
-    folder: of the store.
-    layout: its layout.
-    shard: which one.
-    masks: one [h, w] bool for each of `layout.ids(shard)`, in their order;
-      None: this image has none.
-
-  Raises:
-    UserError: the file cannot be written.
-    ValueError: too few masks, or too many.
-  """
-  records = [b'' if mask is None else _encode(mask) for mask in masks]
-  wanted = len(layout.ids(shard))
-  if len(records) != wanted:
-    raise ValueError(f'{len(records)} masks for {wanted} images.')
-  path = shard_path(folder, shard)
-  part = path.with_name(f'{path.name}.part')
-  _write_records(part, records)
-  _to_disk(part)  # else its name could reach the disk before its content
-  os.replace(part, path)
-  _to_disk(path.parent)
 
 
 class Masks:
@@ -189,14 +95,14 @@ class Masks:
     num_images: int | None = None,
   ):
     self._folder = pathlib.Path(folder).expanduser()
-    path = self._folder / 'masks.json'
+    path = layout_path(self._folder)
     if not path.exists():
       raise UserError(
         f'{folder} has no masks ({path} is not there): make them; '
         f'`{_TOOL} --help` says how.'
       )
-    self._layout = _read_layout(path)
-    _check_data(path, self._layout, fingerprint, num_images)
+    self._layout = read_layout(path)
+    check_data(path, self._layout, fingerprint, num_images)
     lacking = len(missing(self._folder, self._layout))
     if lacking:
       total = self._layout.num_shards
@@ -276,15 +182,20 @@ def fit(mask: np.ndarray, height: int, width: int) -> np.ndarray:
   return wide.take(rows, axis=0, mode='clip')
 
 
-def _read_layout(path: pathlib.Path) -> Layout:
+def read_layout(path: pathlib.Path) -> Layout:
+  """What masks.json says.
+
+  Raises:
+    UserError: it is of another version, or none of ours.
+  """
   advice = f'delete the folder and make it anew (`{_TOOL} --help`)'
   try:
     said = dict(json.loads(path.read_text('utf-8')))
   except (ValueError, TypeError, OSError, RecursionError):
     raise UserError(f'{path} cannot be read as JSON: {advice}.') from None
-  if (version := said.pop('format', None)) != _FORMAT:
+  if (version := said.pop('format', None)) != FORMAT:
     raise UserError(
-      f'{path} has format {version!r}, not {_FORMAT}: another version of this '
+      f'{path} has format {version!r}, not {FORMAT}: another version of this '
       f'program wrote it; {advice}.'
     )
   types = {f.name: f.type for f in dataclasses.fields(Layout)}
@@ -295,10 +206,17 @@ def _read_layout(path: pathlib.Path) -> Layout:
   return Layout(**{key: said[key] for key in types})
 
 
-def _check_data(
+def check_data(
   path: pathlib.Path, layout: Layout, fingerprint: str, num_images: int | None
 ) -> None:
-  """Masks of another data set would hide what they should show."""
+  """Refuses masks of another data set: they would hide what they should show.
+
+  Args:
+    path: of masks.json.
+    layout: what it says.
+    fingerprint: of the data set.
+    num_images: N, its images; None: not checked.
+  """
   if num_images is not None and layout.num_images != num_images:
     raise UserError(
       f'{path}: these are the masks of {layout.num_images:,} images '
@@ -311,36 +229,6 @@ def _check_data(
       f'fingerprint {layout.fingerprint[:40]!r}, not {fingerprint[:40]!r}): '
       f'make masks of these with `{_TOOL}`, in another folder.'
     )
-
-
-def _checked(path: pathlib.Path, there: Layout, wanted: Layout) -> Layout:
-  """The layout that is there, if a run for `wanted` can go on with it."""
-  _check_data(path, there, wanted.fingerprint, wanted.num_images)
-  if there.method != wanted.method:
-    raise UserError(
-      f'{path}: these masks were made by {there.method!r}, not by '
-      f'{wanted.method!r}: choose another folder.'
-    )
-  return there
-
-
-def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:
-  try:
-    # One record a group, as every read is of one.
-    writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
-    for record in records:
-      writer.write(record)
-    writer.close()
-  except RuntimeError as error:
-    raise UserError(f'{path} cannot be written: {first_line(error)}') from None
-
-
-def _to_disk(path: pathlib.Path) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def _open(path: pathlib.Path, num_records: int) -> Any:
@@ -363,12 +251,6 @@ def _damaged(path: pathlib.Path, image_id: int, error: Exception) -> UserError:
     f'{path} is damaged at the mask of image {image_id} '
     f'({first_line(error)[:100]}): delete it and run `{_TOOL}` again.'
   )
-
-
-def _encode(mask: np.ndarray) -> bytes:
-  file = io.BytesIO()
-  Image.fromarray(np.asarray(mask, bool)).save(file, 'PNG')
-  return file.getvalue()
 
 
 def _decode(record: bytes) -> np.ndarray:

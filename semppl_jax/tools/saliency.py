@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageOps
 from semppl_jax.config import defaults
 from semppl_jax.data import datasets, images, masks, sources
 from semppl_jax.errors import UserError
+from semppl_jax.tools import mask_store
 from semppl_jax.tools.foregrounds import METHOD, foreground, opencv
 from semppl_jax.utils import worker
 
@@ -64,11 +65,11 @@ def make(
   if not len(source):
     raise UserError(f'{dataset} has no training image.')
   _pixels(source, len(source) - 1)  # wrong ids: said before anything is made
-  size = masks.shard_size(len(source))
-  layout = masks.create(
+  size = mask_store.shard_size(len(source))
+  layout = mask_store.create(
     folder, masks.Layout(dataset, fingerprint, len(source), size, METHOD)
   )
-  with masks.locked(folder):
+  with mask_store.locked(folder):
     unreadable = _make_missing(source, folder, layout, workers)
   store = masks.Masks(folder, fingerprint, len(source))
   there = sum(store.has(i) for i in range(len(store)))
@@ -180,7 +181,7 @@ def _make_shard(
       return None
     return foreground(image)
 
-  masks.write_shard(folder, layout, shard, map(mask, layout.ids(shard)))
+  mask_store.write_shard(folder, layout, shard, map(mask, layout.ids(shard)))
   return unreadable
 
 

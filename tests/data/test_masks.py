@@ -14,6 +14,7 @@ from PIL import Image
 
 from semppl_jax.data import masks
 from semppl_jax.errors import UserError
+from semppl_jax.tools import mask_store
 
 LAYOUT = masks.Layout('folder x', 'abc', 13, 5, 'by hand; 1')
 # Sides that are no multiples of 8, the bits of a byte; one long row and column.
@@ -29,9 +30,11 @@ def mask_of(image_id):
 
 
 def write(folder, shards=(0, 1, 2), layout=LAYOUT):
-  layout = masks.create(folder, layout)
+  layout = mask_store.create(folder, layout)
   for shard in shards:
-    masks.write_shard(folder, layout, shard, map(mask_of, layout.ids(shard)))
+    mask_store.write_shard(
+      folder, layout, shard, map(mask_of, layout.ids(shard))
+    )
   return folder
 
 
@@ -81,9 +84,9 @@ def test_other_ids_are_an_error(store, image_id):
 
 
 def test_one_bit_a_pixel(tmp_path):
-  layout = masks.create(tmp_path, masks.Layout('', 'x', 1, 1, ''))
+  layout = mask_store.create(tmp_path, masks.Layout('', 'x', 1, 1, ''))
   noise = np.random.RandomState(0).uniform(size=(256, 256)) < 0.5
-  masks.write_shard(tmp_path, layout, 0, [noise])
+  mask_store.write_shard(tmp_path, layout, 0, [noise])
   reader = array_record_module.ArrayRecordReader(
     str(masks.shard_path(tmp_path, 0))
   )
@@ -92,7 +95,7 @@ def test_one_bit_a_pixel(tmp_path):
 
 def test_shards_are_few_and_hold_every_image_once():
   for count in (1, 64, 65, 1500, 1_281_167, 20_000_000):
-    layout = masks.Layout('', '', count, masks.shard_size(count), '')
+    layout = masks.Layout('', '', count, mask_store.shard_size(count), '')
     assert layout.num_shards <= 256
     ranges = [layout.ids(s) for s in range(layout.num_shards)]
     assert [r.start for r in ranges[1:]] == [r.stop for r in ranges[:-1]]
@@ -115,21 +118,21 @@ def test_an_interrupted_store_goes_on(store):
 
 
 def test_a_shard_that_fails_is_not_there(tmp_path):
-  masks.create(tmp_path, LAYOUT)
+  mask_store.create(tmp_path, LAYOUT)
 
   def failing():
     yield from map(mask_of, range(3))
     raise RuntimeError('power cut')
 
   with pytest.raises(RuntimeError, match='power cut'):
-    masks.write_shard(tmp_path, LAYOUT, 0, failing())
+    mask_store.write_shard(tmp_path, LAYOUT, 0, failing())
   with pytest.raises(ValueError, match='4 masks for 5'):
-    masks.write_shard(tmp_path, LAYOUT, 0, map(mask_of, range(4)))
+    mask_store.write_shard(tmp_path, LAYOUT, 0, map(mask_of, range(4)))
   assert masks.missing(tmp_path, LAYOUT) == [0, 1, 2]
 
 
 def test_a_shard_that_cannot_be_written_is_named(tmp_path):
-  masks.create(tmp_path, LAYOUT)
+  mask_store.create(tmp_path, LAYOUT)
   shard = masks.shard_path(tmp_path, 2)
   shard.with_name(f'{shard.name}.part').mkdir()
   with pytest.raises(UserError) as caught:
@@ -139,7 +142,7 @@ def test_a_shard_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_store_keeps_its_shard_size(store):
   wanted = masks.Layout('moved', 'abc', 13, 64, LAYOUT.method)
-  assert masks.create(store, wanted) == LAYOUT
+  assert mask_store.create(store, wanted) == LAYOUT
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,7 @@ def test_other_masks_are_not_mixed_in(store, key, value, word):
   before = (store / 'masks.json').read_text()
   other = dataclasses.replace(LAYOUT, **{key: value})
   with pytest.raises(UserError) as caught:
-    masks.create(store, other)
+    mask_store.create(store, other)
   check_line(caught, store / 'masks.json', word, 'another folder')
   assert (store / 'masks.json').read_text() == before
 
@@ -162,23 +165,26 @@ def test_other_masks_are_not_mixed_in(store, key, value, word):
 def test_shards_of_nobody_are_not_taken_over(store):
   (store / 'masks.json').unlink()
   with pytest.raises(UserError) as caught:
-    masks.create(store, LAYOUT)
+    mask_store.create(store, LAYOUT)
   check_line(caught, masks.shard_path(store, 0), 'delete')
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError) as caught:
-    masks.create(tmp_path / 'file', LAYOUT)
+    mask_store.create(tmp_path / 'file', LAYOUT)
   check_line(caught, tmp_path / 'file', 'another folder')
 
 
 def test_one_writer_at_a_time(store):
-  with masks.locked(store):
-    with pytest.raises(UserError, match='another process'), masks.locked(store):
+  with mask_store.locked(store):
+    with (
+      pytest.raises(UserError, match='another process'),
+      mask_store.locked(store),
+    ):
       pass
     check_all(masks.Masks(store, 'abc', 13))  # readers need not wait
-  with masks.locked(store):
+  with mask_store.locked(store):
     pass
 
 

@@ -24,6 +24,7 @@ from semppl_jax.augment import views
 from semppl_jax.data import masks
 from semppl_jax.distributed import parallel
 from semppl_jax.evaluation import protocols
+from semppl_jax.tools import mask_store
 from semppl_jax.train import run as runs_lib
 from tests.helpers import tfds_data, tiny
 
@@ -208,10 +209,12 @@ def with_masks(data_dir, folder):
   layout = masks.Layout(
     'ImageNet', data.fingerprint, len(data.train), shard_size=10, method='none'
   )
-  masks.create(folder, layout)
+  mask_store.create(folder, layout)
   nothing = np.zeros((4, 4), bool)
   for shard in range(layout.num_shards):
-    masks.write_shard(folder, layout, shard, [nothing] * len(layout.ids(shard)))
+    mask_store.write_shard(
+      folder, layout, shard, [nothing] * len(layout.ids(shard))
+    )
   cfg.dataset.masks = str(folder)
   return cfg
 

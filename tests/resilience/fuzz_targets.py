@@ -34,7 +34,7 @@ from semppl_jax.data import (
   labels as labels_lib,
 )
 from semppl_jax.errors import UserError
-from semppl_jax.tools import to_array_record
+from semppl_jax.tools import mask_store, to_array_record
 from semppl_jax.weights import files as files_lib
 from semppl_jax.weights import load as load_lib
 from semppl_jax.weights import match_names
@@ -144,10 +144,10 @@ _LAYOUT = masks.Layout('folder x', 'abc', 13, 5, 'by hand; 1')
 
 
 def _masks(folder):
-  masks.create(folder, _LAYOUT)
+  mask_store.create(folder, _LAYOUT)
   for shard in range(3):
     own = [np.eye(9 + i, 20, dtype=bool) for i in _LAYOUT.ids(shard)]
-    masks.write_shard(folder, _LAYOUT, shard, own[:-1] + [None])
+    mask_store.write_shard(folder, _LAYOUT, shard, own[:-1] + [None])
   return [_contents(folder)]
 
 

@@ -203,7 +203,7 @@ def make(folder, source):
 @pytest.fixture(scope='module')
 def short_shards():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(masks, 'shard_size', lambda _: 4)
+    patch.setattr(saliency.mask_store, 'shard_size', lambda _: 4)
     yield
 
 
