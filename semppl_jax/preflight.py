@@ -17,6 +17,7 @@ from semppl_jax.errors import UserError
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.train import (
   device_memory,
+  pass_time,
   plausibility,
   recipe,
 )
@@ -66,15 +67,8 @@ def floor(run: run_lib.TrainRun) -> int:
 
   Of all its views, once each: what the backward pass cannot do without.
   """
-  section, itemsize = run.cfg.views, jnp.dtype(run.cfg.precision).itemsize
-  shape = lambda views, size: jax.ShapeDtypeStruct(
-    (views, 1, size, size, 3), jnp.float32
-  )
-  views = structs.Views(
-    shape(section.num_large, section.large_size),
-    shape(section.num_small, section.small_size),
-  )
-  return itemsize * sum(
+  views = pass_time.view_shapes(run.cfg.views)
+  return jnp.dtype(run.cfg.precision).itemsize * sum(
     group.shape[0] * _outputs(run, group.shape[2])
     for group in run.setup.method.online_views(views)
   )
@@ -167,12 +161,13 @@ def _time(run: run_lib.TrainRun) -> list[str]:
   on_each = cfg.batch_size // number
   if floor(run) * on_each > _QUICK:
     return []
-  values = dict(config.flat(cfg)) | {'batch_size': on_each}
   mine = parallel.local_devices(run.devices)[0]
-  step = recipe.OVERHEAD * recipe.seconds_of_passes(cfg, values, mine)
+  step = pass_time.OVERHEAD * pass_time.seconds_of_passes(
+    cfg, run.facts, on_each, mine
+  )
   if run.devices[0].platform == 'cpu':
     step *= number  # they share the cores
-  minutes = (step * run.setup.total_steps + recipe.ELSEWHERE) / 60
+  minutes = (step * run.setup.total_steps + pass_time.ELSEWHERE) / 60
   return [
     f'time: about {minutes:.0f} min, {run.setup.total_steps:,} steps of '
     f'{step:.2g} s; compiling and the evaluation at the end are in it'

@@ -101,11 +101,11 @@ def test_the_time_of_a_small_network_is_estimated(monkeypatch):
   cfg = tiny.make_config(num_devices=2, num_epochs=200.0)
   passes = []
 
-  def seconds(cfg, values, device):
-    passes.append(values['batch_size'])
+  def seconds(cfg, facts, batch_size, device):
+    passes.append(batch_size)
     return 0.5
 
-  monkeypatch.setattr(preflight.recipe, 'seconds_of_passes', seconds)
+  monkeypatch.setattr(preflight.pass_time, 'seconds_of_passes', seconds)
   (line,) = (x for x in preflight.check_run(cfg, None) if x.startswith('time'))
   # 500 steps of 2 devices, which share the cores; 1.3 for what is no pass.
   assert line.startswith('time: about 12 min, 500 steps of 1.3 s')

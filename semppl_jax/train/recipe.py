@@ -9,12 +9,10 @@ on is in docs/trials.md.
 
 import math
 import pathlib
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -25,15 +23,13 @@ from semppl_jax.data import labels as labels_lib
 from semppl_jax.data import masks as masks_lib
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
-from semppl_jax.models import heads as heads_lib
-from semppl_jax.models import networks
+from semppl_jax.methods import base
+from semppl_jax.train import pass_time
 from semppl_jax.workdir import config_file, run_log
 
 MASKS = 'masks'  # DIR/masks, where `python -m semppl_jax.saliency` may write
 _LOOKED_AT = 64  # images
 _COLOUR = 0.02  # mean spread of an image's channels, above which it has colour
-OVERHEAD = 1.3  # a step's time over that of its networks' passes
-ELSEWHERE = 90.0  # seconds that compiling and the evaluation at the end take
 _FEWEST_STEPS, _MOST_STEPS = 200, 20_000
 
 
@@ -79,8 +75,15 @@ def complete(
   chosen = processes.broadcast_from_first(
     processes.run_on_all(lambda: _find(cfg, workdir, wanted))
   )
+  return _filled(cfg, chosen)
+
+
+def _filled(
+  cfg: ml_collections.ConfigDict, values: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """A copy with these values."""
   cfg = cfg.copy_and_resolve_references()
-  for key, value in chosen.items():
+  for key, value in values.items():
     value = tuple(value) if isinstance(value, list) else value
     cfg.update_from_flattened_dict({key: value})
   return cfg
@@ -317,10 +320,18 @@ def _duration(
     )
   # On a CPU devices share the cores; others have a part of the batch each.
   part = values['batch_size'] // (len(devices) if seen.accelerator else 1)
-  seconds = OVERHEAD * seconds_of_passes(
-    cfg, {**values, 'batch_size': part}, devices[0]
+  facts = base.RunFacts(
+    num_classes=seen.classes,
+    num_images=seen.images,
+    class_share=np.zeros(seen.classes, np.float32),
+    num_labels=seen.labelled,
+    total_steps=0,  # nobody knows yet
+    steps=lambda epochs: 0,
   )
-  steps = (60 * cfg.minutes - ELSEWHERE) / seconds
+  seconds = pass_time.OVERHEAD * pass_time.seconds_of_passes(
+    _filled(cfg, values), facts, part, devices[0]
+  )
+  steps = (60 * cfg.minutes - pass_time.ELSEWHERE) / seconds
   steps = int(min(max(steps, _FEWEST_STEPS), _MOST_STEPS))
   epochs = round(steps * values['batch_size'] / seen.images, 2)
   return Choice(
@@ -328,49 +339,6 @@ def _duration(
     f'about {steps:,} steps of {seconds:.2f} s, as minutes={cfg.minutes:g} '
     'allow on this computer',
   )
-
-
-def seconds_of_passes(
-  cfg: ml_collections.ConfigDict,
-  values: Mapping[str, Any],
-  device: jax.Device,
-) -> float:
-  """Seconds of the passes that a step makes, from one that is measured."""
-  nets = networks.build(
-    encoder=values['encoder.name'],
-    width=cfg.encoder.width,
-    stem=values['encoder.stem'],
-    selective_kernels=cfg.encoder.selective_kernels,
-    heads=_heads(values),
-    cross_replica=False,
-    precision=cfg.precision,
-  )
-  size = values['views.large_size']
-  images = jnp.zeros((values['batch_size'], size, size, 3), jnp.float32)
-  with jax.default_device(device):
-    params, state = nets.init(jax.random.key(0), images)
-    total = lambda tree: sum(map(jnp.sum, jax.tree.leaves(tree)))
-    loss = lambda p: total(nets.online(p, state, images, True)[0])
-    passed = jax.jit(jax.grad(loss))
-    jax.block_until_ready(passed(params))  # compiles
-    times = []
-    for _ in range(5):
-      begun = time.monotonic()
-      jax.block_until_ready(passed(params))
-      times.append(time.monotonic() - begun)
-  one = float(np.median(times))
-  smaller = (values['views.small_size'] / size) ** 2
-  large, small = cfg.views.num_large, cfg.views.num_small
-  # A pass of the target network has no backward pass: a third of the work.
-  target = 1 / 3 if 'ema' in cfg else 0
-  return one * (large * (1 + target) + small * smaller)
-
-
-def _heads(values: Mapping[str, Any]) -> Any:
-  if 'projector.size' not in values:
-    return heads_lib.no_heads
-  keys = ('projector.hidden', 'projector.size', 'predictor.hidden')
-  return heads_lib.ProjectorPredictor(*(values.get(key, 0) for key in keys))
 
 
 def _phases(seen: Look, values: Mapping[str, Any]) -> Choice:

@@ -86,7 +86,10 @@ def _facts(
 
 
 def build_networks(
-  cfg: ml_collections.FrozenConfigDict, method: base.Method, num_classes: int
+  cfg: ml_collections.FrozenConfigDict,
+  method: base.Method,
+  num_classes: int,
+  cross_replica: bool = True,
 ) -> networks_lib.Networks:
   """Encoder, the objective's heads and the monitoring classifier."""
   encoder = cfg.encoder
@@ -102,6 +105,7 @@ def build_networks(
     classifier_detached=not monitored or cfg.classifier.detached,
     bn_decay=encoder.bn_decay,
     bn_eps=encoder.bn_eps,
+    cross_replica=cross_replica,
     precision=cfg.precision,
     remat=cfg.remat,
   )

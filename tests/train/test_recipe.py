@@ -12,7 +12,7 @@ from experiments import digits, folder
 from semppl_jax import config, preflight, pretraining
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
-from semppl_jax.train import recipe
+from semppl_jax.train import pass_time, recipe
 from semppl_jax.train import step as step_lib
 from semppl_jax.workdir import lock, plots
 from tests.helpers import tiny
@@ -49,7 +49,7 @@ def settings(path, method='semppl', **changes):
 @pytest.fixture
 def quick(monkeypatch):
   """A computer whose pass takes a tenth of a second; and no plots."""
-  monkeypatch.setattr(recipe, 'seconds_of_passes', lambda *_: 0.1)
+  monkeypatch.setattr(pass_time, 'seconds_of_passes', lambda *_: 0.1)
   monkeypatch.setattr(plots, 'plots', lambda *_, **__: None)
 
 
@@ -143,17 +143,6 @@ def test_epochs_fill_the_minutes(minutes, steps, quick, monkeypatch):
     recipe.complete(settings('DIR', minutes=0.0), None)
 
 
-def test_a_pass_is_measured():
-  values = {
-    'encoder.name': 'digits', 'encoder.stem': 'small', 'batch_size': 4,
-    'projector.hidden': 8, 'projector.size': 4, 'predictor.hidden': 8,
-    'views.large_size': 8, 'views.small_size': 4,
-  }  # fmt: skip
-  cfg = settings('DIR')
-  both = recipe.seconds_of_passes(cfg, values, jax.devices()[0])
-  assert 0 < both < 10
-
-
 def test_masks_of_these_images_are_used(tmp_path, quick, monkeypatch, capsys):
   path = make(tmp_path / 'images')
   (tmp_path / 'images' / 'masks').mkdir()
@@ -165,7 +154,7 @@ def test_masks_of_these_images_are_used(tmp_path, quick, monkeypatch, capsys):
   assert cfg.dataset.masks == f'{path}/masks' and cfg.views.saliency == 0.7
   assert opened[0][0] == cfg.dataset.masks
   monkeypatch.undo()
-  monkeypatch.setattr(recipe, 'seconds_of_passes', lambda *_: 0.1)
+  monkeypatch.setattr(pass_time, 'seconds_of_passes', lambda *_: 0.1)
   cfg = recipe.complete(settings(path), None)  # an empty folder has none
   assert cfg.dataset.masks == '' and cfg.views.saliency == 0
   assert 'Trained without masks' in capsys.readouterr().err
@@ -176,7 +165,7 @@ def test_a_run_keeps_what_was_chosen(tmp_path, quick, monkeypatch):
   first = recipe.complete(settings(path), str(workdir))
   lock.claim(str(workdir), first.to_dict())
   # The computer has become busy, and more images are there.
-  monkeypatch.setattr(recipe, 'seconds_of_passes', lambda *_: 9.9)
+  monkeypatch.setattr(pass_time, 'seconds_of_passes', lambda *_: 9.9)
   make(tmp_path / 'images' / 'unlabelled' / 'more')
   again = recipe.complete(settings(path), str(workdir))
   assert again.to_dict() == first.to_dict()
