@@ -65,11 +65,11 @@ def _as(folder: str) -> list[str]:
 
 def _tell(workdir: str) -> None:
   from semppl_jax.report import page
-  from semppl_jax.workdir import metrics, tables
+  from semppl_jax.workdir import metrics, names, tables
 
   folders = {m: os.path.join(workdir, m) for m in METHODS}
   results = {
-    method: metrics.read_json(os.path.join(folder, 'results.json'))
+    method: metrics.read_json(os.path.join(folder, names.RESULTS))
     for method, folder in folders.items()
   }
   heads, rows = table({m: found for m, found in results.items() if found})

@@ -36,9 +36,7 @@ from semppl_jax.train import (
 )
 from semppl_jax.workdir import lock, run_data, run_log
 from semppl_jax.workdir import metrics as metrics_lib
-
-RESULTS = 'results.json'
-UNREADABLE = 'unreadable.jsonl'  # images that others stood in for, if any
+from semppl_jax.workdir.names import RESULTS, UNREADABLE
 
 
 def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:

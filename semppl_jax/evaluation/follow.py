@@ -16,6 +16,7 @@ from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import protocols
 from semppl_jax.weights import releases
 from semppl_jax.workdir import lock, metrics, run_log, stop_file
+from semppl_jax.workdir.names import RESULTS
 
 
 def follow(
@@ -59,7 +60,7 @@ def _follow(
   seen: dict[int, dict[str, Any] | None] = {}  # results by step; None: deleted
   while True:
     # Looked at first: what the job saved before its results is seen below.
-    finished = (job / protocols.RESULTS).exists()
+    finished = (job / RESULTS).exists()
     stop = stop_file.read(job)
     new = [
       n

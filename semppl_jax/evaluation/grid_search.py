@@ -18,8 +18,7 @@ from semppl_jax.evaluation import classifier as classifier_lib
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.train import watchdog
 from semppl_jax.workdir import metrics, run_log
-
-_RESULTS = 'results.json'
+from semppl_jax.workdir.names import RESULTS
 
 # (predicted [N], truth [N]) -> how good it is.
 Measure = Callable[[np.ndarray, np.ndarray], float]
@@ -94,7 +93,7 @@ def _held_out(
   """
   workdir = pathlib.Path(folder, '_'.join(map(repr, rates)))
   workdir.mkdir(parents=True, exist_ok=True)
-  if done := metrics.read_json(workdir / _RESULTS):
+  if done := metrics.read_json(workdir / RESULTS):
     return done
   if rows is None:
     rows = _share(run)
@@ -119,7 +118,7 @@ def _held_out(
     f'{_score(result):.1%} of {len(rows)} held-out images'
     f'{", not finite" if result["loss"] is None else ""}'
   )
-  metrics.write_json(workdir / _RESULTS, result)
+  metrics.write_json(workdir / RESULTS, result)
   return result
 
 

@@ -33,8 +33,7 @@ from semppl_jax.evaluation.classifier import Predictions
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.weights import match_names
 from semppl_jax.workdir import metrics, run_log
-
-RESULTS = 'results.json'
+from semppl_jax.workdir.names import RESULTS
 
 
 def run_task(

@@ -32,6 +32,7 @@ from semppl_jax.evaluation import classifier_step
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.workdir import metrics, run_log, tables
+from semppl_jax.workdir.names import RESULTS
 
 _HEADS = ('test set', 'variant', 'top-1', 'top-5', 'images', 'measure')
 _NOTE_C = (
@@ -264,7 +265,7 @@ def _report(
     'seconds': sum(x['seconds'] for x in scores.values()),
     'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }
-  metrics.write_json(pathlib.Path(workdir, 'results.json'), results)
+  metrics.write_json(pathlib.Path(workdir, RESULTS), results)
   return results
 
 

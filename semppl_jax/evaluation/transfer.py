@@ -25,6 +25,7 @@ from semppl_jax.evaluation import grid_search, probes
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.workdir import metrics, run_log, tables
+from semppl_jax.workdir.names import RESULTS
 
 _HEADS = (
   'data set', 'measure', 'score', 'chosen', 'validation score',
@@ -266,7 +267,7 @@ def _report(
   summary: Results = scores | {'mean': float(np.mean(list(scores.values())))}
   if missing:
     summary['left_out'] = ', '.join(missing)
-  metrics.write_json(pathlib.Path(workdir, 'results.json'), summary)
+  metrics.write_json(pathlib.Path(workdir, RESULTS), summary)
   return summary
 
 
