@@ -22,7 +22,6 @@ from semppl_jax.errors import UserError
 from semppl_jax.utils.text import nearest_name
 
 _TFDS = 'tfds:'  # before the name of any data set of tensorflow-datasets
-VALIDATION_RULES = ('stratified', 'first')
 
 
 def load(cfg: Any) -> Dataset:

@@ -1,9 +1,19 @@
 import pytest
 
 from semppl_jax import config
+from semppl_jax.config import validation
 from semppl_jax.errors import UserError
 from semppl_jax.methods import semppl
+from semppl_jax.models import encoders, networks
 from tests.helpers import tiny
+
+
+def test_choices_are_those_of_the_code_they_choose():
+  # models lies above config, and says what it takes to who calls it directly.
+  known = validation.CHOICES
+  assert known['encoder.stem'] == encoders.STEMS
+  assert known['encoder.padding'] == encoders.PADDINGS
+  assert known['precision'] == networks.PRECISIONS
 
 
 def _valid():
