@@ -10,9 +10,11 @@ import ml_collections
 
 from semppl_jax.config import defaults
 from semppl_jax.config.checks import (
+  are_finite,
   check_choices,
   check_kinds,
   check_ranges,
+  check_rising,
   find,
   look_up,
 )
@@ -25,6 +27,7 @@ from semppl_jax.config.upgrade import RENAMED
 from semppl_jax.config.validation import (
   SHARED_CHOICES,
   SHARED_RANGES,
+  check_devices,
   check_one_subset,
   check_profile,
 )
@@ -35,11 +38,14 @@ __all__ = [
   'COSMETIC',
   'SHARED_CHOICES',
   'SHARED_RANGES',
+  'are_finite',
   'check_choices',
+  'check_devices',
   'check_kinds',
   'check_one_subset',
   'check_profile',
   'check_ranges',
+  'check_rising',
   'default',
   'find',
   'flat',

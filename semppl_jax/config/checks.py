@@ -4,6 +4,7 @@ Each check raises a UserError, one line that names the setting, its value and
 what would do.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,24 @@ def check_ranges(
     if not (value >= low and (high is None or value <= high)):
       wanted = f'at least {low}' if high is None else f'from {low} to {high}'
       raise UserError(f'{key} is {value}; it must be {wanted}.')
+
+
+def check_rising(
+  cfg: ml_collections.ConfigDict, key: str, most: float = math.inf
+) -> None:
+  """Refuses what is not two finite numbers, 0 < low <= high <= most."""
+  value = look_up(cfg, key)
+  rising = len(value) == 2 and 0 < value[0] <= value[1] <= most
+  if not rising or not are_finite(value):
+    raise UserError(
+      f'{key} is {value}; it must be two rising numbers above 0'
+      f'{"" if most == math.inf else f" and at most {most}"}.'
+    )
+
+
+def are_finite(values: Sequence[Any]) -> bool:
+  """Whether they are numbers, none of them infinite or NaN."""
+  return all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)
 
 
 def check_choices(

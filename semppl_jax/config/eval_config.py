@@ -4,10 +4,6 @@ The defaults are linear evaluation in DeepMind's release. Marks
 at the line ends: [P] the release or the paper, [ours] our setting.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import ml_collections
 
 from semppl_jax import config
@@ -178,11 +174,8 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       'checkpoint is empty: set --config.checkpoint=PATH (a file, the folder '
       'of a run, or the name of a released checkpoint).'
     )
-  if cfg.task != 'knn' and cfg.batch_size % num_devices:
-    raise UserError(
-      f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
-      'devices that share it.'
-    )
+  if cfg.task != 'knn':
+    config.check_devices(cfg, num_devices)
   if cfg.features == 'cached' and cfg.task == 'semi_supervised':
     raise UserError(
       'features is cached, but fine-tuning changes them: set features=online.'
@@ -197,30 +190,17 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'follow is on, but task {cfg.task} looks at one checkpoint: set '
       'follow=False.'
     )
-  _check_pairs(cfg)
+  config.check_rising(cfg, 'crops.area', most=1)
+  config.check_rising(cfg, 'crops.aspect')
+  config.check_rising(cfg, 'transfer.l2')
   _check_grid(cfg)
-
-
-def _check_pairs(cfg: ml_collections.ConfigDict) -> None:
-  for key, most in (
-    ('crops.area', 1),
-    ('crops.aspect', float('inf')),
-    ('transfer.l2', float('inf')),
-  ):
-    value = config.look_up(cfg, key)
-    rising = len(value) == 2 and 0 < value[0] <= value[1] <= most
-    if not rising or not _are_finite(value):
-      raise UserError(
-        f'{key} is {value}; it must be two rising numbers above 0'
-        f'{" and at most 1" if most == 1 else ""}.'
-      )
 
 
 def _check_grid(cfg: ml_collections.ConfigDict) -> None:
   names = ('learning_rates', 'encoder_learning_rates')
   for name in names:
     value = cfg.grid[name]
-    if not _are_finite(value) or any(x < 0 for x in value):
+    if not config.are_finite(value) or any(x < 0 for x in value):
       raise UserError(f'grid.{name} is {value}; it must be numbers >= 0.')
     if len(set(value)) < len(value):
       raise UserError(f'grid.{name} is {value}: the same value twice.')
@@ -233,7 +213,3 @@ def _check_grid(cfg: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'grid.holdout is {cfg.grid.holdout}; it must be between 0 and 1.'
     )
-
-
-def _are_finite(values: Sequence[Any]) -> bool:
-  return all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from semppl_jax.config import defaults
+from semppl_jax.config import checks, defaults
 from semppl_jax.errors import UserError
 
 # Smallest and largest value of a setting; None: no bound.
@@ -95,11 +95,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
 
 
 def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
-  if cfg.batch_size % num_devices:
-    raise UserError(
-      f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
-      'devices that share it.'
-    )
+  check_devices(cfg, num_devices)
   if cfg.batch_size % (num_devices * cfg.accumulate):
     raise UserError(
       f'batch_size {cfg.batch_size} is not a multiple of accumulate '
@@ -108,21 +104,24 @@ def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
 
 
 def _check_views(cfg: ml_collections.ConfigDict) -> None:
-  for key, most in (
-    ('large_area', 1), ('small_area', 1), ('aspect', None),
-    ('blur_sigma', None),
-  ):  # fmt: skip
-    low, high = cfg.views[key]
-    if not 0 < low <= high or (most and high > most):
-      raise UserError(
-        f'views.{key} is {cfg.views[key]}; it must be two rising numbers above '
-        f'0{" and at most 1" if most else ""}.'
-      )
+  for key in ('large_area', 'small_area'):
+    checks.check_rising(cfg, f'views.{key}', most=1)
+  for key in ('aspect', 'blur_sigma'):
+    checks.check_rising(cfg, f'views.{key}')
   for key in ('blur', 'solarize'):
     if not all(0 <= share <= 1 for share in cfg.views[key]):
       raise UserError(
         f'views.{key} is {cfg.views[key]}; it must be two numbers from 0 to 1.'
       )
+
+
+def check_devices(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  """Refuses a batch that the devices cannot share equally."""
+  if cfg.batch_size % num_devices:
+    raise UserError(
+      f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
+      'devices that share it.'
+    )
 
 
 def check_profile(cfg: ml_collections.ConfigDict) -> None:

@@ -91,13 +91,13 @@ def batches(
     iterator (or drop it) to stop its threads and processes.
 
   Raises:
-    UserError: hosts that do not divide the batch, an empty source, a share
-      that the labels cannot fill, or an image that cannot be decoded.
+    UserError: an empty source, a share that the labels cannot fill, or an image
+      that cannot be decoded.
+    ValueError: hosts and parts that do not divide the batch.
   """
   if batch_size % (host_count * parts):
-    raise UserError(
-      f'batch_size {batch_size} is not a multiple of the {host_count} hosts '
-      f'that share it, times accumulate={parts}.'
+    raise ValueError(
+      f'{host_count} hosts and {parts} parts do not divide {batch_size} images.'
     )
   if not len(source):
     raise UserError('The data set has no training image.')

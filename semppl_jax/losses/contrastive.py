@@ -12,8 +12,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from semppl_jax import errors
-
 STOP_GRADIENTS = ('entropy', 'teacher')
 
 
@@ -95,10 +93,10 @@ def invariance(logits: jax.Array, *, stop_gradient: str) -> jax.Array:
     [b]; zeros if V_L is 1.
 
   Raises:
-    UserError: if `stop_gradient` is neither.
+    ValueError: if `stop_gradient` is neither.
   """
   if stop_gradient not in STOP_GRADIENTS:
-    raise errors.UserError(
+    raise ValueError(
       f'loss.stop_gradient is {stop_gradient!r}; it must be one of '
       f'{", ".join(map(repr, STOP_GRADIENTS))}.'
     )

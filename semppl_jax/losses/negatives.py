@@ -10,8 +10,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from semppl_jax import errors
-
 
 def sample(
   keys: jax.Array,
@@ -42,13 +40,13 @@ def sample(
     rest, where the index is 0.
 
   Raises:
-    UserError: if the global batch has not more than n images.
+    ValueError: if the global batch has not more than n images.
   """
   chex.assert_rank(labels, 1)
   chex.assert_equal_shape([keys, indices])
   batch_size = len(labels)
   if batch_size <= num_negatives:
-    raise errors.UserError(
+    raise ValueError(
       f'batch_size {batch_size} has too few images for loss.num_negatives '
       f'{num_negatives}: it must be larger.'
     )

@@ -221,7 +221,6 @@ def test_dropped_iterator_stops_its_threads():
 @pytest.mark.parametrize(
   'size, kwargs, message',
   [
-    (61, dict(host_count=7), 'batch_size 24 .* 7 hosts'),
     (0, dict(), 'no training image'),
     (61, dict(labelled_share=1.5), 'labels.share is 1.5.* from 0 to 1'),
     (61, dict(labelled_share=-0.1), 'labels.share is -0.1'),
@@ -234,6 +233,12 @@ def test_mistakes(size, kwargs, message):
   with pytest.raises(UserError, match=message) as e:
     one_host(size, **kwargs)
   assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('kwargs', [{'host_count': 7}, {'parts': 5}])
+def test_hosts_and_parts_divide_the_batch(kwargs):
+  with pytest.raises(ValueError, match='. hosts and . parts do not divide 24'):
+    one_host(61, **kwargs)
 
 
 def test_share_without_labels():

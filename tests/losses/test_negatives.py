@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from semppl_jax import errors
 from semppl_jax.losses import negatives
 
 DRAWS = 20_000
@@ -149,5 +148,5 @@ def test_number_of_devices_changes_nothing(devices, exclude):
 @pytest.mark.parametrize('exclude', [False, True])
 @pytest.mark.parametrize('num', [10, 11])
 def test_too_small_a_batch(num, exclude):
-  with pytest.raises(errors.UserError, match=rf'batch_size 10 .*\b{num}\b'):
+  with pytest.raises(ValueError, match=rf'batch_size 10 .*\b{num}\b'):
     draw(np.arange(10), LABELS, num, exclude)
