@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from semppl_jax import config, errors
+from semppl_jax.models.convolution import Conv2D, max_pool
 
 STEMS = ('imagenet', 'small')
 PADDINGS = ('same', 'symmetric')
@@ -125,7 +126,7 @@ class ResNet(hk.Module):
     for layer in self._stem:
       x = layer(x, is_training)
     if self._pool:
-      x = hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
+      x = max_pool(x)
     for group in self._groups:
       x = group(x, is_training)
     # [n, h, w, e] -> [n, e]
@@ -144,17 +145,12 @@ class Parts(NamedTuple):
 
   def conv(
     self, name: str, channels: int, kernel: int, stride: int = 1
-  ) -> hk.Conv2D:
+  ) -> Conv2D:
     """A convolution without bias."""
-    sides = 'SAME'
-    # SAME pads an even image at its end only, so that strides meet other pixels
-    # than SimCLRv2's, which pads alike whatever the size.
-    if self.architecture.padding == 'symmetric' and stride > 1:
-      before = (kernel - 1) // 2
-      sides = [(before, kernel - 1 - before)] * 2
-    return hk.Conv2D(
-      channels, kernel, stride, with_bias=False, padding=sides, name=name
-    )
+    # 'SAME' pads an even image at its end only, so that strides meet other
+    # pixels than SimCLRv2's, which pads alike whatever the size.
+    symmetric = self.architecture.padding == 'symmetric' and stride > 1
+    return Conv2D(channels, kernel, stride, symmetric, name=name)
 
   def layer(
     self, name: str, *shape: int, relu: bool = True, **norm_options
