@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import config, structs
+from semppl_jax import config, types
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import setup as setup_lib
@@ -70,7 +70,7 @@ def floor(run: run_lib.TrainRun) -> int:
   shape = lambda views, size: jax.ShapeDtypeStruct(
     (views, 1, size, size, 3), jnp.float32
   )
-  views = structs.Views(
+  views = types.Views(
     shape(section.num_large, section.large_size),
     shape(section.num_small, section.small_size),
   )
@@ -111,7 +111,7 @@ def _settings(run: run_lib.TrainRun) -> str:
   )
 
 
-def _data(run: run_lib.TrainRun) -> tuple[structs.Batch, str]:
+def _data(run: run_lib.TrainRun) -> tuple[types.Batch, str]:
   unreadable, begun = run_log.Unreadable(), time.monotonic()
   batch, _ = next(run_lib.input_batches(run, 0, unreadable))
   seconds = time.monotonic() - begun
@@ -135,7 +135,7 @@ def _number(processes: int) -> str:
   return 'one process' if processes == 1 else f'{processes} processes'
 
 
-def _memory(run: run_lib.TrainRun, batch: structs.Batch) -> list[str]:
+def _memory(run: run_lib.TrainRun, batch: types.Batch) -> list[str]:
   cfg, number = run.cfg, len(run.devices)
   at_once = cfg.batch_size // (number * cfg.accumulate)
   # All parts of this step's batch are on the devices, and the next batch's.

@@ -15,7 +15,7 @@ import chex
 import jax
 import numpy as np
 
-from semppl_jax.structs import Views
+from semppl_jax.types import Views
 
 Outputs = Mapping[str, jax.Array]  # by name, [views, images, ...]
 Metrics = dict[str, jax.Array]
