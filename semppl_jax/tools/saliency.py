@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw, ImageOps
 from semppl_jax.config import defaults
 from semppl_jax.data import datasets, images, masks, sources
 from semppl_jax.errors import UserError
+from semppl_jax.tools import command
 from semppl_jax.tools.foregrounds import METHOD, foreground, opencv
 
 # Files are decoded a little larger than masks are: cheaper than whole.
@@ -276,7 +277,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
   """The command line; returns the exit status."""
   options = _parser().parse_args(arguments)
-  try:
+
+  def work():
     opencv()  # before the data set: its lack is known at once
     data = _load(options)
     make(
@@ -287,13 +289,8 @@ def main(arguments: list[str] | None = None) -> int:
       workers=options.workers,
       sheet=options.sheet,
     )
-  except (UserError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('Stopped: the same command goes on.', file=sys.stderr)
-    return 130
-  return 0
+
+  return command.status(work)
 
 
 if __name__ == '__main__':
