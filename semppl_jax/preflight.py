@@ -15,17 +15,9 @@ from semppl_jax import config, types
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import setup as setup_lib
-from semppl_jax.train import (
-  device_memory,
-  plausibility,
-  recipe,
-)
-from semppl_jax.train import (
-  run as run_lib,
-)
-from semppl_jax.train import (
-  state as state_lib,
-)
+from semppl_jax.train import device_memory, plausibility, recipe
+from semppl_jax.train import run as run_lib
+from semppl_jax.train import state as state_lib
 from semppl_jax.workdir import lock, run_log, run_settings
 
 # Temporary memory beside the convolutions' outputs, as XLA compiles the step
