@@ -13,6 +13,7 @@ from semppl_jax.config.checks import (
   check_choices,
   check_kinds,
   check_ranges,
+  check_rising,
   find,
   flat,
   look_up,
@@ -23,6 +24,7 @@ from semppl_jax.config.upgrade import RENAMED
 from semppl_jax.config.validation import (
   SHARED_CHOICES,
   SHARED_RANGES,
+  check_devices,
   check_one_subset,
   check_profile,
 )
@@ -32,10 +34,12 @@ __all__ = [
   'SHARED_CHOICES',
   'SHARED_RANGES',
   'check_choices',
+  'check_devices',
   'check_kinds',
   'check_one_subset',
   'check_profile',
   'check_ranges',
+  'check_rising',
   'default',
   'find',
   'flat',

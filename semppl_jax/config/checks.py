@@ -110,3 +110,17 @@ def check_choices(
     if value not in known:
       hint = nearest_name(value, known)
       raise UserError(f'{key} is {value!r}; known: {", ".join(known)}{hint}')
+
+
+def check_rising(
+  cfg: ml_collections.ConfigDict, *keys: str, most: float | None = None
+) -> None:
+  """Refuses what is not a pair 0 < low <= high (<= most)."""
+  for key in keys:
+    value = look_up(cfg, key)
+    rising = len(value) == 2 and 0 < value[0] <= value[1]
+    if not rising or (most and value[1] > most):
+      raise UserError(
+        f'{key} is {value}; it must be two rising numbers above 0'
+        f'{f" and at most {most}" if most else ""}.'
+      )

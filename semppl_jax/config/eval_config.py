@@ -4,8 +4,6 @@ The defaults are linear evaluation in DeepMind's release. Marks
 at the line ends: [P] the release or the paper, [ours] our setting.
 """
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -183,15 +181,7 @@ _CHOICES = config.SHARED_CHOICES | {
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Refuses, before anything expensive, settings that cannot work.
-
-  Args:
-    cfg: the resolved config.
-    num_devices: over all hosts.
-
-  Raises:
-    UserError: one line that names the setting, its value and what would do.
-  """
+  """Refuses settings of evaluation that cannot work, see `methods.validate`."""
   config.check_kinds(cfg, default(), ('grid', 'robustness', 'transfer'))
   config.check_ranges(cfg, _RANGES)
   config.check_choices(cfg, _CHOICES)
@@ -201,11 +191,8 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       'checkpoint is empty: set --config.checkpoint=PATH (a file, the folder '
       'of a run, or the name of a released checkpoint).'
     )
-  if cfg.task != 'knn' and cfg.batch_size % num_devices:
-    raise UserError(
-      f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
-      'devices that share it.'
-    )
+  if cfg.task != 'knn':
+    config.check_devices(cfg, num_devices)
   if cfg.features == 'cached' and cfg.task == 'semi_supervised':
     raise UserError(
       'features is cached, but fine-tuning changes them: set features=online.'
@@ -220,30 +207,16 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'follow is on, but task {cfg.task} looks at one checkpoint: set '
       'follow=False.'
     )
-  _check_pairs(cfg)
+  config.check_rising(cfg, 'crops.aspect', 'transfer.l2')
+  config.check_rising(cfg, 'crops.area', most=1)
   _check_grid(cfg)
-
-
-def _check_pairs(cfg: ml_collections.ConfigDict) -> None:
-  for key, most in (
-    ('crops.area', 1),
-    ('crops.aspect', float('inf')),
-    ('transfer.l2', float('inf')),
-  ):
-    value = config.look_up(cfg, key)
-    rising = len(value) == 2 and 0 < value[0] <= value[1] <= most
-    if not rising or not _are_finite(value):
-      raise UserError(
-        f'{key} is {value}; it must be two rising numbers above 0'
-        f'{" and at most 1" if most == 1 else ""}.'
-      )
 
 
 def _check_grid(cfg: ml_collections.ConfigDict) -> None:
   names = ('learning_rates', 'encoder_learning_rates')
   for name in names:
     value = cfg.grid[name]
-    if not _are_finite(value) or any(x < 0 for x in value):
+    if any(x < 0 for x in value):
       raise UserError(f'grid.{name} is {value}; it must be numbers >= 0.')
     if len(set(value)) < len(value):
       raise UserError(f'grid.{name} is {value}: the same value twice.')
@@ -256,7 +229,3 @@ def _check_grid(cfg: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'grid.holdout is {cfg.grid.holdout}; it must be between 0 and 1.'
     )
-
-
-def _are_finite(values: Sequence[Any]) -> bool:
-  return all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from semppl_jax.config import defaults
+from semppl_jax.config import checks, defaults
 from semppl_jax.errors import UserError
 
 # Smallest and largest value of a setting; None: no bound.
@@ -86,12 +86,17 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   _check_parts(cfg, num_devices)
 
 
-def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+def check_devices(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  """Refuses a batch that the devices cannot share."""
   if cfg.batch_size % num_devices:
     raise UserError(
       f'batch_size {cfg.batch_size} is not a multiple of the {num_devices} '
       'devices that share it.'
     )
+
+
+def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  check_devices(cfg, num_devices)
   if cfg.batch_size % (num_devices * cfg.accumulate):
     raise UserError(
       f'batch_size {cfg.batch_size} is not a multiple of accumulate '
@@ -100,16 +105,8 @@ def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
 
 
 def _check_views(cfg: ml_collections.ConfigDict) -> None:
-  for key, most in (
-    ('large_area', 1), ('small_area', 1), ('aspect', None),
-    ('blur_sigma', None),
-  ):  # fmt: skip
-    low, high = cfg.views[key]
-    if not 0 < low <= high or (most and high > most):
-      raise UserError(
-        f'views.{key} is {cfg.views[key]}; it must be two rising numbers above '
-        f'0{" and at most 1" if most else ""}.'
-      )
+  checks.check_rising(cfg, 'views.large_area', 'views.small_area', most=1)
+  checks.check_rising(cfg, 'views.aspect', 'views.blur_sigma')
   for key in ('blur', 'solarize'):
     if not all(0 <= share <= 1 for share in cfg.views[key]):
       raise UserError(
