@@ -64,7 +64,7 @@ setuptools.setup(
       'psutil',
       'tensorflow-cpu',
     ],
-    'benchmark-torch': ['torch'],  # benchmarks/torch_step.py
+    'benchmark-torch': ['torch'],  # benchmarks/torch_twin
     'cuda': [f'jax[cuda12]{_JAX}'],  # the same as cuda12
     'cuda12': [f'jax[cuda12]{_JAX}'],
     'cuda13': [f'jax[cuda13]{_JAX}'],

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from experiments import imagenet
-from semppl_jax import structs
+from semppl_jax import types
 from semppl_jax.distributed import parallel
 from semppl_jax.memory import label_queue
 from semppl_jax.models import multicrop
@@ -65,7 +65,7 @@ def prepare(cfg: ml_collections.ConfigDict) -> run_lib.TrainRun:
   return run_lib.prepare(cfg)
 
 
-def batch_of(run: run_lib.TrainRun) -> structs.Batch:
+def batch_of(run: run_lib.TrainRun) -> types.Batch:
   """Whole images of 3 to 4, as ImageNet's lie on their canvas."""
   count, (height, width, _) = run.cfg.batch_size, run.data.image_shape
   random = np.random.RandomState(0)
@@ -74,7 +74,7 @@ def batch_of(run: run_lib.TrainRun) -> structs.Batch:
   classes = run.data.num_classes
   labels = np.where(ids % TENTH == TENTH - 1, ids % classes, -1)
   sizes = np.tile(np.array([3 * height // 4, width], np.int32), (count, 1))
-  return structs.Batch(images, labels.astype(np.int32), ids, sizes)
+  return types.Batch(images, labels.astype(np.int32), ids, sizes)
 
 
 def full_queue(run: run_lib.TrainRun) -> label_queue.LabelQueue:
@@ -130,7 +130,7 @@ def bare(run: run_lib.TrainRun) -> Program:
     shape = (1, count, cfg.batch_size, size, size, 3)
     return jax.random.uniform(jax.random.key(size), shape)
 
-  views = structs.Views(
+  views = types.Views(
     *map(
       views_of,
       [
@@ -145,7 +145,7 @@ def bare(run: run_lib.TrainRun) -> Program:
 
 def bare_step(
   state: state_lib.TrainState,
-  views: structs.Views,
+  views: types.Views,
   unused_key: jax.Array,
   *,
   setup: step_lib.StepSetup,

@@ -9,8 +9,8 @@ On one device. Programs take turns; times are medians over rounds:
                gradients, LARS, moving average
   networks     both networks' passes on views that are there, and gradients
   supervised   one large view, cross-entropy, gradients, LARS
-  PyTorch      the first two by `torch_step` (extra `benchmark-torch`; --torch
-               names its interpreter), channels_last, compiled on a GPU
+  PyTorch      the first two by `torch_twin.step` (extra `benchmark-torch`;
+               --torch names its interpreter), channels_last, compiled on a GPU
 
 Sizes: ResNet-50 on a GPU at full size, with the largest batch that the
 compiler says fits (half of the memory if PyTorch shares it); on a CPU 16
@@ -60,7 +60,7 @@ def largest(args: argparse.Namespace, share: float) -> int:
 
 
 def torch_sizes(run: run_lib.TrainRun) -> dict[str, Any]:
-  """The same work for `torch_step`."""
+  """The same work for `torch_twin.step`."""
   cfg = run.cfg
   return {
     'encoder': cfg.encoder.name,

@@ -87,17 +87,17 @@ class Ours:
 
 
 class TorchServer:
-  """`benchmarks.torch_step` in a process of its own."""
+  """`benchmarks.torch_twin.step` in a process of its own."""
 
   def __init__(self, python: str, sizes: dict[str, Any], *options: str):
     """Starts it and waits for its first steps.
 
     Args:
       python: an interpreter that has PyTorch.
-      sizes: of `torch_step.Sizes`.
+      sizes: of `torch_twin.step.Sizes`.
       *options: further ones.
     """
-    command = [python, '-m', 'benchmarks.torch_step', '--serve']
+    command = [python, '-m', 'benchmarks.torch_twin.step', '--serve']
     self._process = subprocess.Popen(
       [*command, f'--sizes={json.dumps(sizes)}', *options],
       stdin=subprocess.PIPE,

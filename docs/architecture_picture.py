@@ -15,31 +15,27 @@ _BOX, _GAP = 30, 8  # height of a box, between two
 
 def layers() -> dict[int, tuple[str, ...]]:
   """Packages of each layer, and modules beside them."""
-  found = {}
-  for node in ast.parse(_TEST.read_text()).body:
-    if isinstance(node, ast.Assign):
-      name = ast.unparse(node.targets[0])
-      if name in ('LAYERS', 'ENTRY'):
-        found[name] = ast.literal_eval(node.value)
-  lower = found['LAYERS']
-  return lower | {max(lower) + 1: found['ENTRY']}
+  found = {
+    ast.unparse(node.targets[0]): node.value
+    for node in ast.parse(_TEST.read_text()).body
+    if isinstance(node, ast.Assign)
+  }
+  lower, entry = (ast.literal_eval(found[name]) for name in ('LAYERS', 'ENTRY'))
+  return lower | {max(lower) + 1: entry}
 
 
 def draw() -> str:
   """The text of docs/architecture.svg."""
-  rows = [(number, _rows(names)) for number, names in sorted(layers().items())][
-    ::-1
-  ]
-  height = sum(_height(boxes) for _, boxes in rows)
+  found = sorted(layers().items(), reverse=True)
+  height = sum(_height(_rows(names)) for _, names in found)
   drawing = svg.Drawing(
     960,
     _TOP + height + 56,
     'The packages of semppl_jax in layers: each imports lower layers only.',
   )
   y = _TOP
-  for number, boxes in rows:
-    _layer(drawing, y, number, boxes)
-    y += _height(boxes)
+  for number, names in found:
+    y += _layer(drawing, y, number, _rows(names))
   drawing.words(
     (_LEFT + _RIGHT) / 2, y + 32, 'A package imports lower layers only; in the '
     'uppermost one a module imports those that stand before it.', look='soft',
@@ -64,12 +60,10 @@ def _height(rows: list) -> int:
   return len(rows) * (_BOX + _GAP) + _GAP
 
 
-def _layer(drawing: svg.Drawing, y: float, number: int, rows: list) -> None:
+def _layer(drawing: svg.Drawing, y: float, number: int, rows: list) -> int:
+  """Draws a layer at y, and an arrow to the one below; its height."""
   height = _height(rows)
-  drawing.area(
-    ((_LEFT, y), (_RIGHT, y), (_RIGHT, y + height), (_LEFT, y + height)),
-    'plain',
-  )
+  drawing.box(_LEFT, y, _RIGHT - _LEFT, height)
   drawing.words(
     _LEFT - 12, y + height / 2 + 5, str(number), anchor='end', look='soft'
   )
@@ -80,10 +74,6 @@ def _layer(drawing: svg.Drawing, y: float, number: int, rows: list) -> None:
       drawing.box(x, top, width, _BOX, 'purple' if entry else 'blue')
       drawing.words(x + width / 2, top + 20, name, bold=entry)
   if number:
-    drawing.arrow(*_arrow(y, height))
-
-
-def _arrow(y: float, height: float) -> list[svg.Point]:
-  """Downwards, to the layer below."""
-  x = (_ARROWS + _RIGHT) / 2
-  return [(x, y + 6), (x, y + height - 4)]
+    x = (_ARROWS + _RIGHT) / 2
+    drawing.arrow((x, y + 6), (x, y + height - 4))
+  return height

@@ -74,6 +74,27 @@ class _File:
         if name.startswith('cfg.'):
           yield name.removeprefix('cfg.'), node
 
+  def section(self, call: ast.Call) -> tuple['_File', ast.Dict]:
+    """Where a function stands that makes a section, and what it returns."""
+    *module, name = ast.unparse(call.func).split('.')
+    file = self if not module else _File(self._imported(*module))
+    (function,) = (
+      node
+      for node in file.tree.body
+      if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    return file, function.body[-1].value
+
+  def _imported(self, name: str) -> str:
+    """The path of a module, by its name in this one."""
+    (package,) = (
+      node.module
+      for node in self.tree.body
+      if isinstance(node, ast.ImportFrom)
+      and name in {alias.name for alias in node.names}
+    )
+    return f'{package.replace(".", "/")}/{name}.py'
+
   def constants(self, name: str) -> list[str]:
     """The texts in what a name of the module is set to, if it is."""
     values = [
@@ -116,7 +137,7 @@ class _File:
 
 def pretraining() -> list[Setting]:
   """All settings of pre-training, in the order of the source."""
-  return _settings(_File(_PRETRAINING), {})
+  return _settings(_PRETRAINING)
 
 
 def methods() -> list[str]:
@@ -126,26 +147,24 @@ def methods() -> list[str]:
 
 def of_method(name: str) -> list[Setting]:
   """Settings of an objective's own, and what it sets of the engine's."""
-  return _settings(_File(_METHOD.format(name)), {})
+  return _settings(_METHOD.format(name))
 
 
 def evaluation() -> list[Setting]:
-  """All settings of evaluation, which shares a section of pre-training's."""
-  shared = {'pretraining.dataset': 'dataset'}
-  return _settings(_File(_EVALUATION), shared)
+  """All settings of evaluation."""
+  return _settings(_EVALUATION)
 
 
-def _settings(file: _File, shared: dict[str, str]) -> list[Setting]:
+def _settings(path: str) -> list[Setting]:
   found = []
-  for name, node in file.assignments():
-    value = node.value
-    if ast.unparse(value) in shared:
-      section = shared[ast.unparse(value)] + '.'
-      found += [s for s in pretraining() if s.key.startswith(section)]
-    elif isinstance(value, ast.Call) and 'ConfigDict' in ast.unparse(value):
-      for entry in value.args:
-        pairs = zip(entry.keys, entry.values, strict=True)
-        found += [file.setting(f'{name}.{k.value}', k, v) for k, v in pairs]
+  this = _File(path)
+  for name, node in this.assignments():
+    file, value = this, node.value
+    if isinstance(value, ast.Call) and not value.args:
+      file, value = this.section(value)
+    if isinstance(value, ast.Dict):
+      pairs = zip(value.keys, value.values, strict=True)
+      found += [file.setting(f'{name}.{k.value}', k, v) for k, v in pairs]
     else:
       found.append(file.setting(name, node, value))
   return found

@@ -4,7 +4,6 @@ A page that shows a picture cannot hand its colours on to it. So the picture
 has a panel of its own, and follows the reader's setting by a media query.
 """
 
-from collections.abc import Sequence
 from xml.sax import saxutils
 
 Point = tuple[float, float]
@@ -81,7 +80,6 @@ class Drawing:
     look: str = 'line',
     dashed: bool = False,
     over: bool = False,
-    tip: bool = True,
   ) -> None:
     """A line through points, with a tip at its end.
 
@@ -90,19 +88,12 @@ class Drawing:
       look: line or gradient.
       dashed: whether it is.
       over: it passes over another line, which is interrupted.
-      tip: False: none.
     """
     path = f'points="{" ".join(f"{x:g},{y:g}" for x, y in points)}"'
     if over:
       self._parts.append(f'<polyline class="halo" {path}/>')
-    marker = f' marker-end="url(#{look})"' if tip else ''
-    dashes = ' dashed' if dashed else ''
-    self._parts.append(f'<polyline class="{look}{dashes}" {path}{marker}/>')
-
-  def area(self, points: Sequence[Point], look: str) -> None:
-    """A filled polygon."""
-    path = ' '.join(f'{x:g},{y:g}' for x, y in points)
-    self._parts.append(f'<polygon class="{look}" points="{path}"/>')
+    kind, tip = look + ' dashed' * dashed, f'marker-end="url(#{look})"'
+    self._parts.append(f'<polyline class="{kind}" {path} {tip}/>')
 
   def text(self) -> str:
     """The file."""

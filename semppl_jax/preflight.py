@@ -11,22 +11,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import config, structs
+from semppl_jax import config, types
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import setup as setup_lib
-from semppl_jax.train import (
-  device_memory,
-  pass_time,
-  plausibility,
-  recipe,
-)
-from semppl_jax.train import (
-  run as run_lib,
-)
-from semppl_jax.train import (
-  state as state_lib,
-)
+from semppl_jax.train import device_memory, pass_time, plausibility, recipe
+from semppl_jax.train import run as run_lib
+from semppl_jax.train import state as state_lib
 from semppl_jax.workdir import lock, run_log, run_settings
 
 # Temporary memory beside the convolutions' outputs, as XLA compiles the step
@@ -105,7 +96,7 @@ def _settings(run: run_lib.TrainRun) -> str:
   )
 
 
-def _data(run: run_lib.TrainRun) -> tuple[structs.Batch, str]:
+def _data(run: run_lib.TrainRun) -> tuple[types.Batch, str]:
   unreadable, begun = run_log.Unreadable(), time.monotonic()
   batch, _ = next(run_lib.input_batches(run, 0, unreadable))
   seconds = time.monotonic() - begun
@@ -129,7 +120,7 @@ def _number(processes: int) -> str:
   return 'one process' if processes == 1 else f'{processes} processes'
 
 
-def _memory(run: run_lib.TrainRun, batch: structs.Batch) -> list[str]:
+def _memory(run: run_lib.TrainRun, batch: types.Batch) -> list[str]:
   cfg, number = run.cfg, len(run.devices)
   at_once = cfg.batch_size // (number * cfg.accumulate)
   # All parts of this step's batch are on the devices, and the next batch's.

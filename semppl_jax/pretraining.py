@@ -18,22 +18,10 @@ from semppl_jax.data import labels as labels_lib
 from semppl_jax.data import sources
 from semppl_jax.distributed import consistency, parallel, processes
 from semppl_jax.evaluation import baselines, encoder_scores
-from semppl_jax.train import (
-  loop,
-  plausibility,
-  recipe,
-  resume,
-  watchdog,
-)
-from semppl_jax.train import (
-  run as run_lib,
-)
-from semppl_jax.train import (
-  state as state_lib,
-)
-from semppl_jax.train import (
-  step as step_lib,
-)
+from semppl_jax.train import loop, plausibility, recipe, resume, watchdog
+from semppl_jax.train import run as run_lib
+from semppl_jax.train import state as state_lib
+from semppl_jax.train import step as step_lib
 from semppl_jax.workdir import lock, run_data, run_log
 from semppl_jax.workdir import metrics as metrics_lib
 from semppl_jax.workdir.names import RESULTS, UNREADABLE

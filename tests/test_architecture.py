@@ -12,7 +12,7 @@ _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 
 # Packages of one layer do not import each other.
 LAYERS = {
-  0: ('errors', 'structs', 'utils', 'config'),
+  0: ('errors', 'types', 'utils', 'config'),
   1: ('distributed', 'losses', 'augment', 'data'),
   2: ('models', 'memory', 'checkpoint', 'workdir'),
   3: ('methods', 'weights'),
@@ -29,7 +29,7 @@ ENTRY = (
 _LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 _LAYER_OF |= {name: 6 + i for i, name in enumerate(ENTRY)}
 # Everyone may raise errors, name arrays, and use the little helpers.
-_EVERYONES = ('errors', 'structs', 'utils')
+_EVERYONES = ('errors', 'types', 'utils')
 
 
 def _home(path):
@@ -137,7 +137,7 @@ def test_upward_and_sideways_imports_are_found():
 
 # What an objective's file may import, besides `config` and `errors`.
 _FOR_METHODS = {
-  'config', 'errors', 'structs', 'losses', 'memory', 'distributed', 'methods',
+  'config', 'errors', 'types', 'losses', 'memory', 'distributed', 'methods',
   'models',
 }  # fmt: skip
 _NO_METHODS = ('__init__', 'base')

@@ -14,7 +14,7 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SOURCES = [
-  *sorted(_ROOT.glob('benchmarks/*.py')),
+  *sorted(_ROOT.glob('benchmarks/**/*.py')),
   *sorted(_ROOT.glob('experiments/*.py')),
   *sorted(set(_ROOT.glob('tests/**/*.py')) - {pathlib.Path(__file__)}),
   *sorted(_ROOT.glob('notebooks/*.ipynb')),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semppl_jax import structs
+from semppl_jax import types
 from semppl_jax.augment import resampling
 from semppl_jax.errors import UserError
 
@@ -46,7 +46,7 @@ def make_views(
   sizes: jax.Array | None = None,
   masks: jax.Array | None = None,
   precision: jax.lax.Precision = _EXACT,
-) -> structs.Views:
+) -> types.Views:
   """Draws all views of a batch.
 
   Large views alternate between type A and type B, and so do small ones; the
@@ -104,7 +104,7 @@ def make_views(
   large_views = of_one_size(
     large, images, sizes, hidden, size=cfg.large_size, area=cfg.large_area
   )
-  return structs.Views(large_views, small_views)
+  return types.Views(large_views, small_views)
 
 
 def _draw(keys: jax.Array, numbers: jax.Array, count: int) -> jax.Array:
@@ -126,9 +126,9 @@ def _of_one_size(draws, images, sizes, hidden, *, size, area, cfg, precision):
   )
   per_image = None if hidden is None else 0
   over_images = jax.vmap(one, in_axes=(0, 0, 0, per_image, None))
-  types = jnp.arange(len(draws)) % 2  # A, B, A, B, ..
+  kinds = jnp.arange(len(draws)) % 2  # A, B, A, B, ..
   over_views = jax.vmap(over_images, in_axes=(None, None, 0, per_image, 0))
-  return over_views(images, sizes, draws, hidden, types)
+  return over_views(images, sizes, draws, hidden, kinds)
 
 
 def _view(image, shape, draws, hidden, kind, *, size, area, cfg, precision):

@@ -18,11 +18,7 @@ from semppl_jax.config.checks import (
   find,
   look_up,
 )
-from semppl_jax.config.defaults import (
-  COSMETIC,
-  leave_open,
-  uses_labels,
-)
+from semppl_jax.config.defaults import COSMETIC, leave_open, uses_labels
 from semppl_jax.config.upgrade import RENAMED
 from semppl_jax.config.validation import (
   SHARED_CHOICES,

@@ -6,6 +6,8 @@ DeepMind's public releases, [ours] our setting, because no public source states
 it or we know it from memory of the papers only.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -65,148 +67,175 @@ def default() -> ml_collections.ConfigDict:
   cfg.accumulate = 1
   # First and last step (from 1) of a profiler trace in WORKDIR/profile
   cfg.profile_steps = (0, 0)
-  cfg.dataset = ml_collections.ConfigDict(
-    {
-      # digits, arrays, folder, imagenet2012, tfds:NAME, synthetic
-      'name': 'synthetic',
-      # Of arrays (.npz), of a folder; tfds's data_dir, '': $TFDS_DATA_DIR
-      'path': '',
-      # Side of the arrays in which encoded images lie whole; larger ones are
-      # shrunk [ours]. Of synthetic: the images' side
-      'image_size': 512,
-      'train_split': '',  # of tfds; '': train
-      'test_split': '',  # of tfds; '': test, or else validation
-      'unlabelled_split': '',  # of tfds; '': unlabelled, if there is one
-      'num_examples': 1024,  # of synthetic
-      'num_classes': 10,  # of synthetic
-      'validation': 0,  # >0: so many training images stand in for the test
-      # 'stratified', or 'first': the first in the data set's order, as the
-      # release holds out ImageNet's first 10,000 [P]
-      'validation_rule': 'stratified',
-      'seed': 0,  # of the validation split, and of synthetic
-      'masks': '',  # a folder that `python -m semppl_jax.saliency` wrote
-      # An image that cannot be decoded: 'replace' by another, or 'error'
-      'on_corrupt': 'replace',
-      'workers': 0,  # processes that read and decode; 0: threads only
-    }
-  )
-  cfg.labels = ml_collections.ConfigDict(
-    {
-      'per_class': 0,  # either so many labels in each class ...
-      'fraction': 0.0,  # ... or this share of them ...
-      'file': '',  # ... or those of the images that a text file names ...
-      'subset': '',  # ... or that are in a data set of tfds, NAME/CONFIG
-      'share': 0.0,  # >0: this share of every batch is labelled [ours]
-      'seed': 0,  # which images have labels
-    }
-  )
-  cfg.encoder = ml_collections.ConfigDict(
-    {
-      # resnet18, 34, 50, 101, 152, 200; digits, for 8 to 32 px; tiny, for tests
-      'name': 'resnet50',
-      'width': 1,  # multiplies the channels: 1, 2 or 4 in the paper
-      'stem': 'imagenet',  # or small: 3x3 stride 1 without max-pooling
-      'selective_kernels': False,  # True: SimCLRv2's [ours]
-      # Of convolutions with a stride: same, or symmetric: SimCLRv2's [P]
-      'padding': 'same',
-      'bn_decay': 0.9,  # of BatchNorm's running averages [P]
-      'bn_eps': 1e-5,  # added to BatchNorm's variances [P]
-    }
-  )
-  cfg.classifier = ml_collections.ConfigDict(
-    {
-      'weight': 1.0,  # of its loss; monitoring only, while detached [ours]
-      'detached': True,  # False: its gradient trains the encoder too
-    }
-  )
-  cfg.views = ml_collections.ConfigDict(
-    {
-      'num_large': 4,  # V_L, large views of an image [ours]
-      'num_small': 2,  # V_S, small views, of the online network [ours]
-      'large_size': 224,  # pixels a side [ours]
-      'small_size': 96,  # pixels a side [ours]
-      'large_area': (0.14, 1.0),  # share of the image that a crop covers [ours]
-      'small_area': (0.05, 0.14),  # likewise, of small views [ours]
-      'aspect': (3 / 4, 4 / 3),  # width / height of a crop [ours]
-      'antialias': False,  # True: a wider kernel where crops shrink [ours]
-      # Probability that a large view sees the foreground alone, where
-      # dataset.masks is set [ours]
-      'saliency': 0.1,
-      # What is behind it: grey (ReLICv2's), or colours, another gradient of two
-      # in each view [ours]
-      'background': 'grey',
-      'flip': 0.5,  # probability, from left to right [P]
-      'jitter': 0.8,  # probability of the four colour operations together [P]
-      'brightness': 0.4,  # strength: the largest change [P]
-      'contrast': 0.4,  # likewise [P]
-      'saturation': 0.2,  # likewise [P]
-      'hue': 0.1,  # likewise [P]
-      'grayscale': 0.2,  # probability [P]
-      'blur': (1.0, 0.1),  # probability in views of type A, of type B [P]
-      'blur_kernel': 0.1,  # width of the kernel, share of the side [P]
-      'blur_sigma': (0.1, 2.0),  # pixels, lowest and highest [P]
-      'solarize': (0.0, 0.2),  # probability in views of type A, of type B [P]
-      'solarize_threshold': 0.5,  # brighter values are inverted [P]
-      'one_pass': False,  # all views of a size in one pass [ours]
-    }
-  )
-  cfg.optimizer = ml_collections.ConfigDict(
-    {
-      'name': 'lars',  # or adamw, sgd
-      'learning_rate': 0.3,  # for 256 images; times B / 256 [ours]
-      'warmup_epochs': 10.0,  # until the rate has its peak [ours]
-      'weight_decay': 1e-6,  # of lars, adamw; of weights only [ours]
-      'momentum': 0.9,  # of lars, sgd [ours]
-      'trust_coefficient': 1e-3,  # of lars [ours]
-      'b1': 0.9,  # of adamw
-      'b2': 0.999,  # of adamw
-    }
-  )
-  cfg.ema = ml_collections.ConfigDict(
-    {
-      'base': 0.996,  # of the target network [ours]
-      'constant': False,  # False: rises to 1 along a cosine [P]
-    }
-  )
-  cfg.watchdog = ml_collections.ConfigDict(
-    {
-      # What is not finite, explodes or collapses: 'stop', or 'roll_back' to the
-      # last good checkpoint, and on with other batches and keys [ours]
-      'action': 'stop',
-      'rollbacks': 3,  # at most; then it stops [ours]
-      # Bad steps in a row; NaN and infinity alarm at once [ours]
-      'patience': 20,
-      # Of the loss: times the median of the 100 steps before; 0: off [ours]
-      'loss_factor': 5.0,
-      'min_spread': 0.2,  # of embedding_std, about 1 in health; 0: off [ours]
-      # Of the contrastive loss: times what chance gives; 0: off
-      # [ours]
-      'chance_factor': 0.93,
-      # Steps after twice the warm-up in which it may still be above that, three
-      # times `patience` at least [ours]
-      'chance_patience': 60,
-      # Of the way from the largest class's share of the labels to 1, which the
-      # most frequent pseudo-label's share may go; 1: off [ours]
-      'max_label_share': 0.9,
-    }
-  )
-  cfg.evaluation = ml_collections.ConfigDict(
-    {
-      'batch_size': 256,  # images at once, in the evaluation at the end
-      'center': 0.875,  # side of the crop / shorter side of the image [P]
-      # So many unlabelled training images are looked at in the end: their
-      # pseudo-labels are judged, the probe of all labels learns from them; 0:
-      # all
-      'train_images': 50_000,
-      'k': 1,  # neighbours of knn_top1 among the labelled training images
-      'probes': True,  # logistic regression on the frozen encoder at the end
-      'probe_c': 1.0,  # its inverse L2 strength, on standardised features
-      # Pixels and colours are tried, too, where labelled and test images
-      # together are not more than this; 0: never
-      'baseline_images': 10_000,
-    }
-  )
+  cfg.dataset = dataset()
+  cfg.labels = _labels()
+  cfg.encoder = _encoder()
+  cfg.classifier = _classifier()
+  cfg.views = _views()
+  cfg.optimizer = _optimizer()
+  cfg.ema = _ema()
+  cfg.watchdog = _watchdog()
+  cfg.evaluation = _evaluation()
   return cfg
+
+
+def dataset() -> dict[str, Any]:
+  """Images: where they are, and how they are read."""
+  return {
+    # digits, arrays, folder, imagenet2012, tfds:NAME, synthetic
+    'name': 'synthetic',
+    # Of arrays (.npz), of a folder; tfds's data_dir, '': $TFDS_DATA_DIR
+    'path': '',
+    # Side of the arrays in which encoded images lie whole; larger ones are
+    # shrunk [ours]. Of synthetic: the images' side
+    'image_size': 512,
+    'train_split': '',  # of tfds; '': train
+    'test_split': '',  # of tfds; '': test, or else validation
+    'unlabelled_split': '',  # of tfds; '': unlabelled, if there is one
+    'num_examples': 1024,  # of synthetic
+    'num_classes': 10,  # of synthetic
+    'validation': 0,  # >0: so many training images stand in for the test
+    # 'stratified', or 'first': the first in the data set's order, as the
+    # release holds out ImageNet's first 10,000 [P]
+    'validation_rule': 'stratified',
+    'seed': 0,  # of the validation split, and of synthetic
+    'masks': '',  # a folder that `python -m semppl_jax.saliency` wrote
+    # An image that cannot be decoded: 'replace' by another, or 'error'
+    'on_corrupt': 'replace',
+    'workers': 0,  # processes that read and decode; 0: threads only
+  }
+
+
+def _labels() -> dict[str, Any]:
+  """Which images have a label."""
+  return {
+    'per_class': 0,  # either so many labels in each class ...
+    'fraction': 0.0,  # ... or this share of them ...
+    'file': '',  # ... or those of the images that a text file names ...
+    'subset': '',  # ... or that are in a data set of tfds, NAME/CONFIG
+    'share': 0.0,  # >0: this share of every batch is labelled [ours]
+    'seed': 0,  # which images have labels
+  }
+
+
+def _encoder() -> dict[str, Any]:
+  """The encoder."""
+  return {
+    # resnet18, 34, 50, 101, 152, 200; digits, for 8 to 32 px; tiny, for tests
+    'name': 'resnet50',
+    'width': 1,  # multiplies the channels: 1, 2 or 4 in the paper
+    'stem': 'imagenet',  # or small: 3x3 stride 1 without max-pooling
+    'selective_kernels': False,  # True: SimCLRv2's [ours]
+    # Of convolutions with a stride: same, or symmetric: SimCLRv2's [P]
+    'padding': 'same',
+    'bn_decay': 0.9,  # of BatchNorm's running averages [P]
+    'bn_eps': 1e-5,  # added to BatchNorm's variances [P]
+  }
+
+
+def _classifier() -> dict[str, Any]:
+  """The classifier that trains along."""
+  return {
+    'weight': 1.0,  # of its loss; monitoring only, while detached [ours]
+    'detached': True,  # False: its gradient trains the encoder too
+  }
+
+
+def _views() -> dict[str, Any]:
+  """Views, and how they are augmented."""
+  return {
+    'num_large': 4,  # V_L, large views of an image [ours]
+    'num_small': 2,  # V_S, small views, of the online network [ours]
+    'large_size': 224,  # pixels a side [ours]
+    'small_size': 96,  # pixels a side [ours]
+    'large_area': (0.14, 1.0),  # share of the image that a crop covers [ours]
+    'small_area': (0.05, 0.14),  # likewise, of small views [ours]
+    'aspect': (3 / 4, 4 / 3),  # width / height of a crop [ours]
+    'antialias': False,  # True: a wider kernel where crops shrink [ours]
+    # Probability that a large view sees the foreground alone, where
+    # dataset.masks is set [ours]
+    'saliency': 0.1,
+    # What is behind it: grey (ReLICv2's), or colours, another gradient of two
+    # in each view [ours]
+    'background': 'grey',
+    'flip': 0.5,  # probability, from left to right [P]
+    'jitter': 0.8,  # probability of the four colour operations together [P]
+    'brightness': 0.4,  # strength: the largest change [P]
+    'contrast': 0.4,  # likewise [P]
+    'saturation': 0.2,  # likewise [P]
+    'hue': 0.1,  # likewise [P]
+    'grayscale': 0.2,  # probability [P]
+    'blur': (1.0, 0.1),  # probability in views of type A, of type B [P]
+    'blur_kernel': 0.1,  # width of the kernel, share of the side [P]
+    'blur_sigma': (0.1, 2.0),  # pixels, lowest and highest [P]
+    'solarize': (0.0, 0.2),  # probability in views of type A, of type B [P]
+    'solarize_threshold': 0.5,  # brighter values are inverted [P]
+    'one_pass': False,  # all views of a size in one pass [ours]
+  }
+
+
+def _optimizer() -> dict[str, Any]:
+  """Optimiser and learning rate."""
+  return {
+    'name': 'lars',  # or adamw, sgd
+    'learning_rate': 0.3,  # for 256 images; times B / 256 [ours]
+    'warmup_epochs': 10.0,  # until the rate has its peak [ours]
+    'weight_decay': 1e-6,  # of lars, adamw; of weights only [ours]
+    'momentum': 0.9,  # of lars, sgd [ours]
+    'trust_coefficient': 1e-3,  # of lars [ours]
+    'b1': 0.9,  # of adamw
+    'b2': 0.999,  # of adamw
+  }
+
+
+def _ema() -> dict[str, Any]:
+  """The moving average that the target network is."""
+  return {
+    'base': 0.996,  # of the target network [ours]
+    'constant': False,  # False: rises to 1 along a cosine [P]
+  }
+
+
+def _watchdog() -> dict[str, Any]:
+  """When a run is stopped."""
+  return {
+    # What is not finite, explodes or collapses: 'stop', or 'roll_back' to the
+    # last good checkpoint, and on with other batches and keys [ours]
+    'action': 'stop',
+    'rollbacks': 3,  # at most; then it stops [ours]
+    # Bad steps in a row; NaN and infinity alarm at once [ours]
+    'patience': 20,
+    # Of the loss: times the median of the 100 steps before; 0: off [ours]
+    'loss_factor': 5.0,
+    'min_spread': 0.2,  # of embedding_std, about 1 in health; 0: off [ours]
+    # Of the contrastive loss: times what chance gives; 0: off
+    # [ours]
+    'chance_factor': 0.93,
+    # Steps after twice the warm-up in which it may still be above that, three
+    # times `patience` at least [ours]
+    'chance_patience': 60,
+    # Of the way from the largest class's share of the labels to 1, which the
+    # most frequent pseudo-label's share may go; 1: off [ours]
+    'max_label_share': 0.9,
+  }
+
+
+def _evaluation() -> dict[str, Any]:
+  """The evaluation at the end."""
+  return {
+    'batch_size': 256,  # images at once, in the evaluation at the end
+    'center': 0.875,  # side of the crop / shorter side of the image [P]
+    # So many unlabelled training images are looked at in the end: their
+    # pseudo-labels are judged, the probe of all labels learns from them; 0:
+    # all
+    'train_images': 50_000,
+    'k': 1,  # neighbours of knn_top1 among the labelled training images
+    'probes': True,  # logistic regression on the frozen encoder at the end
+    'probe_c': 1.0,  # its inverse L2 strength, on standardised features
+    # Pixels and colours are tried, too, where labelled and test images
+    # together are not more than this; 0: never
+    'baseline_images': 10_000,
+  }
 
 
 def leave_open(cfg: ml_collections.ConfigDict, *keys: str) -> None:

@@ -4,6 +4,8 @@ The defaults are linear evaluation in DeepMind's release. Marks
 at the line ends: [P] the release or the paper, [ours] our setting.
 """
 
+from typing import Any
+
 import ml_collections
 
 from semppl_jax import config
@@ -26,7 +28,6 @@ COSMETIC = config.COSMETIC + (
 
 def default() -> ml_collections.ConfigDict:
   """The release's linear evaluation, on whatever data set."""
-  pretraining = defaults.default()
   cfg = ml_collections.ConfigDict()
   # linear, semi_supervised, knn, classifier; robustness, transfer: a table
   cfg.task = 'linear'
@@ -43,92 +44,116 @@ def default() -> ml_collections.ConfigDict:
   cfg.keep_checkpoints = 2  # the newest ...
   cfg.keep_checkpoints_every = 0  # ... and those of every so many steps
   cfg.progress = True  # a progress bar on the terminal
-  cfg.dataset = pretraining.dataset
-  cfg.labels = ml_collections.ConfigDict(
-    {
-      'per_class': 0,  # so many labels in each class ...
-      'fraction': 0.0,  # ... or this share of them ...
-      'file': '',  # ... or those of images that a file names ...
-      'subset': '',  # ... or a data set of tfds; none set: all
-      'seed': 0,  # which images have labels; as in pre-training
-    }
-  )
-  cfg.encoder = ml_collections.ConfigDict(
-    {
-      'name': '',  # what the checkpoint must be; '': whatever it is
-      'width': 0,  # likewise; 0: whatever it is
-      'padding': '',  # same, symmetric; '': as the checkpoint says, else same
-    }
-  )
+  cfg.dataset = defaults.dataset()
+  cfg.labels = _labels()
+  cfg.encoder = _encoder()
   # online: computed at every step; cached: once, for crops of the middle
   cfg.features = 'online'
-  cfg.crops = ml_collections.ConfigDict(
-    {
-      'size': 224,  # pixels [P]
-      'augment': True,  # random crops in training; False: of the middle
-      'area': (0.08, 1.0),  # share of the image that a crop covers [P]
-      'aspect': (3 / 4, 4 / 3),  # width / height of a crop [P]
-      'flip': 0.5,  # probability [P]
-      'center': 0.875,  # side of a crop of the middle / shorter side [P]
-    }
-  )
-  cfg.optimizer = ml_collections.ConfigDict(
-    {
-      'learning_rate': 0.3,  # of the classifier, for 256 images [P]
-      'encoder_learning_rate': 0.03,  # of fine-tuning, likewise [ours]
-      'warmup_epochs': 0.0,  # until the rates have their peak [P]
-      'momentum': 0.9,  # of gradient descent [P]
-      'nesterov': True,  # momentum in Nesterov's form [P]
-    }
-  )
-  cfg.grid = ml_collections.ConfigDict(
-    {
-      # Of the classifier. Fine-tuning tries all pairs on a part of the labelled
-      # images; empty: none [ours]
-      'learning_rates': (0.03, 0.1, 0.3),
-      'encoder_learning_rates': (0.003, 0.01, 0.03),  # of the encoder [ours]
-      'holdout': 0.2,  # share of the labelled images [ours]
-    }
-  )
-  cfg.knn = ml_collections.ConfigDict(
-    {
-      'k': 1,  # neighbours that vote, as in the method itself
-      'of': 'embedding',  # or projection, prediction: which output they are of
-    }
-  )
-  cfg.evaluation = ml_collections.ConfigDict(
-    {'batch_size': 256}  # images at once, outside of training
-  )
-  cfg.robustness = ml_collections.ConfigDict(
-    {
-      # Which test sets; imagenet: the official validation set
-      'sets': (
-        'imagenet', 'imagenet_v2', 'imagenet_c', 'imagenet_r',
-        'imagenet_sketch', 'objectnet',
-      ),
-      # The folder of ObjectNet, with images/ and mappings/; the others are
-      # looked for where dataset.path says
-      'objectnet': '',
-      'missing': 'error',  # a data set that is not there; or 'skip'
-    }
-  )  # fmt: skip
-  cfg.transfer = ml_collections.ConfigDict(
-    {
-      # Which data sets
-      'sets': (
-        'food101', 'cifar10', 'cifar100', 'birdsnap', 'sun397', 'cars',
-        'aircraft', 'dtd', 'pets', 'caltech101', 'flowers',
-      ),
-      'mode': 'linear',  # or fine_tune
-      'missing': 'error',  # a data set that is not there; or 'skip'
-      # Strengths of the L2 penalty that are tried, evenly in the logarithm [P]
-      'l2': (1e-6, 1e5),
-      'num_l2': 45,  # how many strengths are tried [P]
-      'max_iterations': 1000,  # of L-BFGS, for each [ours]
-      'steps': 20_000,  # of fine-tuning [P]
-    }
-  )  # fmt: skip
+  cfg.crops = _crops()
+  cfg.optimizer = _optimizer()
+  cfg.grid = _grid()
+  cfg.knn = _knn()
+  cfg.evaluation = {
+    'batch_size': 256,  # images at once, outside of training
+  }
+  cfg.robustness = _robustness()
+  cfg.transfer = _transfer()
   return cfg
+
+
+def _labels() -> dict[str, Any]:
+  """Which images have a label."""
+  return {
+    'per_class': 0,  # so many labels in each class ...
+    'fraction': 0.0,  # ... or this share of them ...
+    'file': '',  # ... or those of images that a file names ...
+    'subset': '',  # ... or a data set of tfds; none set: all
+    'seed': 0,  # which images have labels; as in pre-training
+  }
+
+
+def _encoder() -> dict[str, Any]:
+  """What the checkpoint must be."""
+  return {
+    'name': '',  # what the checkpoint must be; '': whatever it is
+    'width': 0,  # likewise; 0: whatever it is
+    'padding': '',  # same, symmetric; '': as the checkpoint says, else same
+  }
+
+
+def _crops() -> dict[str, Any]:
+  """Crops of images."""
+  return {
+    'size': 224,  # pixels [P]
+    'augment': True,  # random crops in training; False: of the middle
+    'area': (0.08, 1.0),  # share of the image that a crop covers [P]
+    'aspect': (3 / 4, 4 / 3),  # width / height of a crop [P]
+    'flip': 0.5,  # probability [P]
+    'center': 0.875,  # side of a crop of the middle / shorter side [P]
+  }
+
+
+def _optimizer() -> dict[str, Any]:
+  """Gradient descent."""
+  return {
+    'learning_rate': 0.3,  # of the classifier, for 256 images [P]
+    'encoder_learning_rate': 0.03,  # of fine-tuning, likewise [ours]
+    'warmup_epochs': 0.0,  # until the rates have their peak [P]
+    'momentum': 0.9,  # of gradient descent [P]
+    'nesterov': True,  # momentum in Nesterov's form [P]
+  }
+
+
+def _grid() -> dict[str, Any]:
+  """Learning rates that are tried."""
+  return {
+    # Of the classifier. Fine-tuning tries all pairs on a part of the labelled
+    # images; empty: none [ours]
+    'learning_rates': (0.03, 0.1, 0.3),
+    'encoder_learning_rates': (0.003, 0.01, 0.03),  # of the encoder [ours]
+    'holdout': 0.2,  # share of the labelled images [ours]
+  }
+
+
+def _knn() -> dict[str, Any]:
+  """Nearest neighbours."""
+  return {
+    'k': 1,  # neighbours that vote, as in the method itself
+    'of': 'embedding',  # or projection, prediction: which output they are of
+  }
+
+
+def _robustness() -> dict[str, Any]:
+  """Test sets of the robustness table."""
+  return {
+    # Which test sets; imagenet: the official validation set
+    'sets': (
+      'imagenet', 'imagenet_v2', 'imagenet_c', 'imagenet_r',
+      'imagenet_sketch', 'objectnet',
+    ),
+    # The folder of ObjectNet, with images/ and mappings/; the others are
+    # looked for where dataset.path says
+    'objectnet': '',
+    'missing': 'error',  # a data set that is not there; or 'skip'
+  }  # fmt: skip
+
+
+def _transfer() -> dict[str, Any]:
+  """Data sets of the transfer table, and how each is learnt."""
+  return {
+    # Which data sets
+    'sets': (
+      'food101', 'cifar10', 'cifar100', 'birdsnap', 'sun397', 'cars',
+      'aircraft', 'dtd', 'pets', 'caltech101', 'flowers',
+    ),
+    'mode': 'linear',  # or fine_tune
+    'missing': 'error',  # a data set that is not there; or 'skip'
+    # Strengths of the L2 penalty that are tried, evenly in the logarithm [P]
+    'l2': (1e-6, 1e5),
+    'num_l2': 45,  # how many strengths are tried [P]
+    'max_iterations': 1000,  # of L-BFGS, for each [ours]
+    'steps': 20_000,  # of fine-tuning [P]
+  }  # fmt: skip
 
 
 _RANGES = config.SHARED_RANGES | {
@@ -156,15 +181,7 @@ _CHOICES = config.SHARED_CHOICES | {
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Refuses, before anything expensive, settings that cannot work.
-
-  Args:
-    cfg: the resolved config.
-    num_devices: over all hosts.
-
-  Raises:
-    UserError: one line that names the setting, its value and what would do.
-  """
+  """Refuses settings of evaluation that cannot work, see `methods.validate`."""
   config.check_kinds(cfg, default(), ('grid', 'robustness', 'transfer'))
   config.check_ranges(cfg, _RANGES)
   config.check_choices(cfg, _CHOICES)

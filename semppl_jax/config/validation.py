@@ -79,15 +79,7 @@ CHOICES = SHARED_CHOICES | {
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Refuses, before anything expensive, settings that cannot work.
-
-  Args:
-    cfg: the resolved config.
-    num_devices: over all hosts.
-
-  Raises:
-    UserError: one line that names the setting, its value and what would do.
-  """
+  """Refuses the engine's settings that cannot work, see `methods.validate`."""
   _check_views(cfg)
   check_profile(cfg)
   _check_labels(cfg)

@@ -69,16 +69,11 @@ def search(folder: str) -> Found:
   tests, test_labels = (
     image_files.by_class(at(test[0]), classes, others) if test else ([], [])
   )
-  notes = [
-    *_renamed(train, 'train'),
-    *_renamed(test, 'test'),
-    *_renamed(unlabelled, 'unlabelled'),
-  ]
+  notes = _renamed(train=train, test=test, unlabelled=unlabelled)
   if not train and classes:
     notes.append(f'there is no train/: {_some(classes)} are taken for classes')
-  for name in left:
-    if number := len(image_files.find(at(name))):
-      notes.append(_left_out(name, number, test))
+  numbers = {name: len(image_files.find(at(name))) for name in left}
+  notes += [_left_out(name, n, test) for name, n in numbers.items() if n]
   if directly:
     notes.append(
       f'{_number(len(directly))} directly in it left out (they may go to '
@@ -86,10 +81,8 @@ def search(folder: str) -> Found:
     )
   if others:
     notes.append(_kinds(others).strip())
-  return Found(
-    paths + loose, labels + [-1] * len(loose), tests, test_labels, classes,
-    notes,
-  )  # fmt: skip
+  labels += [-1] * len(loose)
+  return Found(paths + loose, labels, tests, test_labels, classes, notes)
 
 
 def _is_ours(folder: str) -> bool:
@@ -102,8 +95,13 @@ def _called(inside: list[str], spellings: tuple[str, ...]) -> list[str]:
   return [n for s in spellings for n in inside if n.lower() == s]
 
 
-def _renamed(names: list[str], ours: str) -> list[str]:
-  return [f'{name}/ is taken for {ours}/' for name in names if name != ours]
+def _renamed(**folders: list[str]) -> list[str]:
+  return [
+    f'{name}/ is taken for {ours}/'
+    for ours, names in folders.items()
+    for name in names
+    if name != ours
+  ]
 
 
 def _left_out(name: str, number: int, test: list[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from semppl_jax import structs
+from semppl_jax import types
 from semppl_jax.data import images as images_lib
 from semppl_jax.data import masks as masks_lib
 from semppl_jax.data import sampler as order_lib
@@ -61,7 +61,7 @@ def batches(
   threads: int | None = None,
   images: Images = Images(),  # noqa: B008, it is frozen
   on_unreadable: OnUnreadable | None = None,
-) -> Iterator[tuple[structs.Batch, np.ndarray]]:
+) -> Iterator[tuple[types.Batch, np.ndarray]]:
   """This host's part of batches start_step .. start_step + num_steps - 1.
 
   Args:
@@ -162,7 +162,7 @@ def _training_batches(every, source, images, on_unreadable):
   tell = _Teller(source, images, on_unreadable)
   for x in every:
     tell(x['unreadable'])
-    batch = structs.Batch(
+    batch = types.Batch(
       x['image'], x['label'], x['id'], x.get('size'), x.get('mask')
     )
     yield batch, x['truth']

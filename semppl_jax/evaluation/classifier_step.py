@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from semppl_jax import structs
+from semppl_jax import types
 from semppl_jax.augment import crops
 from semppl_jax.distributed import parallel
 from semppl_jax.losses import classification
@@ -88,7 +88,7 @@ def init(
 
 def train_step(
   state: ClassifierState,
-  batch: structs.Batch,
+  batch: types.Batch,
   base_key: jax.Array,
   *,
   setup: Setup,

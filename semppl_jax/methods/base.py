@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import ml_collections
 import numpy as np
 
-from semppl_jax.structs import Views
+from semppl_jax.models.heads import ProjectorPredictor
+from semppl_jax.types import Views
 
 Outputs = Mapping[str, jax.Array]  # by name, [views, images, ...]
 Metrics = dict[str, jax.Array]
@@ -168,4 +170,38 @@ def dimensions(inputs: Inputs) -> chex.Dimensions:
     b=images,
     B=len(inputs.batch.labels),
     d=size,
+  )
+
+
+# Settings of objectives that have a projector and a predictor. ----------------
+
+
+def projector_section() -> dict[str, int]:
+  """BYOL's projector, which SemPPL has too."""
+  return {
+    'hidden': 4096,  # hidden units [P]
+    'size': 256,  # d, of projections and predictions [P]
+  }
+
+
+def predictor_section() -> dict[str, int]:
+  """Likewise their predictor."""
+  return {
+    'hidden': 4096,  # hidden units [P]
+  }
+
+
+PROJECTOR_RANGES = {
+  'projector.hidden': (1, None),
+  'projector.size': (1, None),
+  'predictor.hidden': (1, None),
+}
+
+
+def projector_predictor(
+  cfg: ml_collections.FrozenConfigDict,
+) -> ProjectorPredictor:
+  """The heads of these settings."""
+  return ProjectorPredictor(
+    cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
   )

@@ -13,7 +13,6 @@ import ml_collections
 
 from semppl_jax.losses import regression
 from semppl_jax.methods import base
-from semppl_jax.models.heads import ProjectorPredictor
 from semppl_jax.models.multicrop import l2_normalize
 
 
@@ -35,9 +34,7 @@ def build(
     return base.Result(value, {'loss/regression': value})
 
   return base.Method(
-    heads=ProjectorPredictor(
-      cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
-    ),
+    heads=base.projector_predictor(cfg),
     loss=loss,
     target_views=base.large_views,
   )
@@ -49,29 +46,15 @@ def build(
 def default() -> ml_collections.ConfigDict:
   """BYOL's own sections, and what it sets of the engine's, for ImageNet."""
   cfg = ml_collections.ConfigDict()
-  cfg.views = ml_collections.ConfigDict(
-    {
-      'num_large': 2,  # V_L, large views of an image [P]
-      'num_small': 0,  # V_S: BYOL has none [P]
-    }
-  )
-  cfg.projector = ml_collections.ConfigDict(
-    {
-      'hidden': 4096,  # hidden units [P]
-      'size': 256,  # d, of projections and predictions [P]
-    }
-  )
-  cfg.predictor = ml_collections.ConfigDict(
-    {
-      'hidden': 4096,  # hidden units [P]
-    }
-  )
+  cfg.views = {
+    'num_large': 2,  # V_L, large views of an image [P]
+    'num_small': 0,  # V_S: BYOL has none [P]
+  }
+  cfg.projector = base.projector_section()
+  cfg.predictor = base.predictor_section()
   return cfg
 
 
-RANGES = {
+RANGES = base.PROJECTOR_RANGES | {
   'views.num_large': (2, None),  # a view learns another's target
-  'projector.hidden': (1, None),
-  'projector.size': (1, None),
-  'predictor.hidden': (1, None),
 }

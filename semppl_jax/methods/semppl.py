@@ -29,7 +29,6 @@ from semppl_jax.losses import contrastive, negatives
 from semppl_jax.memory import label_queue, pseudo_labels
 from semppl_jax.memory.label_queue import LabelQueue
 from semppl_jax.methods import base
-from semppl_jax.models.heads import ProjectorPredictor
 from semppl_jax.models.multicrop import l2_normalize
 
 _NEGATIVES, _POSITIVES = 1, 2  # purposes of randomness
@@ -98,9 +97,7 @@ def build(
 
   learns = cfg.loss.contrastive_weight > 0
   return base.Method(
-    heads=ProjectorPredictor(
-      cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
-    ),
+    heads=base.projector_predictor(cfg),
     loss=loss,
     target_views=base.large_views,
     init=lambda: label_queue.init(
@@ -267,54 +264,41 @@ def predict(
 def default() -> ml_collections.ConfigDict:
   """SemPPL's own sections; the paper's numbers are those of ImageNet."""
   cfg = ml_collections.ConfigDict()
-  cfg.loss = ml_collections.ConfigDict(
-    {
-      'contrastive_weight': 0.3,  # c, of both contrastive terms [ours]
-      'alpha': 0.2,  # weight of the semantic positives [ours]
-      'invariance_weight': 5.0,  # lambda, of views of one image [ours]
-      'temperature': 0.2,  # tau, divides the similarities [ours]
-      'num_negatives': 10,  # other images of the batch, for each [ours]
-      'num_semantic_positives': 3,  # drawn for each image [ours]
-      # Form of the invariance: entropy (ReLICv2's), or teacher [ours]
-      'stop_gradient': 'entropy',
-      'exclude_same_label': False,  # no negatives of the own (pseudo-)label
-      # So many epochs true labels alone exclude, for pseudo-labels are wrong at
-      # first [ours]
-      'exclude_after_epochs': 0.0,
-    }
-  )
+  cfg.loss = {
+    'contrastive_weight': 0.3,  # c, of both contrastive terms [ours]
+    'alpha': 0.2,  # weight of the semantic positives [ours]
+    'invariance_weight': 5.0,  # lambda, of views of one image [ours]
+    'temperature': 0.2,  # tau, divides the similarities [ours]
+    'num_negatives': 10,  # other images of the batch, for each [ours]
+    'num_semantic_positives': 3,  # drawn for each image [ours]
+    # Form of the invariance: entropy (ReLICv2's), or teacher [ours]
+    'stop_gradient': 'entropy',
+    'exclude_same_label': False,  # no negatives of the own (pseudo-)label
+    # So many epochs true labels alone exclude, for pseudo-labels are wrong at
+    # first [ours]
+    'exclude_after_epochs': 0.0,
+  }
   # lambda_s, of semantic positives; None: as invariance_weight [ours]
   cfg.loss.semantic_invariance_weight = config_dict.placeholder(float)
-  cfg.queue = ml_collections.ConfigDict(
-    {
-      'capacity': 81_920,  # C = 20 B, labelled images that it holds [ours]
-      'k': 1,  # neighbours that vote, for each pair of views [ours]
-      'block_size': 1024,  # keys per product: bounds the temporary memory
-      'min_share': 0.0,  # of the votes, to get a pseudo-label [ours]
-      # So many epochs target projections look up the neighbours: the predictor
-      # is untrained, and what it predicts lies anywhere [ours]
-      'target_query_epochs': 0.0,
-      # How strongly the votes of a batch are scaled until each class has its
-      # share of the labels: 0, not at all, to 1; see pseudo_labels.balance
-      # [ours]
-      'balance': 0.0,
-    }
-  )
-  cfg.projector = ml_collections.ConfigDict(
-    {
-      'hidden': 4096,  # hidden units [P]
-      'size': 256,  # d, of projections and predictions [P]
-    }
-  )
-  cfg.predictor = ml_collections.ConfigDict(
-    {
-      'hidden': 4096,  # hidden units [P]
-    }
-  )
+  cfg.queue = {
+    'capacity': 81_920,  # C = 20 B, labelled images that it holds [ours]
+    'k': 1,  # neighbours that vote, for each pair of views [ours]
+    'block_size': 1024,  # keys per product: bounds the temporary memory
+    'min_share': 0.0,  # of the votes, to get a pseudo-label [ours]
+    # So many epochs target projections look up the neighbours: the predictor
+    # is untrained, and what it predicts lies anywhere [ours]
+    'target_query_epochs': 0.0,
+    # How strongly the votes of a batch are scaled until each class has its
+    # share of the labels: 0, not at all, to 1; see pseudo_labels.balance
+    # [ours]
+    'balance': 0.0,
+  }
+  cfg.projector = base.projector_section()
+  cfg.predictor = base.predictor_section()
   return cfg
 
 
-RANGES = {
+RANGES = base.PROJECTOR_RANGES | {
   'loss.contrastive_weight': (0, None),
   'loss.alpha': (0, None),
   'loss.invariance_weight': (0, None),
@@ -327,9 +311,6 @@ RANGES = {
   'queue.min_share': (0, 1),
   'queue.target_query_epochs': (0, None),
   'queue.balance': (0, 1),
-  'projector.hidden': (1, None),
-  'projector.size': (1, None),
-  'predictor.hidden': (1, None),
 }
 CHOICES = {'loss.stop_gradient': contrastive.STOP_GRADIENTS}
 

@@ -57,16 +57,12 @@ RANGES = {}
 def default() -> ml_collections.ConfigDict:
   """What it sets of the engine's settings; it has none of its own."""
   cfg = ml_collections.ConfigDict()
-  cfg.labels = ml_collections.ConfigDict(
-    {
-      'share': 1.0,  # of every batch, which has labelled images only
-    }
-  )
-  cfg.views = ml_collections.ConfigDict(
-    {
-      'num_small': 0,  # the classifier sees large views
-    }
-  )
+  cfg.labels = {
+    'share': 1.0,  # of every batch, which has labelled images only
+  }
+  cfg.views = {
+    'num_small': 0,  # the classifier sees large views
+  }
   return cfg
 
 

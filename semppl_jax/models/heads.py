@@ -77,24 +77,11 @@ class Classifier:
 
   num_classes: int
 
-  def __call__(
-    self,
-    embedding: jax.Array,
-    is_training: bool,
-    is_online: bool,
-    bn: Mapping[str, Any],
-  ) -> Outputs:
+  def __call__(self, embedding: jax.Array, *_: Any) -> Outputs:
     """[n, e] -> logits [n, K]."""
-    del is_training, is_online, bn
     return {'logits': hk.Linear(self.num_classes, name='classifier')(embedding)}
 
 
-def no_heads(
-  embedding: jax.Array,
-  is_training: bool,
-  is_online: bool,
-  bn: Mapping[str, Any],
-) -> Outputs:
+def no_heads(*_: Any) -> Outputs:
   """The encoder alone."""
-  del embedding, is_training, is_online, bn
   return {}

@@ -127,12 +127,9 @@ def build(
 
   def batch_norm(axis):
     return {
-      'create_scale': True,
-      'create_offset': True,
-      'decay_rate': bn_decay,
-      'eps': bn_eps,
-      'cross_replica_axis': axis,
-    }
+      'create_scale': True, 'create_offset': True, 'decay_rate': bn_decay,
+      'eps': bn_eps, 'cross_replica_axis': axis,
+    }  # fmt: skip
 
   def encode(images, is_training, axis):
     network = encoders.ResNet(architecture, batch_norm(axis), remat)
@@ -153,33 +150,33 @@ def build(
     embedding = encode(images, is_training, axis)
     return heads(embedding, is_training, False, batch_norm(axis))
 
-  def init(key, images):
+  def init(forward, key, images):
     # The axis may be unbound here, and is of no use: weights do not depend on
     # the images, and the averages of these few live until the first step only.
-    unsynced = functools.partial(online, axis=None)
+    unsynced = functools.partial(forward, axis=None)
     return hk.transform_with_state(unsynced).init(key, images, True)
 
   @functools.cache
   def target_modules():
     # What its own initialisation makes, in params and in state.
-    unsynced = functools.partial(target, axis=None)
-    init = hk.transform_with_state(unsynced).init
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-    trees = jax.eval_shape(
-      lambda key, images: init(key, images, True), jax.random.key(0), images
-    )
+    own = functools.partial(init, target)
+    trees = jax.eval_shape(own, jax.random.key(0), images)
     return frozenset().union(*trees)
 
   def target_tree(tree):
-    modules = target_modules()
-    return {name: leaves for name, leaves in tree.items() if name in modules}
+    return {k: leaves for k, leaves in tree.items() if k in target_modules()}
 
   axis = parallel.AXIS if cross_replica else None
   apply = lambda forward: _apply(
     functools.partial(forward, axis=axis), precision
   )
   return Networks(
-    init, apply(online), apply(target), apply(encode), target_tree
+    init=functools.partial(init, online),
+    online=apply(online),
+    target=apply(target),
+    encode=apply(encode),
+    target_tree=target_tree,
   )
 
 

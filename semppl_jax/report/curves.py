@@ -20,16 +20,12 @@ _HELP = (
 
 def of_one(run: RunFiles) -> Html:
   """Series of one kind share a chart."""
-  found = []
   shares = panels.shares(run.rows)
-  for title, series in (panels.numbers(run.rows) | shares).items():
-    lines = [
-      line
-      for number, (key, name) in enumerate(series.items())
-      if (line := _line(run, key, name, number))
-    ]
-    if lines:
-      found.append((title, lines))
+  found = {}
+  for title, keys in (panels.numbers(run.rows) | shares).items():
+    lines = [_line(run, *names, i) for i, names in enumerate(keys.items())]
+    if lines := [line for line in lines if len(line.steps)]:
+      found[title] = lines
   if not found:
     raise markup.Absent(_absent([run]))
   marks = [
@@ -39,13 +35,13 @@ def of_one(run: RunFiles) -> Html:
   ]
   figures = [
     charts.line_chart(title, lines, share=title in shares, marks=marks)
-    for title, lines in found
+    for title, lines in found.items()
   ]
   rolled = 'Vertical lines: steps that the watchdog went back to. '
   return markup.join(
     tag('div', *figures, class_='charts'),
     markup.note((rolled if marks else '') + _HELP),
-    _numbers([line for _, lines in found for line in lines]),
+    _numbers([line for lines in found.values() for line in lines]),
   )
 
 
@@ -54,19 +50,16 @@ def of_several(runs: Sequence[RunFiles]) -> Html:
   figures = []
   rows = [row for run in runs for row in run.rows]
   shares = panels.shares(rows)
-  for title, series in (panels.numbers(rows) | shares).items():
-    for key, name in series.items():
-      lines = [
-        line
-        for number, run in enumerate(runs)
-        if (line := _line(run, key, run.name, number))
-      ]
-      if lines:
-        whole = title if len(series) == 1 else f'{title}: {name}'
-        share = title in shares
+  for title, keys in (panels.numbers(rows) | shares).items():
+    for key, name in keys.items():
+      lines = [_line(run, key, run.name, i) for i, run in enumerate(runs)]
+      if lines := [line for line in lines if len(line.steps)]:
         figures.append(
-          charts.line_chart(whole, lines, share=share, legend=False)
-        )
+          charts.line_chart(
+            title if len(keys) == 1 else f'{title}: {name}', lines,
+            share=title in shares, legend=False,
+          )
+        )  # fmt: skip
   if not figures:
     raise markup.Absent(_absent(runs))
   nothing = np.zeros(0)
@@ -88,38 +81,20 @@ def _absent(runs: Sequence[RunFiles]) -> str:
   return 'metrics.jsonl has no series that is drawn here.'
 
 
-def _line(run: RunFiles, key: str, name: str, number: int) -> Line | None:
-  """A series without its gaps; None if nothing is left."""
-  pairs = [(row['step'], row.get(key)) for row in run.rows]
-  known = [
-    pair
-    for pair in pairs
-    if isinstance(pair[1], (int, float)) and np.isfinite(pair[1])
-  ]
-  if not known:
-    return None
-  steps, values = np.array(known, np.float64).T
-  return Line(name, number, steps, values)
+def _line(run: RunFiles, key: str, name: str, number: int) -> Line:
+  """A series without its gaps."""
+  steps, values = panels.series(run.rows, key)
+  known = np.isfinite(values)
+  return Line(name, number, steps[known], values[known])
 
 
 def _numbers(lines: Sequence[Line]) -> Html:
   """First, last and extreme values of the series: the charts as a table."""
   head = ('Series', 'first', 'last', 'lowest', 'highest', 'logged steps')
-  rows = [
-    (
-      line.name,
-      *(
-        charts.number(x)
-        for x in (
-          line.values[0],
-          line.values[-1],
-          line.values.min(),
-          line.values.max(),
-        )
-      ),
-      f'{len(line.values):,}',
-    )
-    for line in lines
-  ]
+  rows = []
+  for line in lines:
+    x = line.values
+    found = map(charts.number, (x[0], x[-1], x.min(), x.max()))
+    rows.append((line.name, *found, f'{len(x):,}'))
   label = 'The curves in numbers'
   return markup.details(label, markup.table(head, rows, label=label))

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from semppl_jax import structs
+from semppl_jax import types
 from semppl_jax.augment import views
 from semppl_jax.data import images as images_lib
 from semppl_jax.data import pipeline
@@ -81,7 +81,7 @@ def views_of(run: TrainRun) -> Html:
   )
 
 
-def _draw(batch: structs.Batch, section: Any, seed: int) -> structs.Views:
+def _draw(batch: types.Batch, section: Any, seed: int) -> types.Views:
   """Views of a batch, as arrays on the host."""
   keys = jax.random.split(jax.random.key(seed), len(batch.images))
   draw = lambda k, b: views.make_views(k, b.images, section, b.sizes, b.masks)

@@ -93,21 +93,20 @@ def _state(run, fresh, folder, step):
   """With what evaluation needs; the rest is as before the first step."""
   method = run.setup.method
   like = state_lib.abstract_state(fresh, method, len(run.devices))
-  leaves, tree = jax.tree_util.tree_flatten_with_path(like)
   wanted = ('state.step', 'state.online_', 'state.memory')
   found = checkpoint.read(str(folder), step, wanted)
-  portable = []
-  for path, kind in leaves:
+
+  def leaf(path, kind):
     name = 'state' + jax.tree_util.keystr(path)
     if not name.startswith(wanted):
-      portable.append(np.zeros(kind.shape, kind.dtype))
-      continue
+      return np.zeros(kind.shape, kind.dtype)
     if name not in found or found[name].shape != kind.shape:
       raise CheckpointError(
         f'The checkpoint of step {step} does not fit config.json: {name}.'
       )
-    portable.append(found[name])
-  state = jax.tree.unflatten(tree, portable)
+    return found[name]
+
+  state = jax.tree_util.tree_map_with_path(leaf, like)
   return state_lib.from_host(state, method, run.devices)
 
 

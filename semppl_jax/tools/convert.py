@@ -14,6 +14,7 @@ import sys
 
 from semppl_jax.errors import UserError
 from semppl_jax.models import encoders
+from semppl_jax.tools import command
 from semppl_jax.weights import load as load_lib
 
 _WRITERS = {
@@ -92,24 +93,18 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--mapping', help='JSON {their module: ours}')
   parser.add_argument('--overwrite', action='store_true')
   options = parser.parse_args(arguments)
-  try:
-    found = convert(
-      options.IN,
-      options.OUT,
-      step=options.step,
-      padding=options.padding,
-      mapping=options.mapping,
-      overwrite=options.overwrite,
-    )
-  except (UserError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  print(f'{options.IN}: {found}')
-  reason = lacking(found)
-  if options.OUT.endswith('.pkl') and reason:
-    print(f"DeepMind's evaluation code cannot use it: {reason}.")
-  print(f'Written: {options.OUT}')
-  return 0
+  settings = dict(vars(options))
+  source, target = settings.pop('IN'), settings.pop('OUT')
+
+  def work():
+    found = convert(source, target, **settings)
+    print(f'{source}: {found}')
+    reason = lacking(found)
+    if target.endswith('.pkl') and reason:
+      print(f"DeepMind's evaluation code cannot use it: {reason}.")
+    print(f'Written: {target}')
+
+  return command.status(work)
 
 
 if __name__ == '__main__':

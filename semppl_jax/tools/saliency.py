@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageOps
 from semppl_jax.config import defaults
 from semppl_jax.data import datasets, images, masks, sources
 from semppl_jax.errors import UserError
-from semppl_jax.tools import mask_store
+from semppl_jax.tools import command, mask_store
 from semppl_jax.tools.foregrounds import METHOD, foreground, opencv
 from semppl_jax.utils import worker
 
@@ -271,7 +271,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
   """The command line; returns the exit status."""
   options = _parser().parse_args(arguments)
-  try:
+
+  def work():
     opencv()  # before the data set: its lack is known at once
     data = _load(options)
     make(
@@ -282,13 +283,8 @@ def main(arguments: list[str] | None = None) -> int:
       workers=options.workers,
       sheet=options.sheet,
     )
-  except (UserError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('Stopped: the same command goes on.', file=sys.stderr)
-    return 130
-  return 0
+
+  return command.status(work)
 
 
 if __name__ == '__main__':

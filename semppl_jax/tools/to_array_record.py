@@ -29,6 +29,7 @@ from array_record.python import array_record_module
 
 from semppl_jax.data import tfrecords
 from semppl_jax.errors import UserError
+from semppl_jax.tools import command
 from semppl_jax.utils import files
 from semppl_jax.utils.text import first_line
 
@@ -148,25 +149,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     '--overwrite', action='store_true', help='copy again what is there'
   )
   options = parser.parse_args(arguments)
-  try:
-    if options.workers < 1:
-      raise UserError(f'--workers={options.workers}: it takes at least 1.')
-    _convert_all(find(options.FOLDER), options.workers, options.overwrite)
-  except (UserError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('Stopped; the same command goes on from here.', file=sys.stderr)
-    return 130
-  return 0
+  return command.status(lambda: _convert_all(options))
 
 
-def _convert_all(
-  folders: list[pathlib.Path], workers: int, overwrite: bool
-) -> None:
+def _convert_all(options: argparse.Namespace) -> None:
+  if options.workers < 1:
+    raise UserError(f'--workers={options.workers}: it takes at least 1.')
+  folders = find(options.FOLDER)
   for folder in folders:
     try:
-      done = convert(folder, workers=workers, overwrite=overwrite)
+      done = convert(
+        folder, workers=options.workers, overwrite=options.overwrite
+      )
       print(f'{folder}: {done}.')
     except OtherFormatError as e:
       if len(folders) == 1:

@@ -11,17 +11,9 @@ import numpy as np
 from semppl_jax import checkpoint
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
-from semppl_jax.train import (
-  device_memory,
-  resume,
-  watchdog,
-)
-from semppl_jax.train import (
-  profile as profile_lib,
-)
-from semppl_jax.train import (
-  stop as stop_lib,
-)
+from semppl_jax.train import device_memory, resume, watchdog
+from semppl_jax.train import profile as profile_lib
+from semppl_jax.train import stop as stop_lib
 from semppl_jax.workdir import metrics, run_log, stop_file
 
 

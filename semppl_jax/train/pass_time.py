@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import methods, structs
+from semppl_jax import methods, types
 from semppl_jax.methods import base
 from semppl_jax.train import run as run_lib
 
@@ -51,7 +51,7 @@ def seconds_of_passes(
   return float(np.median(times)) * _passes(method, cfg.views)
 
 
-def view_shapes(section: ml_collections.ConfigDict) -> structs.Views:
+def view_shapes(section: ml_collections.ConfigDict) -> types.Views:
   """The views of one image, without pixels.
 
   Args:
@@ -60,7 +60,7 @@ def view_shapes(section: ml_collections.ConfigDict) -> structs.Views:
   shape = lambda views, size: jax.ShapeDtypeStruct(
     (views, 1, size, size, 3), jnp.float32
   )
-  return structs.Views(
+  return types.Views(
     shape(section.num_large, section.large_size),
     shape(section.num_small, section.small_size),
   )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from semppl_jax import structs
+from semppl_jax import types
 from semppl_jax.augment import views as views_lib
 from semppl_jax.distributed import parallel
 from semppl_jax.losses import classification
@@ -40,7 +40,7 @@ class StepSetup(NamedTuple):
 class Part(NamedTuple):
   """A microbatch: b images on this device, B on all of them."""
 
-  batch: structs.Batch  # images, not their views: see `make_views`
+  batch: types.Batch  # images, not their views: see `make_views`
   ids: jax.Array  # [B] int32, of all devices' images
   target: base.Outputs | None  # [W, b, ...] of the target network
   keys: base.Keys
@@ -48,7 +48,7 @@ class Part(NamedTuple):
 
 def train_step(
   state: TrainState,
-  batch: structs.Batch,
+  batch: types.Batch,
   base_key: jax.Array,
   *,
   setup: StepSetup,
@@ -145,8 +145,8 @@ def step_keys(
 
 
 def make_views(
-  batch: structs.Batch, keys: base.Keys, setup: StepSetup
-) -> structs.Views:
+  batch: types.Batch, keys: base.Keys, setup: StepSetup
+) -> types.Views:
   """Views of b images: [V_L, b, S, S, 3] and [V_S, b, s, s, 3].
 
   Both networks' passes make them, equal ones. For a batch in one part the
@@ -168,7 +168,7 @@ def make_views(
 
 
 def forward_target(
-  state: TrainState, batch: structs.Batch, keys: base.Keys, setup: StepSetup
+  state: TrainState, batch: types.Batch, keys: base.Keys, setup: StepSetup
 ) -> tuple[hk.State, base.Outputs | None]:
   """What the target network makes of its views.
 
@@ -203,7 +203,7 @@ def forward_target(
 
 
 def gather_batch(
-  target: base.Outputs | None, batch: structs.Batch, step: jax.Array
+  target: base.Outputs | None, batch: types.Batch, step: jax.Array
 ) -> base.BatchWide:
   """The whole batch, in its order, from all devices' microbatches.
 

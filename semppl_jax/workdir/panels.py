@@ -1,10 +1,14 @@
 """Panels of charts: which metrics are drawn together, whatever the objective.
 
-By the prefix of a metric's name; known ones have words in the legend.
+By the prefix of a metric's name; known ones have words in the legend. The
+report and plots/*.png draw the same.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 # Title -> metrics, by name or (ending in a slash) by prefix.
 _NUMBERS = {
@@ -58,6 +62,16 @@ def numbers(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
 def shares(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
   """Likewise of what is drawn from 0 to 100%."""
   return _panels(rows, _SHARES)
+
+
+def series(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+  """[2, n] steps and values; what is no finite number is a gap, NaN."""
+  values = np.full(len(rows), np.nan)
+  for i, row in enumerate(rows):
+    value = row.get(key)
+    if isinstance(value, (int, float)) and math.isfinite(value):
+      values[i] = value
+  return np.array([[row['step'] for row in rows], values])
 
 
 def _panels(rows, wanted):

@@ -1,7 +1,7 @@
 """Pictures and tables of a finished run.
 
 Reads WORKDIR/metrics.jsonl, writes WORKDIR/plots/*.png. Draws what there is: a
-series that is missing or null is left out, and so is a plot without any series.
+series that is missing or null is left out, and so is a plot without any.
 Figures are made without pyplot, hence without a display and global state.
 """
 
@@ -20,18 +20,9 @@ from sklearn import manifold
 
 from semppl_jax.workdir import metrics, panels
 
-_COLOURS = (
-  '#0072b2',
-  '#d55e00',
-  '#009e73',
-  '#cc79a7',
-)  # told apart by colour-blind eyes
-_STYLES = (
-  '-',
-  '--',
-  ':',
-  '-.',
-)  # equal curves lie on each other: both stay visible
+# Colour-blind eyes tell the colours apart; of equal curves both stay visible.
+_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7')
+_STYLES = ('-', '--', ':', '-.')
 _MAX_POINTS = 1000  # of the t-SNE
 _MAX_LEGEND = 20  # classes, as many as tab20 has colours
 _PERCENT = ('accuracy', 'top1', 'top5', '_share', '_fill')
@@ -101,16 +92,6 @@ def number_text(name: str, value: Any) -> str:
   return f'{value:,.1f}' if abs(value) >= 10 else f'{value:.3g}'
 
 
-def _series(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray | None:
-  """[2, n] steps and values, gaps as NaN; None if there is no value at all."""
-  values = [row.get(key) for row in rows]
-  steps = [row['step'] for row in rows]
-  points = np.array(
-    [steps, [np.nan if v is None else v for v in values]], np.float64
-  )
-  return points if np.isfinite(points[1]).any() else None
-
-
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
   """Centred mean of the known values in `window`; a gap (NaN) stays one."""
   known = np.isfinite(values)
@@ -124,36 +105,28 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
 def _curves(
   rows: Sequence[Mapping[str, Any]],
   title: str,
-  panels: Mapping[str, Mapping[str, str]],
+  wanted: Mapping[str, Mapping[str, str]],
   *,
   shares: bool,
 ) -> Figure | None:
   """One panel for each group of series; shares are drawn from 0 to 100%."""
-  found = {
-    name: {text: _series(rows, key) for key, text in keys.items()}
-    for name, keys in panels.items()
-  }
-  found = {
-    name: lines
-    for name, lines in found.items()
-    if any(x is not None for x in lines.values())
-  }
-  if not found:
+  if not wanted:
     return None
-  columns = 1 if shares or len(found) == 1 else 2
-  height = -(-len(found) // columns)
+  columns = 1 if shares or len(wanted) == 1 else 2
+  height = -(-len(wanted) // columns)
   size = (9 if columns == 1 else 11, 1.2 + 3 * height)
   figure = Figure(figsize=size, layout='constrained')
   figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)  # inches
   axes = figure.subplots(height, columns, squeeze=False).ravel()
   window = 2 * (len(rows) // 100) + 1  # odd; a short run is shown as it is
-  for ax, (name, lines) in zip(axes, found.items()):
+  for ax, (name, keys) in zip(axes, wanted.items()):
+    lines = {text: panels.series(rows, key) for key, text in keys.items()}
     _panel(ax, name, lines, window)
     ax.set_ylabel('share' if shares else 'nats')
     if shares:
       ax.set_ylim(-0.03, 1.03)
       ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
-  for ax in axes[len(found) :]:
+  for ax in axes[len(wanted) :]:
     ax.remove()
   note = f'\nbold: mean over {window} logged steps' if window > 1 else ''
   figure.suptitle(f'{title} over training{note}', fontsize=12)
@@ -161,12 +134,9 @@ def _curves(
 
 
 def _panel(
-  ax: Axes, title: str, lines: Mapping[str, np.ndarray | None], window: int
+  ax: Axes, title: str, lines: Mapping[str, np.ndarray], window: int
 ) -> None:
-  for i, (name, points) in enumerate(lines.items()):
-    if points is None:
-      continue
-    steps, values = points
+  for i, (name, (steps, values)) in enumerate(lines.items()):
     # A single value between gaps makes no line; a marker shows it.
     few = np.isfinite(values).sum() <= 20
     colour, style = (x[i % len(x)] for x in (_COLOURS, _STYLES))

@@ -21,12 +21,11 @@ from semppl_jax.models import networks
 from semppl_jax.train import optimizers
 
 torch = pytest.importorskip('torch')
-from benchmarks import (  # noqa: E402, they need PyTorch
-  torch_losses,
-  torch_networks,
-  torch_step,
-  torch_views,
-)
+# They need PyTorch.
+from benchmarks.torch_twin import losses as torch_losses  # noqa: E402
+from benchmarks.torch_twin import networks as torch_networks  # noqa: E402
+from benchmarks.torch_twin import step as torch_step  # noqa: E402
+from benchmarks.torch_twin import views as torch_views  # noqa: E402
 
 TINY = torch_networks.Sizes(
   encoder='resnet18',
@@ -324,7 +323,7 @@ def test_bare_changes_no_weights():
 
 
 def test_serves_until_there_are_no_more_lines():
-  command = [sys.executable, '-m', 'benchmarks.torch_step', '--serve']
+  command = [sys.executable, '-m', 'benchmarks.torch_twin.step', '--serve']
   command += [f'--sizes={json.dumps(TINY._asdict())}', '--threads=1']
   done = subprocess.run(
     command, input='whole\nbare\n', capture_output=True, text=True,

@@ -18,6 +18,7 @@ from semppl_jax.checkpoint import upgrade as leaf_names
 from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.report import page, predictions
+from semppl_jax.utils import diff
 from semppl_jax.workdir import config_file, lock, metrics
 from tests.helpers import golden, tiny
 
@@ -90,20 +91,12 @@ def test_settings_are_todays(runs):
     before = json.loads((runs / name / 'config.json').read_text())
     after = upgrade(before)
     ours = json.loads(json.dumps(_config(name).to_dict()))
-    ours, found = dict(_flat(ours)), dict(_flat(after))
+    ours, found = dict(diff.flat(ours)), dict(diff.flat(after))
     differing = {key for key in ours if ours[key] != found.get(key, '-')}
     assert differing <= set(config.COSMETIC)
     assert set(found) == set(ours)
     assert upgrade(after) == after
     assert 'method' not in before  # it is a copy
-
-
-def _flat(tree, prefix=''):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
 
 
 @pytest.mark.parametrize(

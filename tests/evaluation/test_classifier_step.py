@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from semppl_jax import structs
+from semppl_jax import types
 from semppl_jax.config import eval_config
 from semppl_jax.distributed import parallel
 from semppl_jax.evaluation import classifier_step
@@ -73,7 +73,7 @@ def train(setup, state, images, labels, num_devices):
   seen = []
   for i in range(STEPS):
     rows = slice(i * BATCH, (i + 1) * BATCH)
-    batch = structs.Batch(images[rows], labels[rows], np.arange(BATCH))
+    batch = types.Batch(images[rows], labels[rows], np.arange(BATCH))
     state, metrics = mapped(
       state, parallel.shard(batch, num_devices), jax.random.key(0)
     )

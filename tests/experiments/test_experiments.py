@@ -93,17 +93,9 @@ def test_linear_evaluation_is_the_releases_protocol():
 
 def _differences(one, other):
   one, other = (
-    dict(_flat(module.get_config().to_dict())) for module in (one, other)
+    dict(config.flat(module.get_config())) for module in (one, other)
   )
   return {key for key in one if one[key] != other[key]}
-
-
-def _flat(tree, prefix=''):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
 
 
 def test_special_cases_differ_in_the_loss_alone():
@@ -121,7 +113,7 @@ def test_special_cases_differ_in_the_loss_alone():
 
 def test_objectives_on_the_digits_share_what_is_the_engines():
   names = ('semppl', 'byol', 'supervised')
-  flat = {m: dict(_flat(digits.get_config(m).to_dict())) for m in names}
+  flat = {m: dict(config.flat(digits.get_config(m))) for m in names}
   for method in names[1:]:
     shared = flat[method].keys() & flat['semppl'].keys()
     differing = {k for k in shared if flat[method][k] != flat['semppl'][k]}
@@ -140,7 +132,7 @@ def test_supervised_has_no_other_term():
 
 
 def test_a_folders_rivals_differ_in_their_terms_alone():
-  flat = lambda method: dict(_flat(folder.get_config(method).to_dict()))
+  flat = lambda method: dict(config.flat(folder.get_config(method)))
   ours, relicv2, supervised = map(flat, folder.METHODS)
   assert {key for key in ours if ours[key] != relicv2[key]} == {
     'loss.alpha', 'loss.semantic_invariance_weight', 'loss.exclude_same_label',

@@ -19,7 +19,7 @@ from experiments import (
   eval_semi_supervised,
   imagenet,
 )
-from semppl_jax import errors, pretraining, structs
+from semppl_jax import errors, pretraining, types
 from semppl_jax.augment import views
 from semppl_jax.data import masks
 from semppl_jax.distributed import parallel
@@ -90,7 +90,7 @@ def train(data_dir, folder, devices):
   shard = parallel.shard
 
   def watch(tree, num_devices, parts=1):
-    if isinstance(tree, structs.Batch):
+    if isinstance(tree, types.Batch):
       seen.setdefault(num_devices, []).append(tree)
     return shard(tree, num_devices, parts)
 

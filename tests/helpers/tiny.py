@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import config, structs
+from semppl_jax import config, types
 from semppl_jax.distributed import parallel
 from semppl_jax.models import encoders, networks
 from semppl_jax.train import loop
@@ -84,7 +84,7 @@ def make_batch(labels, seed=0):
   """Random images with the given labels, [B] each; ids are 100, 101, ..."""
   random = np.random.RandomState(seed)
   count = len(labels)
-  return structs.Batch(
+  return types.Batch(
     images=random.randint(0, 256, (count, 8, 8, 3)).astype(np.uint8),
     labels=np.asarray(labels, np.int32),
     ids=np.arange(100, 100 + count, dtype=np.int32),

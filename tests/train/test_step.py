@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from semppl_jax import methods, structs
+from semppl_jax import methods, types
 from semppl_jax.augment import views
 from semppl_jax.distributed import parallel
 from semppl_jax.losses import negatives
@@ -543,7 +543,7 @@ def test_parts_with_batchnorm_do_not_know_the_devices():
 def _compiled(cfg, batch_size):
   """The step on linear networks, for images that are larger than all else."""
   setup, state, _ = _linear_setup(cfg, optax.trace(0.0))
-  batch = structs.Batch(
+  batch = types.Batch(
     images=np.zeros((batch_size, 24, 24, 3), np.uint8),
     labels=np.full(batch_size, -1, np.int32),
     ids=np.arange(batch_size, dtype=np.int32),

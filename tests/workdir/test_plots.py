@@ -107,7 +107,7 @@ def test_missing_and_null_series_are_left_out():
 def test_a_gap_stays_a_gap():
   found = rows(4)
   found[1]['loss'] = None
-  steps, values = plots._series(found, 'loss')
+  steps, values = panels.series(found, 'loss')
   assert steps.tolist() == [10, 20, 30, 40]
   assert np.isnan(values).tolist() == [False, True, False, False]
 

@@ -1,4 +1,4 @@
-"""The networks of `torch_step`, and its sizes."""
+"""The networks of `step`, and its sizes."""
 
 from typing import NamedTuple
 

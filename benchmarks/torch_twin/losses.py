@@ -1,4 +1,4 @@
-"""Queue, votes and losses of `torch_step`; shapes as there."""
+"""Queue, votes and losses of `step`; shapes as there."""
 
 import torch
 import torch.nn.functional as F

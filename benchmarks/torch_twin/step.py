@@ -1,6 +1,6 @@
 """SemPPL's training step in PyTorch, written for speed, to time beside ours.
 
-  python -m benchmarks.torch_step --serve --sizes='{"encoder": "resnet18", ..}'
+  python -m benchmarks.torch_twin.step --serve --sizes='{"encoder": ..}'
 
 reads `whole` or `bare` from stdin, line by line, runs it once and prints how
 long it took, so that another process can take turns with it. One device; it
@@ -31,8 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import torch_losses, torch_networks, torch_views
-from benchmarks.torch_networks import Sizes
+from benchmarks.torch_twin import losses, networks
+from benchmarks.torch_twin.networks import Sizes
+from benchmarks.torch_twin.views import make_views
 
 MOMENTUM, WEIGHT_DECAY, TRUST = 0.9, 1e-6, 1e-3
 KEEP = 0.996  # of the target network, in every step
@@ -95,11 +96,9 @@ class Step:
     self.sizes, self.device = sizes, device
     self._narrow = precision == 'bfloat16'
     layout = {'device': device, 'memory_format': torch.channels_last}
-    self.online = torch_networks.Network(sizes, online=True).to(**layout)
+    self.online = networks.Network(sizes, online=True).to(**layout)
     self.target = (
-      torch_networks.Network(sizes, online=False)
-      .to(**layout)
-      .requires_grad_(False)
+      networks.Network(sizes, online=False).to(**layout).requires_grad_(False)
     )
     self.target.load_state_dict(self.online.state_dict(), strict=False)
     self._networks = self.online, self.target
@@ -109,13 +108,13 @@ class Step:
     self.metrics: dict[str, Tensor] = {}
 
     self.batch = _make_batch(sizes, device)
-    self.queue = torch_losses.Queue(
+    self.queue = losses.Queue(
       sizes.num_large, sizes.capacity, sizes.embedding_size, device
     )
     labels = torch.randint(sizes.num_classes, (sizes.capacity,))
     entries = torch.randn_like(self.queue.embeddings)
     self.queue.push(_unit(entries), labels, -2 - torch.arange(sizes.capacity))
-    self._views = torch_views.make_views(
+    self._views = make_views(
       self.batch[0].to(device), self.batch[1], self.sizes
     )
 
@@ -123,7 +122,7 @@ class Step:
     """One update, from the batch on the host to new weights; its loss."""
     images, sizes, labels, ids = self.batch
     send = lambda x: x.to(self.device, non_blocking=True)
-    views = torch_views.make_views(send(images), sizes, self.sizes)
+    views = make_views(send(images), sizes, self.sizes)
     targets = self._encode_targets(views)  # [V_L, B, d]
     self.queue.push(targets, labels, ids)
     outputs = self._encode_online(views)
@@ -171,22 +170,18 @@ class Step:
     """The loss with the classifier's, []; fills the metrics."""
     s, (online, logits) = self.sizes, outputs
     queries = online.detach()[: s.num_large]
-    voted, share = torch_losses.vote(
+    voted, share = losses.vote(
       *self.queue.nearest(queries, ids, s.k)
     )  # [2, B] each
     known = labels >= 0
     pseudo = torch.where(known, labels, voted[0])
     positives, exists = self.queue.sample(pseudo, s.num_draws)
-    others = torch_losses.draw_negatives(
-      s.batch_size, s.num_negatives, self.device
-    )
-    log_p = torch_losses.log_scores(
+    others = losses.draw_negatives(s.batch_size, s.num_negatives, self.device)
+    log_p = losses.log_scores(
       online, torch.cat([targets[None], positives]), targets[:, others]
     )
-    loss = torch_losses.objective(log_p, exists, s.num_large)
-    cross_entropy, accuracy = torch_losses.monitor(
-      logits[: s.num_large], labels
-    )
+    loss = losses.objective(log_p, exists, s.num_large)
+    cross_entropy, accuracy = losses.monitor(logits[: s.num_large], labels)
     right = (voted[1] == labels) & known
     self.metrics = {
       'loss': loss.detach(),

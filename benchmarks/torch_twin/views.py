@@ -1,4 +1,4 @@
-"""The views of `torch_step`: a batch at a time, on its device.
+"""The views of `step`: a batch at a time, on its device.
 
 Images are [B, 3, H, W] float in [0, 1] unless a function says otherwise.
 """
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.torch_networks import Sizes
+from benchmarks.torch_twin.networks import Sizes
 
 LARGE_AREA, SMALL_AREA = (0.14, 1.0), (0.05, 0.14)
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue

@@ -1,0 +1,1 @@
+"""SemPPL's training step in PyTorch, to be timed beside ours."""
