@@ -113,6 +113,18 @@ def test_training_pass_equals_the_release():
       np.testing.assert_allclose(state[name][leaf], expected, atol=1e-4)
 
 
+def _convolved(jaxpr):
+  """Shapes of the outputs of all convolutions, in their order."""
+  shapes = []
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'conv_general_dilated':
+      shapes.append(equation.outvars[0].aval.shape)
+    for inner in jax.tree.leaves(list(equation.params.values())):
+      inner = getattr(inner, 'jaxpr', inner)  # of a closed one
+      shapes += _convolved(inner) if hasattr(inner, 'eqns') else []
+  return shapes
+
+
 @pytest.mark.parametrize(
   'stem, kernel, sides',
   (
@@ -130,12 +142,7 @@ def test_stem_and_strides_set_the_resolution(stem, kernel, sides):
   )  # fmt: skip
   encode = functools.partial(nets.encode, is_training=False)
   jaxpr = jax.make_jaxpr(encode)(*trees, images)
-  convolutions = [
-    equation.outvars[0].aval.shape
-    for equation in jaxpr.eqns
-    if equation.primitive.name == 'conv_general_dilated'
-  ]
-  assert [shape[1] for shape in convolutions] == sides
+  assert [shape[1] for shape in _convolved(jaxpr.jaxpr)] == sides
   assert jaxpr.out_avals[0].shape == (2, 8)
 
 
