@@ -103,7 +103,7 @@ def whole(run: run_lib.TrainRun) -> Program:
   queue = jax.tree.map(lambda x: x[None], full_queue(run))
   batch = parallel.shard(batch_of(run), 1)
   step = functools.partial(step_lib.train_step, setup=run.setup)
-  return Program(step, state._replace(queue=queue), batch)
+  return Program(step, state._replace(memory=queue), batch)
 
 
 def described(run: run_lib.TrainRun) -> Program:
