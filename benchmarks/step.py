@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from benchmarks import command, cost, peaks, programs, turns
+from semppl_jax.models import encoders
 from semppl_jax.train import device_memory
 from semppl_jax.train import run as run_lib
 from semppl_jax.workdir import tables
@@ -173,7 +174,9 @@ def show_times(
 def _arguments() -> argparse.Namespace:
   cpu = jax.devices()[0].platform == 'cpu'
   parser = command.parser(__doc__)
-  parser.add_argument('--encoder', default='resnet50', choices=TORCH_ENCODERS)
+  parser.add_argument(
+    '--encoder', default='resnet50', choices=encoders.ENCODERS
+  )
   parser.add_argument(
     '--sizes', default='128,96,48' if cpu else '512,224,96',
     help='of the canvas, of large and of small views',
@@ -188,7 +191,10 @@ def _arguments() -> argparse.Namespace:
     '--torch', default=sys.executable if there else '',
     help='an interpreter that has PyTorch; "": without',
   )  # fmt: skip
-  return parser.parse_args()
+  args = parser.parse_args()
+  if args.torch and args.encoder not in TORCH_ENCODERS:
+    parser.error(f'with PyTorch: --encoder={" or ".join(TORCH_ENCODERS)}')
+  return args
 
 
 def show(found: dict[str, Any], args: argparse.Namespace) -> str:

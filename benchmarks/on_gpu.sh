@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# What a GPU makes of it, in eight minutes, whatever happens.
+#
+#   benchmarks/on_gpu.sh OUT          # for a machine with a CUDA jax
+#   TINY=1 benchmarks/on_gpu.sh OUT   # the same with tiny sizes, on any machine
+#
+# From the repository's root. OUT gets NAME.txt for each part as soon as it has
+# ended, NAME.json from those that write one, and summary.txt. A part that fails
+# or takes too long is told of, and the next begins; what the eight minutes
+# leave no room for is skipped. Settings, from the environment:
+#   PYTHON   interpreter with semppl_jax's packages (python3)
+#   TORCH    interpreter with PyTorch ("": without; else the same, if it is there)
+#   WHEELS   a folder with wheels of what is missing
+#   MINUTES  8
+set -uo pipefail
+OUT=${1:?OUT, a folder for the results}
+mkdir -p "$OUT"
+PYTHON=${PYTHON:-python3}
+END=$((SECONDS + 60 * ${MINUTES:-8} - 10))
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
+export JAX_COMPILATION_CACHE_DIR=$OUT/cache
+
+if [ -n "${WHEELS:-}" ]; then
+  timeout 60 "$PYTHON" -m pip install --quiet --no-index \
+    --find-links="$WHEELS" $(ls "$WHEELS"/*.whl) || echo 'pip failed'
+fi
+if [ -z "${TORCH+set}" ]; then
+  "$PYTHON" -c 'import torch' 2>/dev/null && TORCH=$PYTHON || TORCH=
+fi
+
+part() {  # NAME SECONDS COMMAND...
+  local name=$1 most=$2 begun=$SECONDS left=$((END - SECONDS)) status
+  shift 2
+  if [ $left -lt 10 ]; then
+    echo "$name: skipped, no time left" | tee -a "$OUT/summary.txt"
+    return
+  fi
+  echo "== $name: $*"
+  timeout -k 5 $((most < left ? most : left)) "$@" > "$OUT/$name.txt" 2>&1
+  status=$?
+  tail -n 40 "$OUT/$name.txt"
+  echo "$name: status $status after $((SECONDS - begun)) s" |
+    tee -a "$OUT/summary.txt"
+}
+
+step() {  # NAME SECONDS OPTIONS...: the step by itself, or PyTorch's in turns
+  part "$1" "$2" "$PYTHON" -m benchmarks.step --json="$OUT/$1.json" \
+    --rounds=$ROUNDS "${@:3}"
+}
+
+: > "$OUT/summary.txt"
+part device 30 "$PYTHON" -c 'import jax; print(jax.__version__, jax.devices())'
+if [ -n "${TINY:-}" ]; then
+  SIZES=(--encoder=digits --sizes=16,8,6)
+  ROUNDS=1
+  BATCHES=(4 8)
+  MANY=4
+  KEYS=(--keys=2000 --queries=100 --size=64)
+  DIGITS=(--config.num_epochs=1.0)
+else
+  part nvidia-smi 10 nvidia-smi
+  SIZES=(--encoder=resnet50)
+  ROUNDS=5
+  BATCHES=(64 128 256)
+  MANY=128
+  KEYS=()
+  DIGITS=()
+fi
+for batch in "${BATCHES[@]}"; do
+  step "bfloat16_$batch" 100 "${SIZES[@]}" --precision=bfloat16 \
+    --batch_size="$batch" --torch=
+done
+part kernels 70 "$PYTHON" -m benchmarks.kernels --json="$OUT/kernels.json" \
+  "${SIZES[@]}" --precision=bfloat16 --batch_size=$MANY
+if [ -n "$TORCH" ] && [ -z "${TINY:-}" ]; then
+  step torch_bfloat16 120 "${SIZES[@]}" --precision=bfloat16 \
+    --batch_size=$MANY --torch="$TORCH"
+fi
+step float32 80 "${SIZES[@]}" --batch_size=$MANY --torch=
+part digits 90 "$PYTHON" -m semppl_jax.main --config=experiments/digits.py \
+  --workdir="$OUT/digits" "${DIGITS[@]}"
+part knn 40 "$PYTHON" -m benchmarks.knn "${KEYS[@]}"
+cat "$OUT/summary.txt"
