@@ -12,6 +12,7 @@ import pytest
 
 from semppl_jax import errors
 from semppl_jax.models import encoders, networks
+from semppl_jax.models.convolution import Conv2D
 from semppl_jax.models.encoders import Architecture
 from tests.helpers import golden, simclr, tiny
 
@@ -210,7 +211,7 @@ def watched(make, chosen):
 def sk_unit(stride, padding='symmetric'):
   parts = encoders.Parts(Architecture('resnet50', padding=padding), BN)
   make = lambda: encoders.SelectiveKernels(16, stride, parts)
-  return watched(make, (hk.Conv2D, hk.BatchNorm))
+  return watched(make, (Conv2D, hk.BatchNorm))
 
 
 def sk_golden(stride):
