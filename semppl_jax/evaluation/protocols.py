@@ -18,17 +18,10 @@ import numpy as np
 
 from semppl_jax.data import sources
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.evaluation import (
-  classifier as classifier_lib,
-)
-from semppl_jax.evaluation import (
-  classifier_step,
-  encoder_scores,
-  grid_search,
-)
-from semppl_jax.evaluation import (
-  setup as setup_lib,
-)
+from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation import classifier_step, grid_search
+from semppl_jax.evaluation import knn as knn_lib
+from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.evaluation.classifier import Predictions
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.weights import match_names
@@ -154,10 +147,10 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   )
   keys, known = embed(sources.Rows(run.data.train, labelled))
   queries, readable = embed(run.data.test)
-  ranks = encoder_scores.knn_scores(
+  ranks = knn_lib.ranks(
     queries,
-    keys[known],
-    run.labels[labelled][known],
+    keys,
+    np.where(known, run.labels[labelled], -1),
     k=run.cfg.knn.k,
     num_classes=run.data.num_classes,
   )

@@ -15,7 +15,7 @@ from semppl_jax.data import datasets, pipeline, sources
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.evaluation import inference
+from semppl_jax.evaluation import features as features_lib
 from semppl_jax.models import encoders, networks
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import lock, run_log
@@ -139,7 +139,7 @@ def embed(
   Returns:
     [N, e] float32, and which images could be decoded, [N] bool.
   """
-  (found,), readable = inference.over_images(
+  (found,), readable = features_lib.over_images(
     _forward(run.nets, of), (params, bn_state), source, run.devices,
     run.cfg.evaluation.batch_size, images=middle(run.cfg),
     workers=run.cfg.dataset.workers, on_unreadable=run.unreadable,

@@ -21,7 +21,7 @@ from semppl_jax.data import transfer_sets
 from semppl_jax.data.transfer_sets import SETS, TransferSet
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import classifier as classifier_lib
-from semppl_jax.evaluation import grid_search, probes
+from semppl_jax.evaluation import grid_search, logistic, measures
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.workdir import metrics, run_log, tables
@@ -145,13 +145,13 @@ def _evaluate(
   predicted = outcome.predicted[outcome.readable]
   results = {
     'measure': measure,
-    'score': probes.MEASURES[measure](predicted, truth),
+    'score': measures.MEASURES[measure](predicted, truth),
     **outcome.chosen,
     'train_images': len(data.train) - len(opened.validation),
     'validation_images': len(opened.validation),
     'test_images': len(truth),
     'unreadable_images': len(run.unreadable),
-    'top1': probes.top1(predicted, truth),
+    'top1': measures.top1(predicted, truth),
     'seconds': time.monotonic() - begun,
   }
   run_log.info(
@@ -176,13 +176,13 @@ def _linear(
   held_out = np.isin(np.arange(len(known)), validation)[known]
   if not held_out.any():
     raise UserError(f'{name}: no validation image can be decoded.')
-  chosen = probes.regression(
+  chosen = logistic.regression(
     features[known],
     run.labels[known],
     held_out,
     queries,
     strengths=np.geomspace(cfg.l2[1], cfg.l2[0], cfg.num_l2),
-    measure=probes.MEASURES[SETS[name].measure],
+    measure=measures.MEASURES[SETS[name].measure],
     max_iterations=cfg.max_iterations,
   )
   _warn(name, chosen, cfg)
@@ -194,7 +194,7 @@ def _linear(
 
 
 def _warn(
-  name: str, chosen: probes.Chosen, cfg: ml_collections.FrozenConfigDict
+  name: str, chosen: logistic.Chosen, cfg: ml_collections.FrozenConfigDict
 ) -> None:
   """Tells of penalties out of range, and of fits that were not finished."""
   place = int(np.argmax(chosen.scores))
@@ -216,7 +216,7 @@ def _fine_tune(
 ) -> _Outcome:
   """All weights trained, with the learning rates that did best."""
   folder.mkdir(exist_ok=True)
-  measure, steps = probes.MEASURES[SETS[name].measure], run.cfg.transfer.steps
+  measure, steps = measures.MEASURES[SETS[name].measure], run.cfg.transfer.steps
   # BYOL's, of BatchNorm's running averages: at least ten steps of an epoch.
   decay = max(1 - 10 * run.cfg.batch_size / len(run.labels), 0.9)
   nets = run.weights._replace(bn_decay=decay).network()

@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize, special
 
 from semppl_jax import errors
-from semppl_jax.evaluation import probes
+from semppl_jax.evaluation import logistic, measures
 
 # Training: three of class 0 at -1, one of class 1 at +1; held out: one of each.
 X = np.array([[-1.0], [-1], [-1], [1], [-1], [1]])
@@ -14,8 +14,8 @@ HELD_OUT = np.array([False] * 4 + [True] * 2)
 
 
 def regression(x=X, labels=LABELS, held_out=HELD_OUT, queries=X, **kwargs):
-  settings = {'measure': probes.top1, 'max_iterations': 1000} | kwargs
-  return probes.regression(x, labels, held_out, queries, **settings)
+  settings = {'measure': measures.top1, 'max_iterations': 1000} | kwargs
+  return logistic.regression(x, labels, held_out, queries, **settings)
 
 
 @pytest.mark.parametrize('scale, shift', [(1, 0), (10, 0), (0.1, 0), (1, 7)])
@@ -102,9 +102,9 @@ def test_fits_that_stop_too_early_are_counted():
 def test_measures_of_unbalanced_predictions():
   truth = np.array([0] * 8 + [1] * 2 + [3])
   predicted = np.array([0] * 8 + [0, 1] + [2])
-  assert probes.top1(predicted, truth) == pytest.approx(9 / 11)
+  assert measures.top1(predicted, truth) == pytest.approx(9 / 11)
   # Classes 0, 1 and 3: all, half and none of their images; 2 has no image.
-  assert probes.mean_per_class(predicted, truth) == pytest.approx(1.5 / 3)
+  assert measures.mean_per_class(predicted, truth) == pytest.approx(1.5 / 3)
 
 
 def test_the_measure_chooses():
@@ -115,7 +115,7 @@ def test_the_measure_chooses():
   strengths = [100.0, 0.01]
   found = {
     name: regression(x, labels, held_out, strengths=strengths, measure=measure)
-    for name, measure in probes.MEASURES.items()
+    for name, measure in measures.MEASURES.items()
   }
   # All are called 0: 5 of 6, and (1 + 0) / 2. By their place: 3 of 6, and
   # (2 / 5 + 1) / 2.
