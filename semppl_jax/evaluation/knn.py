@@ -146,9 +146,9 @@ def _search(
     for i in range(0, max(1, len(queries)), many)
   ]
   empty = _Found(
-    jnp.full((many, k), -jnp.inf),
+    jnp.full((many, k), -jnp.inf, jnp.float32),
     jnp.zeros((many, k), jnp.int32),
-    jnp.full((many, num_classes), -jnp.inf),
+    jnp.full((many, num_classes), -jnp.inf, jnp.float32),
   )
   found = [empty] * len(blocks)
   for i in range(0, len(used), size):

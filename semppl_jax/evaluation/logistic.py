@@ -9,7 +9,7 @@ from semppl_jax.errors import UserError
 from semppl_jax.evaluation.measures import Measure
 
 # A fit has converged when so much of the mean loss is left to gain [ours].
-_RELATIVE, _ABSOLUTE = 1e-5, 1e-6
+_RELATIVE, _ABSOLUTE = 1e-5, 1e-7
 
 
 class Chosen(NamedTuple):

@@ -108,14 +108,13 @@ def test_equal_keys_are_equal_wherever_they_stand(monkeypatch):
   monkeypatch.setattr(knn, '_KEYS', 64)
   random = np.random.RandomState(0)
   queries = random.randn(9, 2048).astype(np.float32)
-  key = queries.mean(axis=0) + random.randn(2048).astype(np.float32)
+  key = 3 * queries.mean(axis=0) + random.randn(2048).astype(np.float32)
   keys = random.randn(201, 2048).astype(np.float32)
   places = [3, 63, 64, 100, 127, 128, 191, 192, 200]
   keys[places] = key
   rows, similarity = knn.neighbours(queries, keys, len(places))
-  wanted, near = by_sorting(queries, keys, len(places))
+  _, near = by_sorting(queries, keys, len(places))
   np.testing.assert_array_equal(rows, np.tile(places, (9, 1)))
-  np.testing.assert_array_equal(rows, wanted)
   np.testing.assert_allclose(similarity, near, rtol=1e-5)
 
 

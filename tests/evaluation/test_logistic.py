@@ -175,7 +175,7 @@ def test_fits_reach_the_minimum_of_scikit_learn(rows, size, classes):
     bias = fits.model.bias - space._centre @ weights
     # Of two classes it fits the difference of their weights.
     model = linear_model.LogisticRegression(
-      C=(2 if classes == 2 else 1) / strength, tol=1e-9, max_iter=100_000
+      C=(2 if classes == 2 else 1) / strength, tol=1e-7, max_iter=10_000
     ).fit(x.astype(np.float64), labels)
     w, b = model.coef_.T, model.intercept_
     if classes == 2:
