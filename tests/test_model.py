@@ -64,7 +64,9 @@ def test_embeddings_are_those_of_evaluation(ours, test_split):
   cfg.checkpoint = 'digits'
   cfg.evaluation.batch_size = 64
   run = setup_lib.prepare(cfg)
-  placed = setup_lib.on_devices(run, (run.weights.params, run.weights.state))
+  placed = setup_lib.replicated(
+    run, (run.checkpoint.params, run.checkpoint.state)
+  )
   expected, _ = setup_lib.embed(run, run.data.test, *placed)
   found = ours.embed(test_split[0])
   assert found.shape == (297, ours.embedding_size)

@@ -60,17 +60,17 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> Results:
       is not there.
     Interrupted: SIGINT or SIGTERM while fine-tuning; its last step is saved.
   """
-  run = setup_lib.without_data(cfg)
+  run = setup_lib.prepare_without_data(cfg)
   _check(cfg)
   names = list(cfg.transfer.sets)
   folder = pathlib.Path(workdir, 'sets')
   done = {name: metrics.read_json(folder / f'{name}.json') for name in names}
   done = {name: results for name, results in done.items() if results}
   found, missing = _open(cfg, names, done)
-  run_log.info(f'{cfg.checkpoint}: {run.weights}')
+  run_log.info(f'{cfg.checkpoint}: {run.checkpoint}')
   middle = f'the middle {cfg.crops.center:.1%} at {cfg.crops.size} px'
   run_log.info(f'Transfer, {cfg.transfer.mode}; images: {middle}.')
-  with setup_lib.claimed(run, workdir):
+  with setup_lib.claimed_workdir(run, workdir):
     for name, opened in found.items():
       folder.mkdir(exist_ok=True)
       done[name] = _evaluate(run, name, opened, pathlib.Path(workdir))
@@ -166,8 +166,8 @@ def _linear(
   """Logistic regression on the frozen encoder's features."""
   cfg = run.cfg.transfer
   params, bn_state = (
-    setup_lib.on_devices(run, tree)
-    for tree in (run.weights.params, run.weights.state)
+    setup_lib.replicated(run, tree)
+    for tree in (run.checkpoint.params, run.checkpoint.state)
   )
   features, known = setup_lib.embed(run, run.data.train, params, bn_state)
   queries, readable = setup_lib.embed(run, run.data.test, params, bn_state)
@@ -219,15 +219,15 @@ def _fine_tune(
   measure, steps = measures.MEASURES[SETS[name].measure], run.cfg.transfer.steps
   # BYOL's, of BatchNorm's running averages: at least ten steps of an epoch.
   decay = max(1 - 10 * run.cfg.batch_size / len(run.labels), 0.9)
-  nets = run.weights._replace(bn_decay=decay).network()
+  nets = run.checkpoint._replace(bn_decay=decay).network()
   run = run._replace(nets=nets)
   rates, score = grid_search.search(
     run, str(folder / 'grid'), rows=validation, steps=steps, measure=measure
   )
-  setup = classifier_lib.setup(run, run.labels, nets.encode, *rates)
-  setup = setup._replace(total_steps=steps)
+  hparams = classifier_lib.hyperparameters(run, run.labels, nets.encode, *rates)
+  hparams = hparams._replace(total_steps=steps)
   state, _ = classifier_lib.fit(
-    run, setup, run.data.train, run.labels, str(folder)
+    run, hparams, run.data.train, run.labels, str(folder)
   )
   logits, readable = classifier_lib.predict(run, state, run.data.test)
   if not np.isfinite(logits).all():

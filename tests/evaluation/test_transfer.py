@@ -107,10 +107,10 @@ def test_the_experiment_is_byols_protocol():
 
 def embed(cfg, name):
   """The features of a set, with no help of the package's own."""
-  run = setup_lib.without_data(cfg)
+  run = setup_lib.prepare_without_data(cfg)
   params, state = (
-    setup_lib.on_devices(run, x)
-    for x in (run.weights.params, run.weights.state)
+    setup_lib.replicated(run, x)
+    for x in (run.checkpoint.params, run.checkpoint.state)
   )
   opened = transfer_sets.load(name, cfg.dataset)
   train, test = (
@@ -351,9 +351,9 @@ def trainings(monkeypatch):
   seen = []
   fit, batches = classifier_lib.fit, pipeline.batches
 
-  def spied_fit(run, setup, source, labels, workdir):
-    seen.append((workdir, setup, labels.copy(), []))
-    return fit(run, setup, source, labels, workdir)
+  def spied_fit(run, hparams, source, labels, workdir):
+    seen.append((workdir, hparams, labels.copy(), []))
+    return fit(run, hparams, source, labels, workdir)
 
   def spied_batches(*args, **kwargs):
     for batch, truth in batches(*args, **kwargs):
@@ -392,9 +392,9 @@ def test_fine_tuning(data_dir, tmp_path, trainings, monkeypatch, num_devices):
   assert results == read(tmp_path / 'results.json')
   _, validation = transfer_sets.load('pets', tuned(data_dir).dataset)
   assert len(trainings) == 3
-  for folder, setup, labels, ids in trainings:
-    assert setup.total_steps == len(ids) == 8 and setup.warmup_steps == 0
-    assert setup.encoder_learning_rate == 0.01
+  for folder, hparams, labels, ids in trainings:
+    assert hparams.total_steps == len(ids) == 8 and hparams.warmup_steps == 0
+    assert hparams.encoder_learning_rate == 0.01
     rows = np.flatnonzero(labels >= 0)
     assert set(np.concatenate(ids)) == set(rows)
     if folder == str(tmp_path / 'pets'):
