@@ -18,7 +18,8 @@ import numpy as np
 from semppl_jax.data import pipeline, python_objects
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.evaluation import encoder_scores, inference
+from semppl_jax.evaluation import features as features_lib
+from semppl_jax.evaluation import knn
 from semppl_jax.memory import pseudo_labels
 from semppl_jax.models import encoders
 from semppl_jax.weights import architecture as architecture_lib
@@ -271,7 +272,7 @@ class Model:
       python_objects.files(images) if python_objects.are_files(images) else None
     )
     queries = self.embed(images if paths is None else paths)
-    nearest, similarity = encoder_scores.neighbours(queries, keys, k)
+    nearest, similarity = knn.neighbours(queries, keys, k)
     voted, share = map(
       np.asarray, jax.jit(pseudo_labels.vote)(labels[nearest], similarity)
     )
@@ -309,7 +310,7 @@ class Model:
   ) -> np.ndarray:
     source = python_objects.source(images)
     few, many = _BATCHES
-    (found,), _ = inference.over_images(
+    (found,), _ = features_lib.over_images(
       forward, self._on_devices, source, jax.local_devices(),
       few if len(source) <= few else many, images=self._crops,
       on_unreadable=on_unreadable or _refuse,

@@ -78,8 +78,8 @@ def _outputs(run: run_lib.TrainRun, size: int) -> int:
 def _evaluation(cfg: ml_collections.ConfigDict) -> list[str]:
   cfg = run_settings.complete(cfg)
   several = cfg.task in ('robustness', 'transfer')
-  run = (setup_lib.without_data if several else setup_lib.prepare)(cfg)
-  lines = [f'settings: fine; checkpoint: {run.weights}']
+  run = (setup_lib.prepare_without_data if several else setup_lib.prepare)(cfg)
+  lines = [f'settings: fine; checkpoint: {run.checkpoint}']
   if not several:
     lines.append(
       f'data: {len(run.data.train):,} training images, '

@@ -17,7 +17,8 @@ from semppl_jax import checkpoint, config
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.data import sources
 from semppl_jax.distributed import consistency, parallel, processes
-from semppl_jax.evaluation import baselines, encoder_scores
+from semppl_jax.evaluation import baselines, final_scores
+from semppl_jax.evaluation import features as features_lib
 from semppl_jax.train import loop, plausibility, recipe, resume, watchdog
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
@@ -175,10 +176,10 @@ def finish(
 
   begun = time.monotonic()
   unreadable = run_log.Unreadable(os.path.join(workdir, UNREADABLE))
-  embed = lambda source, tell=unreadable: encoder_scores.features(
+  embed = lambda source, tell=unreadable: features_lib.features(
     state, run.setup.method, run.setup.nets, run.cfg, source, run.devices, tell
   )
-  seen = encoder_scores.rows_to_judge(
+  seen = final_scores.rows_to_judge(
     run.labels, run.cfg.evaluation.train_images, run.cfg.seed
   )
   train_features = embed(sources.Rows(run.data.train, seen))
@@ -186,7 +187,7 @@ def finish(
   # A test image may be called what a training image is called.
   tell = lambda name, reason: unreadable(f'test: {name}', reason)
   test_features = None if test is None else embed(test, tell)
-  scores = encoder_scores.scores(
+  scores = final_scores.scores(
     train_features,
     test_features,
     labels=run.labels[seen],

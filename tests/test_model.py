@@ -19,7 +19,7 @@ from experiments import digits, eval_knn
 from semppl_jax import model
 from semppl_jax.data import datasets
 from semppl_jax.distributed import parallel, processes
-from semppl_jax.evaluation import encoder_scores
+from semppl_jax.evaluation import features as features_lib
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.methods import base
 from semppl_jax.models import heads
@@ -64,7 +64,9 @@ def test_embeddings_are_those_of_evaluation(ours, test_split):
   cfg.checkpoint = 'digits'
   cfg.evaluation.batch_size = 64
   run = setup_lib.prepare(cfg)
-  placed = setup_lib.on_devices(run, (run.weights.params, run.weights.state))
+  placed = setup_lib.replicated(
+    run, (run.checkpoint.params, run.checkpoint.state)
+  )
   expected, _ = setup_lib.embed(run, run.data.test, *placed)
   found = ours.embed(test_split[0])
   assert found.shape == (297, ours.embedding_size)
@@ -85,7 +87,7 @@ def test_embeddings_are_those_of_a_trainings_end(ours, test_split):
   placed = parallel.put_sharded(
     parallel.replicate(state, len(devices)), devices
   )
-  expected = encoder_scores.features(
+  expected = features_lib.features(
     placed, _no_method(), ours.checkpoint.network(), cfg,
     datasets.load(cfg.dataset).test, devices,
   )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from semppl_jax.data import pipeline, sources
-from semppl_jax.evaluation import encoder_scores
+from semppl_jax.evaluation import logistic, measures
 
 NAMES = ('baseline_pixels_top1', 'baseline_histogram_top1')
 _PIXELS = 16  # a side of the small image
@@ -43,8 +43,8 @@ def scores(
   for name, features in zip(NAMES, (_pixels, _histograms)):
     keys, readable = features(sources.Rows(train, known))
     queries, judged = features(test)
-    result[name] = encoder_scores.accuracy(
-      encoder_scores.linear_probe(
+    result[name] = measures.accuracy(
+      logistic.linear_probe(
         keys[readable], labels[known][readable], queries, c
       ),
       np.where(judged, test_truth, -1),

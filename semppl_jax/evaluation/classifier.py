@@ -16,19 +16,19 @@ from semppl_jax.train import loop, resume, schedules
 from semppl_jax.weights import haiku_trees
 
 
-def setup(
+def hyperparameters(
   run: EvalRun,
   labels: np.ndarray,
   encode: Callable[..., Any] | None,
   rate: float,
   encoder_rate: float | None = None,
-) -> classifier_step.Setup:
+) -> classifier_step.Hyperparameters:
   """What is trained, how fast and how long.
 
   Args:
     run: settings.
     labels: [N], -1: not to be trained on; the others make an epoch.
-    encode: see classifier_step.Setup.
+    encode: see classifier_step.Hyperparameters.
     rate: learning rate of the classifier, for 256 images.
     encoder_rate: of the encoder; None: it is frozen.
   """
@@ -37,7 +37,7 @@ def setup(
     num_examples=int(np.sum(labels >= 0)),
     batch_size=run.cfg.batch_size,
   )
-  return classifier_step.Setup(
+  return classifier_step.Hyperparameters(
     cfg=run.cfg,
     encode=encode,
     learning_rate=rate,
@@ -49,7 +49,7 @@ def setup(
 
 def fit(
   run: EvalRun,
-  setup: classifier_step.Setup,
+  hparams: classifier_step.Hyperparameters,
   source: Any,
   labels: np.ndarray,
   workdir: str,
@@ -58,7 +58,7 @@ def fit(
 
   Args:
     run: checkpoint, devices, settings.
-    setup: what is trained.
+    hparams: what is trained.
     source: N images, or their features.
     labels: [N], -1: not to be trained on.
     workdir: of metrics and checkpoints.
@@ -69,10 +69,10 @@ def fit(
   is_encoder = lambda module: module.split('/')[0] not in haiku_trees.HEADS
   encoder, bn_state = (
     {m: x for m, x in tree.items() if is_encoder(m)}
-    for tree in (run.weights.params, run.weights.state)
+    for tree in (run.checkpoint.params, run.checkpoint.state)
   )
   fresh = classifier_step.init(
-    setup,
+    hparams,
     encoder,
     bn_state,
     embedding_size=setup_lib.output_size(run),
@@ -93,17 +93,17 @@ def fit(
       seed=run.cfg.seed,
       batch_size=run.cfg.batch_size,
       start_step=start,
-      num_steps=setup.total_steps - start,
+      num_steps=hparams.total_steps - start,
       labelled_share=1.0,
       # Features are in memory: workers would each be sent a copy.
-      workers=0 if setup.encode is None else run.cfg.dataset.workers,
-      images=_images(run, setup),
+      workers=0 if hparams.encode is None else run.cfg.dataset.workers,
+      images=_images(run, hparams),
       on_unreadable=run.unreadable,
     )
     job = loop.LoopSettings(
-      run.cfg, setup.total_steps, run.devices, workdir, saver
+      run.cfg, hparams.total_steps, run.devices, workdir, saver
     )
-    step = functools.partial(classifier_step.train_step, setup=setup)
+    step = functools.partial(classifier_step.train_step, hparams=hparams)
     return loop.fit(
       job,
       loop.mapped(job, step),
@@ -117,13 +117,15 @@ def fit(
   return state, past.seconds
 
 
-def _images(run: EvalRun, setup: classifier_step.Setup) -> pipeline.Images:
+def _images(
+  run: EvalRun, hparams: classifier_step.Hyperparameters
+) -> pipeline.Images:
   """How what is trained on becomes arrays: see classifier_step.train_step."""
-  if setup.encode is None:
+  if hparams.encode is None:
     return pipeline.Images()
   if run.cfg.crops.augment:
     return pipeline.whole(run.cfg.dataset, run.data)
-  return setup_lib.middle(run.cfg)
+  return setup_lib.center_crops(run.cfg)
 
 
 def cached(run: EvalRun) -> tuple[sources.Records, np.ndarray]:
@@ -135,8 +137,8 @@ def cached(run: EvalRun) -> tuple[sources.Records, np.ndarray]:
   """
   labelled = np.flatnonzero(run.labels >= 0)
   params, bn_state = (
-    setup_lib.on_devices(run, tree)
-    for tree in (run.weights.params, run.weights.state)
+    setup_lib.replicated(run, tree)
+    for tree in (run.checkpoint.params, run.checkpoint.state)
   )
   rows = sources.Rows(run.data.train, labelled)
   features, readable = setup_lib.embed(run, rows, params, bn_state)  # [L, e]

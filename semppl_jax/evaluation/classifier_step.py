@@ -35,7 +35,7 @@ class ClassifierState(NamedTuple):
   opt_state: optax.OptState  # of what is trained
 
 
-class Setup(NamedTuple):
+class Hyperparameters(NamedTuple):
   """What is fixed for a whole training: nothing here is traced."""
 
   cfg: ml_collections.FrozenConfigDict
@@ -57,7 +57,7 @@ class Setup(NamedTuple):
 
 
 def init(
-  setup: Setup,
+  hparams: Hyperparameters,
   params: Mapping[str, Any],
   bn_state: Mapping[str, Any],
   *,
@@ -67,7 +67,7 @@ def init(
   """The state before the first step, without device axes.
 
   Args:
-    setup: what is trained.
+    hparams: what is trained.
     params: the encoder's.
     bn_state: the encoder's.
     embedding_size: e.
@@ -75,14 +75,14 @@ def init(
       release, from the config's seed.
   """
   head = hk.transform(lambda x: hk.Linear(num_classes, name=_HEAD)(x))
-  key = jax.random.key(setup.cfg.seed)
+  key = jax.random.key(hparams.cfg.seed)
   whole = dict(params) | head.init(key, jnp.zeros((1, embedding_size)))
-  trained, _ = _split(whole, setup)
+  trained, _ = _split(whole, hparams)
   return ClassifierState(
     step=jnp.zeros((), jnp.int32),
     online_params=whole,
     online_state=dict(bn_state),
-    opt_state=setup.optimizer.init(trained),
+    opt_state=hparams.optimizer.init(trained),
   )
 
 
@@ -91,7 +91,7 @@ def train_step(
   batch: types.Batch,
   base_key: jax.Array,
   *,
-  setup: Setup,
+  hparams: Hyperparameters,
 ) -> tuple[ClassifierState, Metrics]:
   """One update on one device's part of the batch.
 
@@ -101,33 +101,33 @@ def train_step(
       middle, [b, S, S, 3] float32 in [0, 1]; without an encoder their
       embeddings, [b, e].
     base_key: the run's key, the same at every step and on every device.
-    setup: the settings.
+    hparams: the settings.
 
   Returns:
     The new state and metrics, equal on all devices.
   """
-  images = _inputs(batch, base_key, state.step, setup)
-  trained, fixed = _split(state.online_params, setup)
+  images = _inputs(batch, base_key, state.step, hparams)
+  trained, fixed = _split(state.online_params, hparams)
   grads, (bn_state, metrics) = jax.grad(_loss_fn, has_aux=True)(
-    trained, fixed, state.online_state, images, batch.labels, setup
+    trained, fixed, state.online_state, images, batch.labels, hparams
   )
   grads, metrics = parallel.pmean((grads, metrics))
   share = schedules.learning_rate(
     state.step,
     base=1.0,
-    batch_size=setup.cfg.batch_size,
-    total_steps=setup.total_steps,
-    warmup_steps=setup.warmup_steps,
+    batch_size=hparams.cfg.batch_size,
+    total_steps=hparams.total_steps,
+    warmup_steps=hparams.warmup_steps,
   )
-  updates, opt_state = setup.optimizer.update(grads, state.opt_state, trained)
-  rates = {module: -share * _rate(module, setup) for module in updates}
+  updates, opt_state = hparams.optimizer.update(grads, state.opt_state, trained)
+  rates = {module: -share * _rate(module, hparams) for module in updates}
   updates = {
     module: {name: rates[module] * u for name, u in leaves.items()}
     for module, leaves in updates.items()
   }
   metrics |= {
     'grad_norm': optax.tree.norm(grads),
-    'learning_rate': share * setup.learning_rate,
+    'learning_rate': share * hparams.learning_rate,
   }
   new_state = ClassifierState(
     step=state.step + 1,
@@ -143,22 +143,22 @@ def logits(params: Mapping[str, Any], embedding: jax.Array) -> jax.Array:
   return embedding @ params[_HEAD]['w'] + params[_HEAD]['b']
 
 
-def _loss_fn(trained, fixed, bn_state, images, labels, setup):
+def _loss_fn(trained, fixed, bn_state, images, labels, hparams):
   params = fixed | trained
   embedding = images
-  if setup.encode is not None:
-    tunes = setup.encoder_learning_rate is not None
+  if hparams.encode is not None:
+    tunes = hparams.encoder_learning_rate is not None
     encoder = {m: x for m, x in params.items() if m != _HEAD}
-    embedding, bn_state = setup.encode(encoder, bn_state, images, tunes)
+    embedding, bn_state = hparams.encode(encoder, bn_state, images, tunes)
   scores = logits(params, embedding)  # [b, K]
   loss = classification.cross_entropy(scores, labels).mean()
   right = (scores.argmax(axis=-1) == labels).mean(dtype=jnp.float32)
   return loss, (bn_state, {'loss': loss, 'accuracy': right})
 
 
-def _inputs(batch, base_key, step, setup):
-  cfg = setup.cfg.crops
-  if setup.encode is None or not cfg.augment:
+def _inputs(batch, base_key, step, hparams):
+  cfg = hparams.cfg.crops
+  if hparams.encode is None or not cfg.augment:
     return batch.images  # embeddings, or crops of the middle
   step_key = jax.random.fold_in(base_key, step)
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
@@ -169,15 +169,17 @@ def _inputs(batch, base_key, step, setup):
   )  # fmt: skip
 
 
-def _rate(module: str, setup: Setup) -> float:
+def _rate(module: str, hparams: Hyperparameters) -> float:
   if module == _HEAD:
-    return setup.learning_rate
-  return setup.encoder_learning_rate
+    return hparams.learning_rate
+  return hparams.encoder_learning_rate
 
 
-def _split(params: Mapping[str, Any], setup: Setup) -> tuple[dict, dict]:
+def _split(
+  params: Mapping[str, Any], hparams: Hyperparameters
+) -> tuple[dict, dict]:
   """(what is trained, what is not)."""
-  tunes = setup.encoder_learning_rate is not None
+  tunes = hparams.encoder_learning_rate is not None
   is_trained = lambda module: tunes or module == _HEAD
   return (
     {m: x for m, x in params.items() if is_trained(m)},

@@ -100,12 +100,12 @@ def _held_out(
   labels = run.labels.copy()
   labels[rows] = -1
   held_out = sources.Rows(run.data.train, rows)
-  setup = classifier_lib.setup(run, labels, run.nets.encode, *rates)
+  hparams = classifier_lib.hyperparameters(run, labels, run.nets.encode, *rates)
   if steps is not None:
-    setup = setup._replace(total_steps=steps)
+    hparams = hparams._replace(total_steps=steps)
   try:
     state, _ = classifier_lib.fit(
-      run, setup, run.data.train, labels, str(workdir)
+      run, hparams, run.data.train, labels, str(workdir)
     )
     predictions = classifier_lib.predict(run, state, held_out)
     result = _judge(predictions, held_out.labels, measure)

@@ -18,17 +18,10 @@ import numpy as np
 
 from semppl_jax.data import sources
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.evaluation import (
-  classifier as classifier_lib,
-)
-from semppl_jax.evaluation import (
-  classifier_step,
-  encoder_scores,
-  grid_search,
-)
-from semppl_jax.evaluation import (
-  setup as setup_lib,
-)
+from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation import classifier_step, grid_search
+from semppl_jax.evaluation import knn as knn_lib
+from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.evaluation.classifier import Predictions
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.weights import match_names
@@ -57,13 +50,13 @@ def run_task(
   """
   run = setup_lib.prepare(cfg, step)
   _check_heads(run)
-  run_log.info(f'{cfg.checkpoint}: {run.weights}')
+  run_log.info(f'{cfg.checkpoint}: {run.checkpoint}')
   run_log.info(
     f'Test images: the middle {cfg.crops.center:.1%} at {cfg.crops.size} px.'
   )
-  if run.weights.mapping:
-    run_log.info(match_names.explain(run.weights.mapping))
-  with setup_lib.claimed(run, workdir):
+  if run.checkpoint.mapping:
+    run_log.info(match_names.explain(run.checkpoint.mapping))
+  with setup_lib.claimed_workdir(run, workdir):
     done = metrics.read_json(os.path.join(workdir, RESULTS))
     if done is not None:
       run_log.info(f'{workdir}: this evaluation is finished.')
@@ -89,8 +82,8 @@ def _evaluate(run: EvalRun, workdir: str) -> dict[str, Any]:
     'num_labels': int(np.sum(run.labels >= 0)),
     'num_test': int(np.sum(truth >= 0)),
     'unreadable_images': len(run.unreadable),
-    'checkpoint': str(run.weights),
-    'checkpoint_step': run.weights.step,
+    'checkpoint': str(run.checkpoint),
+    'checkpoint_step': run.checkpoint.step,
     'seconds': time.monotonic() - begun,
     'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }
@@ -109,12 +102,15 @@ def linear(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   encode: Callable[..., Any] | None = run.nets.encode
   if run.cfg.features == 'cached':
     (source, labels), encode = classifier_lib.cached(run), None
-  setup = classifier_lib.setup(
+  hparams = classifier_lib.hyperparameters(
     run, labels, encode, run.cfg.optimizer.learning_rate
   )
-  state, seconds = classifier_lib.fit(run, setup, source, labels, workdir)
+  state, seconds = classifier_lib.fit(run, hparams, source, labels, workdir)
   predictions = classifier_lib.predict(run, state, run.data.test)
-  return predictions, {'steps': setup.total_steps, 'training_seconds': seconds}
+  return predictions, {
+    'steps': hparams.total_steps,
+    'training_seconds': seconds,
+  }
 
 
 def semi_supervised(
@@ -126,13 +122,15 @@ def semi_supervised(
   the labelled images; then all of them are trained on.
   """
   rates, held_out_top1 = grid_search.search(run, os.path.join(workdir, 'grid'))
-  setup = classifier_lib.setup(run, run.labels, run.nets.encode, *rates)
+  hparams = classifier_lib.hyperparameters(
+    run, run.labels, run.nets.encode, *rates
+  )
   state, seconds = classifier_lib.fit(
-    run, setup, run.data.train, run.labels, workdir
+    run, hparams, run.data.train, run.labels, workdir
   )
   predictions = classifier_lib.predict(run, state, run.data.test)
   return predictions, {
-    'steps': setup.total_steps,
+    'steps': hparams.total_steps,
     'learning_rate': rates[0],
     'encoder_learning_rate': rates[1],
     'held_out_top1': held_out_top1,
@@ -145,18 +143,18 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   del workdir  # nothing is trained
   labelled = np.flatnonzero(run.labels >= 0)
   params, bn_state = (
-    setup_lib.on_devices(run, tree)
-    for tree in (run.weights.params, run.weights.state)
+    setup_lib.replicated(run, tree)
+    for tree in (run.checkpoint.params, run.checkpoint.state)
   )
   embed = lambda source: setup_lib.embed(
     run, source, params, bn_state, run.cfg.knn.of
   )
   keys, known = embed(sources.Rows(run.data.train, labelled))
   queries, readable = embed(run.data.test)
-  ranks = encoder_scores.knn_scores(
+  ranks = knn_lib.ranks(
     queries,
-    keys[known],
-    run.labels[labelled][known],
+    keys,
+    np.where(known, run.labels[labelled], -1),
     k=run.cfg.knn.k,
     num_classes=run.data.num_classes,
   )
@@ -171,11 +169,11 @@ def classifier(
   del workdir  # nothing is trained
   state = classifier_step.ClassifierState(
     step=np.int32(0),
-    online_params=run.weights.params,
-    online_state=run.weights.state,
+    online_params=run.checkpoint.params,
+    online_state=run.checkpoint.state,
     opt_state=(),
   )
-  state = setup_lib.on_devices(run, state)
+  state = setup_lib.replicated(run, state)
   return classifier_lib.predict(run, state, run.data.test), {}
 
 
@@ -189,7 +187,7 @@ TASKS = {
 
 def _check_heads(run: EvalRun) -> None:
   """Refuses a checkpoint that lacks what the task evaluates."""
-  cfg, has = run.cfg, {m.split('/')[0] for m in run.weights.params}
+  cfg, has = run.cfg, {m.split('/')[0] for m in run.checkpoint.params}
   needed = {'projection': 'projector', 'prediction': 'predictor'}
   head = needed.get(cfg.knn.of) if cfg.task == 'knn' else None
   if head and head not in has:
@@ -200,7 +198,7 @@ def _check_heads(run: EvalRun) -> None:
     return
   if 'classifier' not in has:
     raise CheckpointError(f'{cfg.checkpoint} has no classifier.')
-  classes = run.weights.params['classifier']['w'].shape[1]
+  classes = run.checkpoint.params['classifier']['w'].shape[1]
   if classes != run.data.num_classes:
     raise CheckpointError(
       f'the classifier in {cfg.checkpoint} has {classes} classes, '

@@ -62,7 +62,7 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       cannot be read; a checkpoint without a classifier of 1000 classes.
   """
   parts = robustness_sets.parts(cfg.robustness.sets)
-  run = setup_lib.without_data(cfg)
+  run = setup_lib.prepare_without_data(cfg)
   _check_classifier(run)
   files = {
     name: pathlib.Path(workdir, 'sets', f'{name}.json') for name in parts
@@ -75,8 +75,8 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     cfg.robustness.objectnet,
   )
   absent = _check_missing(cfg, missing, [n for n in parts if n not in missing])
-  run_log.info(f'{cfg.checkpoint}: {run.weights}')
-  with setup_lib.claimed(run, workdir):
+  run_log.info(f'{cfg.checkpoint}: {run.checkpoint}')
+  with setup_lib.claimed_workdir(run, workdir):
     if scores:
       ready = f'{len(scores)} of {len(parts)} sets are finished'
       run_log.info(f'{workdir}: {ready}.')
@@ -115,7 +115,7 @@ def top(
 
 
 def _check_classifier(run: EvalRun) -> None:
-  head = run.weights.params.get('classifier')
+  head = run.checkpoint.params.get('classifier')
   if head is None:
     raise CheckpointError(f'{run.cfg.checkpoint} has no classifier.')
   classes = head['w'].shape[1]
@@ -149,9 +149,9 @@ def _check_missing(
 
 def _state(run: EvalRun) -> classifier_step.ClassifierState:
   """The checkpoint's weights on all devices."""
-  params, bn_state = run.weights.params, run.weights.state
+  params, bn_state = run.checkpoint.params, run.checkpoint.state
   state = classifier_step.ClassifierState(np.int32(0), params, bn_state, ())
-  return setup_lib.on_devices(run, state)
+  return setup_lib.replicated(run, state)
 
 
 def _evaluate(
@@ -260,8 +260,8 @@ def _report(
   results = {f'{n}/{key}': x[key] for n, x in lines.items() for key in shares}
   results |= errors | {
     'unreadable_images': sum(unreadable.values()),
-    'checkpoint': str(run.weights),
-    'checkpoint_step': run.weights.step,
+    'checkpoint': str(run.checkpoint),
+    'checkpoint_step': run.checkpoint.step,
     'seconds': sum(x['seconds'] for x in scores.values()),
     'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }

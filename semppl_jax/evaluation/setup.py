@@ -1,4 +1,4 @@
-"""An evaluation made ready: checkpoint, data, labels, devices; and features."""
+"""An evaluation made ready: checkpoint, data, labels, devices; its features."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from semppl_jax.data import datasets, pipeline, sources
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.evaluation import inference
+from semppl_jax.evaluation import features as features_lib
 from semppl_jax.models import encoders, networks
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import lock, run_log
@@ -25,9 +25,9 @@ class EvalRun(NamedTuple):
   """What an evaluation is made of."""
 
   cfg: ml_collections.FrozenConfigDict
-  data: sources.Dataset | None  # None: see `without_data`
+  data: sources.Dataset | None  # None: see `prepare_without_data`
   labels: np.ndarray  # [N] int32 labels of training images that may be used
-  weights: load_lib.Checkpoint
+  checkpoint: load_lib.Checkpoint
   nets: networks.Networks
   devices: list[jax.Device]
   unreadable: run_log.Unreadable
@@ -40,7 +40,7 @@ def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
     cfg: the resolved config.
     step: of a run's checkpoint; None: the newest.
   """
-  run = without_data(cfg, step)
+  run = prepare_without_data(cfg, step)
   data = datasets.load(cfg.dataset)
   for note in data.notes:
     run_log.info(f'Note: {note}.')
@@ -52,7 +52,7 @@ def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
   return run._replace(data=data, labels=_labels(cfg, data))
 
 
-def without_data(
+def prepare_without_data(
   cfg: ml_collections.ConfigDict, step: int | None = None
 ) -> EvalRun:
   """`prepare` but for the data set, for evaluations of many."""
@@ -70,7 +70,7 @@ def without_data(
     cfg=ml_collections.FrozenConfigDict(cfg),
     data=None,
     labels=np.zeros(0, np.int32),
-    weights=loaded,
+    checkpoint=loaded,
     nets=loaded.network(),
     devices=devices,
     unreadable=run_log.Unreadable(),
@@ -103,22 +103,22 @@ def _labels(
   return labels
 
 
-def claimed(
+def claimed_workdir(
   run: EvalRun, workdir: str
 ) -> contextlib.AbstractContextManager[None]:
   """Refuses a folder of another evaluation, of other weights, or in use."""
-  identity = {'digest': load_lib.digest(run.weights)}
-  identity |= load_lib.settings(run.weights)._asdict()
+  identity = {'digest': load_lib.digest(run.checkpoint)}
+  identity |= load_lib.settings(run.checkpoint)._asdict()
   settings = run.cfg.to_dict() | {'weights': identity}
   return lock.claimed(workdir, settings, ignore=eval_config.COSMETIC)
 
 
 def output_size(run: EvalRun) -> int:
   """e, the size of the encoder's embedding."""
-  return encoders.output_size(run.weights.architecture)
+  return encoders.output_size(run.checkpoint.architecture)
 
 
-def on_devices(run: EvalRun, tree: Any) -> Any:
+def replicated(run: EvalRun, tree: Any) -> Any:
   """Copies of a tree on all devices: leaves [D, ...]."""
   copies = parallel.replicate(tree, len(run.devices))
   return parallel.put_sharded(copies, run.devices)
@@ -139,9 +139,9 @@ def embed(
   Returns:
     [N, e] float32, and which images could be decoded, [N] bool.
   """
-  (found,), readable = inference.over_images(
+  (found,), readable = features_lib.over_images(
     _forward(run.nets, of), (params, bn_state), source, run.devices,
-    run.cfg.evaluation.batch_size, images=middle(run.cfg),
+    run.cfg.evaluation.batch_size, images=center_crops(run.cfg),
     workers=run.cfg.dataset.workers, on_unreadable=run.unreadable,
   )  # fmt: skip
   return found, readable
@@ -166,7 +166,7 @@ def _forward(
   return forward
 
 
-def middle(cfg: ml_collections.FrozenConfigDict) -> pipeline.Images:
+def center_crops(cfg: ml_collections.FrozenConfigDict) -> pipeline.Images:
   """Crops of the middle, as the release's evaluation sees an image."""
   return pipeline.Images(
     crop=(cfg.crops.size, cfg.crops.center), on_corrupt=cfg.dataset.on_corrupt

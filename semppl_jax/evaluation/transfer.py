@@ -21,7 +21,7 @@ from semppl_jax.data import transfer_sets
 from semppl_jax.data.transfer_sets import SETS, TransferSet
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import classifier as classifier_lib
-from semppl_jax.evaluation import grid_search, probes
+from semppl_jax.evaluation import grid_search, logistic, measures
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.workdir import metrics, run_log, tables
@@ -61,17 +61,17 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> Results:
       is not there.
     Interrupted: SIGINT or SIGTERM while fine-tuning; its last step is saved.
   """
-  run = setup_lib.without_data(cfg)
+  run = setup_lib.prepare_without_data(cfg)
   _check(cfg)
   names = list(cfg.transfer.sets)
   folder = pathlib.Path(workdir, 'sets')
   done = {name: metrics.read_json(folder / f'{name}.json') for name in names}
   done = {name: results for name, results in done.items() if results}
   found, missing = _open(cfg, names, done)
-  run_log.info(f'{cfg.checkpoint}: {run.weights}')
+  run_log.info(f'{cfg.checkpoint}: {run.checkpoint}')
   middle = f'the middle {cfg.crops.center:.1%} at {cfg.crops.size} px'
   run_log.info(f'Transfer, {cfg.transfer.mode}; images: {middle}.')
-  with setup_lib.claimed(run, workdir):
+  with setup_lib.claimed_workdir(run, workdir):
     for name, opened in found.items():
       folder.mkdir(exist_ok=True)
       done[name] = _evaluate(run, name, opened, pathlib.Path(workdir))
@@ -146,13 +146,13 @@ def _evaluate(
   predicted = outcome.predicted[outcome.readable]
   results = {
     'measure': measure,
-    'score': probes.MEASURES[measure](predicted, truth),
+    'score': measures.MEASURES[measure](predicted, truth),
     **outcome.chosen,
     'train_images': len(data.train) - len(opened.validation),
     'validation_images': len(opened.validation),
     'test_images': len(truth),
     'unreadable_images': len(run.unreadable),
-    'top1': probes.top1(predicted, truth),
+    'top1': measures.top1(predicted, truth),
     'seconds': time.monotonic() - begun,
   }
   run_log.info(
@@ -167,8 +167,8 @@ def _linear(
   """Logistic regression on the frozen encoder's features."""
   cfg = run.cfg.transfer
   params, bn_state = (
-    setup_lib.on_devices(run, tree)
-    for tree in (run.weights.params, run.weights.state)
+    setup_lib.replicated(run, tree)
+    for tree in (run.checkpoint.params, run.checkpoint.state)
   )
   features, known = setup_lib.embed(run, run.data.train, params, bn_state)
   queries, readable = setup_lib.embed(run, run.data.test, params, bn_state)
@@ -177,13 +177,13 @@ def _linear(
   held_out = np.isin(np.arange(len(known)), validation)[known]
   if not held_out.any():
     raise UserError(f'{name}: no validation image can be decoded.')
-  chosen = probes.regression(
+  chosen = logistic.regression(
     features[known],
     run.labels[known],
     held_out,
     queries,
     strengths=np.geomspace(cfg.l2[1], cfg.l2[0], cfg.num_l2),
-    measure=probes.MEASURES[SETS[name].measure],
+    measure=measures.MEASURES[SETS[name].measure],
     max_iterations=cfg.max_iterations,
   )
   _warn(name, chosen, cfg)
@@ -195,7 +195,7 @@ def _linear(
 
 
 def _warn(
-  name: str, chosen: probes.Chosen, cfg: ml_collections.FrozenConfigDict
+  name: str, chosen: logistic.Chosen, cfg: ml_collections.FrozenConfigDict
 ) -> None:
   """Tells of penalties out of range, and of fits that were not finished."""
   place = int(np.argmax(chosen.scores))
@@ -217,18 +217,18 @@ def _fine_tune(
 ) -> _Outcome:
   """All weights trained, with the learning rates that did best."""
   folder.mkdir(exist_ok=True)
-  measure, steps = probes.MEASURES[SETS[name].measure], run.cfg.transfer.steps
+  measure, steps = measures.MEASURES[SETS[name].measure], run.cfg.transfer.steps
   # BYOL's, of BatchNorm's running averages: at least ten steps of an epoch.
   decay = max(1 - 10 * run.cfg.batch_size / len(run.labels), 0.9)
-  nets = run.weights._replace(bn_decay=decay).network()
+  nets = run.checkpoint._replace(bn_decay=decay).network()
   run = run._replace(nets=nets)
   rates, score = grid_search.search(
     run, str(folder / 'grid'), rows=validation, steps=steps, measure=measure
   )
-  setup = classifier_lib.setup(run, run.labels, nets.encode, *rates)
-  setup = setup._replace(total_steps=steps)
+  hparams = classifier_lib.hyperparameters(run, run.labels, nets.encode, *rates)
+  hparams = hparams._replace(total_steps=steps)
   state, _ = classifier_lib.fit(
-    run, setup, run.data.train, run.labels, str(folder)
+    run, hparams, run.data.train, run.labels, str(folder)
   )
   logits, readable = classifier_lib.predict(run, state, run.data.test)
   if not np.isfinite(logits).all():

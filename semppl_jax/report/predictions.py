@@ -10,7 +10,8 @@ import numpy as np
 from semppl_jax import checkpoint, config
 from semppl_jax.data import pipeline, sources
 from semppl_jax.errors import CheckpointError, UserError
-from semppl_jax.evaluation import encoder_scores
+from semppl_jax.evaluation import features as features_lib
+from semppl_jax.evaluation import final_scores, knn
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.utils.text import first_line
@@ -135,13 +136,13 @@ def predict(
   """
   chosen = sources.Rows(source, rows)
   found = _features(network, chosen)
-  labels = encoder_scores.pseudo_labels_of(found, network.run.cfg)
+  labels = final_scores.pseudo_labels_of(found, network.run.cfg)
   readable = found.readable
   embeddings = found.embeddings[readable]
   nearest = np.zeros((len(embeddings), 0), int)
   similarity = nearest.astype(np.float32)
   if len(support.rows) and len(embeddings):
-    nearest, similarity = encoder_scores.neighbours(
+    nearest, similarity = knn.neighbours(
       embeddings, support.embeddings, NEIGHBOURS
     )
     nearest = support.rows[nearest]
@@ -155,9 +156,9 @@ def predict(
   )
 
 
-def _features(network: Network, source: Any) -> encoder_scores.Features:
+def _features(network: Network, source: Any) -> features_lib.Features:
   run = network.run
-  return encoder_scores.features(
+  return features_lib.features(
     network.state,
     run.setup.method,
     run.setup.nets,

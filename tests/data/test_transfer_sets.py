@@ -11,7 +11,7 @@ from semppl_jax.config import eval_config
 from semppl_jax.data import images, transfer_sets
 from semppl_jax.data.transfer_sets import SETS
 from semppl_jax.errors import UserError
-from semppl_jax.evaluation import probes
+from semppl_jax.evaluation import measures
 from tests.helpers import transfer_data
 from tests.helpers.transfer_data import (
   CLASSES,
@@ -43,7 +43,7 @@ def load(name, path, **changes):
 
 def test_the_sets_are_those_of_the_config():
   assert tuple(SETS) == eval_config.default().transfer.sets
-  assert {spec.measure for spec in SETS.values()} == set(probes.MEASURES)
+  assert {spec.measure for spec in SETS.values()} == set(measures.MEASURES)
   per_class = {n for n, spec in SETS.items() if spec.measure != 'top-1'}
   assert per_class == {'pets', 'aircraft', 'caltech101', 'flowers'}
 

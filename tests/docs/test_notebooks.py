@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from semppl_jax.distributed import parallel
-from semppl_jax.evaluation import encoder_scores
+from semppl_jax.evaluation import logistic
 from semppl_jax.train import step as step_lib
 from semppl_jax.workdir import plots
 from tests import run_notebooks
@@ -43,7 +43,7 @@ def light(monkeypatch):
   monkeypatch.setattr(parallel, 'some_devices', lambda _: jax.devices()[:1])
   monkeypatch.setattr(plots, 'plots', lambda *_, **__: None)
   monkeypatch.setattr(
-    encoder_scores,
+    logistic,
     'linear_probe',
     lambda train, labels, test, c: np.full(len(test), labels[0]),
   )

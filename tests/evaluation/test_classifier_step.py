@@ -36,7 +36,7 @@ def checkpoint():
   return load_lib.load_checkpoint(golden.path('release_checkpoint_tiny.pkl'))
 
 
-def make_setup(checkpoint, rate, encoder_rate=None, **changes):
+def make_hparams(checkpoint, rate, encoder_rate=None, **changes):
   cfg = eval_config.default()
   cfg.batch_size = BATCH
   # The whole image at its own size: no resampling.
@@ -45,16 +45,16 @@ def make_setup(checkpoint, rate, encoder_rate=None, **changes):
     {key.replace('__', '.'): value for key, value in changes.items()}
   )
   nets = networks.build(**checkpoint.architecture._asdict())
-  return classifier_step.Setup(
+  return classifier_step.Hyperparameters(
     tiny.frozen(cfg), nets.encode, rate, encoder_rate, STEPS, 0
   )
 
 
-def first_state(setup, checkpoint, head=None):
+def first_state(hparams, checkpoint, head=None):
   encoder = {m: x for m, x in checkpoint.params.items() if '~' in m}
   bn_state = {m: x for m, x in checkpoint.state.items() if 'tiny' in m}
   state = classifier_step.init(
-    setup, encoder, bn_state, embedding_size=8, num_classes=CLASSES
+    hparams, encoder, bn_state, embedding_size=8, num_classes=CLASSES
   )
   if head is not None:
     params = state.online_params | {'classifier': head}
@@ -62,13 +62,13 @@ def first_state(setup, checkpoint, head=None):
   return state
 
 
-def train(setup, state, images, labels, num_devices):
+def train(hparams, state, images, labels, num_devices):
   """All steps; returns the last state without device axis, and metrics."""
-  step = functools.partial(classifier_step.train_step, setup=setup)
+  step = functools.partial(classifier_step.train_step, hparams=hparams)
   mapped = tiny.map_step(step, num_devices)
   state = parallel.replicate(state, num_devices)
   state = parallel.put_sharded(state, jax.devices()[:num_devices])
-  if images.dtype == np.uint8 and not setup.cfg.crops.augment:
+  if images.dtype == np.uint8 and not hparams.cfg.crops.augment:
     images = images.astype(np.float32) / 255  # as the input crops them
   seen = []
   for i in range(STEPS):
@@ -81,9 +81,9 @@ def train(setup, state, images, labels, num_devices):
   return classifier_step.to_host(state), seen
 
 
-def final_logits(setup, state, images):
+def final_logits(hparams, state, images):
   pixels = images.astype(np.float32) / 255
-  embedding, _ = jax.jit(setup.encode, static_argnums=3)(
+  embedding, _ = jax.jit(hparams.encode, static_argnums=3)(
     state.online_params, state.online_state, pixels, False
   )
   return classifier_step.logits(state.online_params, embedding)
@@ -96,8 +96,8 @@ def final_logits(setup, state, images):
 def test_equals_the_release(release, checkpoint, tag, rates, num_devices):
   """Losses of all steps, and the logits of its evaluation afterwards."""
   head = {'w': release[f'{tag}/w0'], 'b': release[f'{tag}/b0']}
-  setup = make_setup(checkpoint, *rates)
-  state = first_state(setup, checkpoint, head)
+  hparams = make_hparams(checkpoint, *rates)
+  state = first_state(hparams, checkpoint, head)
   images, labels = release['images'], release['labels']
   tolerance = {'rtol': 1e-5, 'atol': 1e-5}
   if tag == 'fine_tuned':  # batch statistics of few elements amplify rounding
@@ -109,14 +109,14 @@ def test_equals_the_release(release, checkpoint, tag, rates, num_devices):
   noise = np.random.RandomState(1).standard_normal(images.shape)
   for nudge in (0, 1e-7, -1e-7, 3e-7, -3e-7, 1e-6, -1e-6):
     nudged = images if not nudge else (images + nudge * noise).astype('f4')
-    last, seen = train(setup, state, nudged, labels, num_devices)
+    last, seen = train(hparams, state, nudged, labels, num_devices)
     second = release[f'{tag}/losses'][1]
     if tag == 'frozen' or abs(seen[1]['loss'] / second - 1) < 1e-4:
       break
   np.testing.assert_allclose(
     [m['loss'] for m in seen], release[f'{tag}/losses'], **tolerance
   )
-  found = final_logits(setup, last, release['images'][:16])
+  found = final_logits(hparams, last, release['images'][:16])
   np.testing.assert_allclose(found, release[f'{tag}/logits'], **tolerance)
   np.testing.assert_allclose(
     last.online_params['classifier']['w'], release[f'{tag}/w'], **tolerance
@@ -126,12 +126,12 @@ def test_equals_the_release(release, checkpoint, tag, rates, num_devices):
 def test_equals_an_update_written_by_hand(release, checkpoint):
   """Nesterov momentum and cosine in float64, for the head alone."""
   images, labels = release['images'], release['labels']
-  setup = make_setup(checkpoint, 2.0)
-  state = first_state(setup, checkpoint)
-  last, seen = train(setup, state, images, labels, 2)
+  hparams = make_hparams(checkpoint, 2.0)
+  state = first_state(hparams, checkpoint)
+  last, seen = train(hparams, state, images, labels, 2)
   pixels = images.astype(np.float32) / 255
   features = np.asarray(
-    jax.jit(setup.encode, static_argnums=3)(
+    jax.jit(hparams.encode, static_argnums=3)(
       checkpoint.params, checkpoint.state, pixels, False
     )[0],
     np.float64,
@@ -171,9 +171,9 @@ def _moved(before, after):
 def test_what_is_frozen_does_not_move(release, checkpoint):
   images, labels = release['images'], release['labels']
   for encoder_rate, trained in ((None, False), (0.3, True)):
-    setup = make_setup(checkpoint, 0.3, encoder_rate)
-    state = first_state(setup, checkpoint)
-    last, _ = train(setup, state, images, labels, 2)
+    hparams = make_hparams(checkpoint, 0.3, encoder_rate)
+    state = first_state(hparams, checkpoint)
+    last, _ = train(hparams, state, images, labels, 2)
     params = _moved(state.online_params, last.online_params)
     assert 'classifier' in params
     statistics = _moved(state.online_state, last.online_state)
@@ -186,25 +186,25 @@ def test_what_is_frozen_does_not_move(release, checkpoint):
 
 def test_each_part_has_its_own_rate(release, checkpoint):
   """Without a rate the encoder's weights stay; its statistics move on."""
-  setup = make_setup(checkpoint, 0.3, 0.0)
-  state = first_state(setup, checkpoint)
-  last, _ = train(setup, state, release['images'], release['labels'], 2)
+  hparams = make_hparams(checkpoint, 0.3, 0.0)
+  state = first_state(hparams, checkpoint)
+  last, _ = train(hparams, state, release['images'], release['labels'], 2)
   assert _moved(state.online_params, last.online_params) == {'classifier'}
   assert _moved(state.online_state, last.online_state)
 
 
 def test_crops_depend_on_the_place_in_the_batch_alone(release, checkpoint):
   """Augmentation on: the number of devices changes nothing."""
-  setup = make_setup(checkpoint, 0.3, crops__augment=True)
-  state = first_state(setup, checkpoint)
+  hparams = make_hparams(checkpoint, 0.3, crops__augment=True)
+  state = first_state(hparams, checkpoint)
   losses = []
   for num_devices in (1, 8):
     _, seen = train(
-      setup, state, release['images'], release['labels'], num_devices
+      hparams, state, release['images'], release['labels'], num_devices
     )
     losses.append([m['loss'] for m in seen])
   np.testing.assert_allclose(*losses, rtol=1e-5)
-  still = make_setup(checkpoint, 0.3)
+  still = make_hparams(checkpoint, 0.3)
   _, seen = train(still, state, release['images'], release['labels'], 1)
   assert abs(seen[0]['loss'] - losses[0][0]) > 1e-4
 
@@ -212,17 +212,17 @@ def test_crops_depend_on_the_place_in_the_batch_alone(release, checkpoint):
 def test_a_batch_of_features_needs_no_encoder(release, checkpoint):
   """features=cached trains the same head as crops of the middle."""
   images, labels = release['images'], release['labels']
-  setup = make_setup(checkpoint, 0.3)
-  state = first_state(setup, checkpoint)
-  online, seen = train(setup, state, images, labels, 2)
+  hparams = make_hparams(checkpoint, 0.3)
+  state = first_state(hparams, checkpoint)
+  online, seen = train(hparams, state, images, labels, 2)
   pixels = images.astype(np.float32) / 255
   features = np.asarray(
-    jax.jit(setup.encode, static_argnums=3)(
+    jax.jit(hparams.encode, static_argnums=3)(
       checkpoint.params, checkpoint.state, pixels, False
     )[0]
   )
   cached, seen_cached = train(
-    setup._replace(encode=None), state, features, labels, 2
+    hparams._replace(encode=None), state, features, labels, 2
   )
   for one, other in zip(seen, seen_cached):
     assert one['loss'] == pytest.approx(other['loss'], rel=1e-5)

@@ -19,9 +19,9 @@ LABELS = np.array([0, 1] * 10)
 PAIRS = [(0.1, 0.0), (0.1, 0.01), (0.2, 0.0), (0.2, 0.01)]
 
 
-class Setup(types.SimpleNamespace):
+class Hyperparameters(types.SimpleNamespace):
   def _replace(self, **changes):
-    return Setup(**(vars(self) | changes))
+    return Hyperparameters(**(vars(self) | changes))
 
 
 @pytest.fixture
@@ -29,16 +29,18 @@ def faked(monkeypatch):
   """Trainings that end in given logits; and what they were asked for."""
   fake = types.SimpleNamespace(logits={}, asked=[], readable=None)
 
-  def setup(run, labels, encode, rate, encoder_rate):
+  def hyperparameters(run, labels, encode, rate, encoder_rate):
     del run, encode
-    return Setup(labels=labels, rates=(rate, encoder_rate), total_steps=100)
+    return Hyperparameters(
+      labels=labels, rates=(rate, encoder_rate), total_steps=100
+    )
 
-  def fit(run, setup, source, labels, workdir):
+  def fit(run, hparams, source, labels, workdir):
     del run, source, workdir
-    fake.asked.append((setup, labels))
-    if fake.logits[setup.rates] is None:
+    fake.asked.append((hparams, labels))
+    if fake.logits[hparams.rates] is None:
       raise watchdog.NotFiniteError(3, 1, 'not finite')
-    return setup.rates, 1.0
+    return hparams.rates, 1.0
 
   def predict(run, state, source):
     del run
@@ -47,7 +49,11 @@ def faked(monkeypatch):
     readable = np.full(len(source), fake.readable is not False)
     return classifier_lib.Predictions(logits, readable)
 
-  for name, function in (('setup', setup), ('fit', fit), ('predict', predict)):
+  for name, function in (
+    ('hyperparameters', hyperparameters),
+    ('fit', fit),
+    ('predict', predict),
+  ):
     monkeypatch.setattr(classifier_lib, name, function)
   return fake
 
@@ -83,12 +89,12 @@ def test_top1_decides_and_of_equals_the_loss(faked, tmp_path):
   faked.logits = dict(zip(PAIRS, (2.0, -0.5, 1.0, None)))
   best, score = grid_search.search(make_run(), str(tmp_path))
   assert (best, score) == ((0.1, 0.01), 0.5)
-  for setup, labels in faked.asked:
-    assert setup.total_steps == 100
+  for hparams, labels in faked.asked:
+    assert hparams.total_steps == 100
     hidden = np.flatnonzero(labels < 0)
     assert np.bincount(LABELS[hidden]).tolist() == [2, 2]  # a fifth
-    np.testing.assert_array_equal(np.delete(labels, hidden), setup.labels[
-      setup.labels >= 0])  # fmt: skip
+    np.testing.assert_array_equal(np.delete(labels, hidden), hparams.labels[
+      hparams.labels >= 0])  # fmt: skip
   lost = json.loads((tmp_path / '0.2_0.01' / 'results.json').read_text())
   assert lost == {'top1': 0.0, 'top5': 0.0, 'loss': None}
   # Again: all is read.
@@ -110,8 +116,8 @@ def test_given_rows_steps_and_measure(faked, tmp_path):
   )
   assert found == ((0.1, 0.01), 1.0)  # with top-1, the other ones
   assert seen == [[0, 1, 1, 1]] * 4
-  for setup, labels in faked.asked:
-    assert setup.total_steps == 7
+  for hparams, labels in faked.asked:
+    assert hparams.total_steps == 7
     np.testing.assert_array_equal(np.flatnonzero(labels < 0), rows)
   again = grid_search.search(make_run(), str(tmp_path), measure=likes_0)
   assert again == found and len(faked.asked) == 4

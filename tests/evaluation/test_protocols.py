@@ -186,9 +186,9 @@ def test_the_grid_chooses_by_held_out_images(small, tmp_path, monkeypatch):
   seen = []
   original = classifier_lib.fit
 
-  def fit(run, setup, source, labels, workdir):
-    seen.append((setup.learning_rate, labels.copy()))
-    return original(run, setup, source, labels, workdir)
+  def fit(run, hparams, source, labels, workdir):
+    seen.append((hparams.learning_rate, labels.copy()))
+    return original(run, hparams, source, labels, workdir)
 
   monkeypatch.setattr(classifier_lib, 'fit', fit)
   results = protocols.run_task(cfg, str(tmp_path))

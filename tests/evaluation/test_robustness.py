@@ -246,7 +246,7 @@ def _features(photos, share, run):
   """What the encoder makes of the middle of images [H, W, 3]."""
   crops = [images.center_crop(x, size=8, share=share) for x in photos]
   encode = run.nets.encode
-  params, state = run.weights.params, run.weights.state
+  params, state = run.checkpoint.params, run.checkpoint.state
   return np.asarray(encode(params, state, np.stack(crops), False)[0])
 
 
@@ -264,7 +264,9 @@ def test_which_part_of_an_image_counts(num_devices, tmp_path):
 
   3 photos of each set; batches of 4 for one device, and for four.
   """
-  run = setup_lib.without_data(make_config(write_constant(tmp_path / 'a'), ''))
+  run = setup_lib.prepare_without_data(
+    make_config(write_constant(tmp_path / 'a'), '')
+  )
   squares = tfds_data.photos(3, seed=2, size=(224, 224))
   wide = [x[:40] for x in tfds_data.photos(3, seed=3, size=(44, 60))]
   files = [tfds_data.jpeg(x) for x in squares]
@@ -355,9 +357,9 @@ def test_done_is_done(prepared, evaluated, monkeypatch):
 def test_the_network_is_compiled_once(prepared, tmp_path, monkeypatch):
   """For all sets, whatever their size and their share of an image."""
   traced = []
-  original = setup_lib.without_data
+  original = setup_lib.prepare_without_data
 
-  def without_data(cfg):
+  def prepare_without_data(cfg):
     run = original(cfg)
 
     def encode(*args):
@@ -366,7 +368,7 @@ def test_the_network_is_compiled_once(prepared, tmp_path, monkeypatch):
 
     return run._replace(nets=run.nets._replace(encode=encode))
 
-  monkeypatch.setattr(setup_lib, 'without_data', without_data)
+  monkeypatch.setattr(setup_lib, 'prepare_without_data', prepare_without_data)
   robustness.run(prepared, str(tmp_path))
   assert traced == [(4, 8, 8, 3)]
 

@@ -13,7 +13,7 @@ from semppl_jax.config import eval_config
 from semppl_jax.data import pipeline, transfer_sets
 from semppl_jax.data.transfer_sets import SETS
 from semppl_jax.evaluation import classifier as classifier_lib
-from semppl_jax.evaluation import probes, transfer
+from semppl_jax.evaluation import logistic, measures, transfer
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.train import stop as stop_lib
 from semppl_jax.weights import load as load_lib
@@ -107,10 +107,10 @@ def test_the_experiment_is_byols_protocol():
 
 def embed(cfg, name):
   """The features of a set, with no help of the package's own."""
-  run = setup_lib.without_data(cfg)
+  run = setup_lib.prepare_without_data(cfg)
   params, state = (
-    setup_lib.on_devices(run, x)
-    for x in (run.weights.params, run.weights.state)
+    setup_lib.replicated(run, x)
+    for x in (run.checkpoint.params, run.checkpoint.state)
   )
   opened = transfer_sets.load(name, cfg.dataset)
   train, test = (
@@ -125,13 +125,13 @@ def test_validation_images_choose_and_are_trained_on_in_the_end(
   name, data_dir, tmp_path, monkeypatch
 ):
   asked = []
-  original = probes.regression
+  original = logistic.regression
 
   def regression(*args, **kwargs):
     asked.append((args, kwargs))
     return original(*args, **kwargs)
 
-  monkeypatch.setattr(probes, 'regression', regression)
+  monkeypatch.setattr(logistic, 'regression', regression)
   cfg = make_config(data_dir, name)
   transfer.run(cfg, str(tmp_path))
   ((features, labels, held_out, queries), settings), *rest = asked
@@ -144,7 +144,7 @@ def test_validation_images_choose_and_are_trained_on_in_the_end(
   assert settings['strengths'] == pytest.approx(np.geomspace(1e4, 1e-3, 4))
   assert settings['max_iterations'] == 1000
   assert settings['measure'] is {
-    'dtd': probes.top1, 'pets': probes.mean_per_class
+    'dtd': measures.top1, 'pets': measures.mean_per_class
   }[name]  # fmt: skip
 
 
@@ -164,10 +164,10 @@ def test_the_score_is_the_measures(data_dir, tmp_path, monkeypatch):
   def always_0(features, labels, held_out, queries, **unused_kwargs):
     del features, labels, held_out
     predicted = np.zeros(len(queries), int)
-    return probes.Chosen(1.0, np.array([0.1, 0.3, 0.2]), predicted, 0)
+    return logistic.Chosen(1.0, np.array([0.1, 0.3, 0.2]), predicted, 0)
 
   monkeypatch.setattr(transfer_sets, 'load', unbalanced)
-  monkeypatch.setattr(probes, 'regression', always_0)
+  monkeypatch.setattr(logistic, 'regression', always_0)
   cfg = make_config(tmp_path, 'food101', 'pets')
   results = transfer.run(cfg, str(tmp_path / 'work'))
   assert results['food101'] == pytest.approx(4 / 6)
@@ -192,9 +192,9 @@ def test_warnings(
     del features, labels, held_out, unused
     l2 = strengths[np.argmax(scores)]
     predicted = np.zeros(len(queries), int)
-    return probes.Chosen(l2, np.array(scores), predicted, unfinished)
+    return logistic.Chosen(l2, np.array(scores), predicted, unfinished)
 
-  monkeypatch.setattr(probes, 'regression', regression)
+  monkeypatch.setattr(logistic, 'regression', regression)
   transfer.run(make_config(data_dir, 'cifar10'), str(tmp_path))
   told = capsys.readouterr().err
   assert words in told
@@ -215,7 +215,7 @@ def test_a_run_that_was_killed_between_sets_goes_on(
   cfg = make_config(data_dir, 'cifar10', 'dtd', 'birdsnap')
   whole = transfer.run(cfg, str(tmp_path / 'whole'))
   calls = []
-  original = probes.regression
+  original = logistic.regression
 
   def regression(*args, **kwargs):
     calls.append(1)
@@ -223,7 +223,7 @@ def test_a_run_that_was_killed_between_sets_goes_on(
       raise KeyboardInterrupt
     return original(*args, **kwargs)
 
-  monkeypatch.setattr(probes, 'regression', regression)
+  monkeypatch.setattr(logistic, 'regression', regression)
   with pytest.raises(KeyboardInterrupt):
     transfer.run(cfg, str(tmp_path / 'parts'))
   sets = tmp_path / 'parts' / 'sets'
@@ -318,14 +318,14 @@ def test_unreadable_images_are_left_out_and_counted(
   damaged, tmp_path, monkeypatch
 ):
   seen = []
-  original = probes.regression
+  original = logistic.regression
 
   def regression(features, labels, held_out, queries, **kwargs):
     seen.append(len(features) == len(labels) == len(held_out))
     seen.append(len(labels))
     return original(features, labels, held_out, queries, **kwargs)
 
-  monkeypatch.setattr(probes, 'regression', regression)
+  monkeypatch.setattr(logistic, 'regression', regression)
   transfer.run(make_config(damaged, 'birdsnap'), str(tmp_path / 'work'))
   assert seen == [True, CLASSES * PER_CLASS - 1]
   one = read(tmp_path / 'work' / 'sets' / 'birdsnap.json')
@@ -351,9 +351,9 @@ def trainings(monkeypatch):
   seen = []
   fit, batches = classifier_lib.fit, pipeline.batches
 
-  def spied_fit(run, setup, source, labels, workdir):
-    seen.append((workdir, setup, labels.copy(), []))
-    return fit(run, setup, source, labels, workdir)
+  def spied_fit(run, hparams, source, labels, workdir):
+    seen.append((workdir, hparams, labels.copy(), []))
+    return fit(run, hparams, source, labels, workdir)
 
   def spied_batches(*args, **kwargs):
     for batch, truth in batches(*args, **kwargs):
@@ -392,9 +392,9 @@ def test_fine_tuning(data_dir, tmp_path, trainings, monkeypatch, num_devices):
   assert results == read(tmp_path / 'results.json')
   _, validation = transfer_sets.load('pets', tuned(data_dir).dataset)
   assert len(trainings) == 3
-  for folder, setup, labels, ids in trainings:
-    assert setup.total_steps == len(ids) == 8 and setup.warmup_steps == 0
-    assert setup.encoder_learning_rate == 0.01
+  for folder, hparams, labels, ids in trainings:
+    assert hparams.total_steps == len(ids) == 8 and hparams.warmup_steps == 0
+    assert hparams.encoder_learning_rate == 0.01
     rows = np.flatnonzero(labels >= 0)
     assert set(np.concatenate(ids)) == set(rows)
     if folder == str(tmp_path / 'pets'):

@@ -15,7 +15,7 @@ from semppl_jax import checkpoint, main, tasks
 from semppl_jax.data import sources
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import CheckpointError
-from semppl_jax.evaluation import encoder_scores
+from semppl_jax.evaluation import features as features_lib
 from semppl_jax.report import __main__ as command
 from semppl_jax.report import (
   charts,
@@ -241,7 +241,7 @@ def test_predictions_and_neighbours_are_those_of_evaluation(whole, reported):
   support = predictions.labelled(found)
   np.testing.assert_array_equal(support.rows, np.flatnonzero(run.labels >= 0))
   said = predictions.predict(found, run.data.train, rows, support)
-  features = encoder_scores.features(
+  features = features_lib.features(
     found.state, run.setup.method, run.setup.nets, run.cfg,
     sources.Rows(run.data.train, rows), run.devices,
   )  # fmt: skip

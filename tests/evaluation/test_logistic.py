@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from scipy import optimize, special
+from sklearn import linear_model, preprocessing
+from sklearn import pipeline as sk_pipeline
 
 from semppl_jax import errors
-from semppl_jax.evaluation import probes
+from semppl_jax.evaluation import logistic, measures
 
 # Training: three of class 0 at -1, one of class 1 at +1; held out: one of each.
 X = np.array([[-1.0], [-1], [-1], [1], [-1], [1]])
@@ -14,8 +16,8 @@ HELD_OUT = np.array([False] * 4 + [True] * 2)
 
 
 def regression(x=X, labels=LABELS, held_out=HELD_OUT, queries=X, **kwargs):
-  settings = {'measure': probes.top1, 'max_iterations': 1000} | kwargs
-  return probes.regression(x, labels, held_out, queries, **settings)
+  settings = {'measure': measures.top1, 'max_iterations': 1000} | kwargs
+  return logistic.regression(x, labels, held_out, queries, **settings)
 
 
 @pytest.mark.parametrize('scale, shift', [(1, 0), (10, 0), (0.1, 0), (1, 7)])
@@ -99,14 +101,6 @@ def test_fits_that_stop_too_early_are_counted():
     assert found.unfinished == count
 
 
-def test_measures_of_unbalanced_predictions():
-  truth = np.array([0] * 8 + [1] * 2 + [3])
-  predicted = np.array([0] * 8 + [0, 1] + [2])
-  assert probes.top1(predicted, truth) == pytest.approx(9 / 11)
-  # Classes 0, 1 and 3: all, half and none of their images; 2 has no image.
-  assert probes.mean_per_class(predicted, truth) == pytest.approx(1.5 / 3)
-
-
 def test_the_measure_chooses():
   """The same rows: top-1 likes the frequent class, the mean does not."""
   x = np.array([[-1.0]] * 4 + [[1]] + [[-1.0]] * 2 + [[1.0]] * 4)
@@ -115,7 +109,7 @@ def test_the_measure_chooses():
   strengths = [100.0, 0.01]
   found = {
     name: regression(x, labels, held_out, strengths=strengths, measure=measure)
-    for name, measure in probes.MEASURES.items()
+    for name, measure in measures.MEASURES.items()
   }
   # All are called 0: 5 of 6, and (1 + 0) / 2. By their place: 3 of 6, and
   # (2 / 5 + 1) / 2.
@@ -123,3 +117,69 @@ def test_the_measure_chooses():
   assert found['top-1'].l2 == 100
   assert found['mean per class'].scores == pytest.approx([0.5, 0.7])
   assert found['mean per class'].l2 == 0.01
+
+
+def test_linear_probe_separates_what_is_separable():
+  random = np.random.RandomState(0)
+  labels = np.arange(40) % 2
+  features = random.randn(40, 5).astype(np.float32)
+  features[:, 0] += 20 * labels
+  predicted = logistic.linear_probe(features[:20], labels[:20], features, 1.0)
+  np.testing.assert_array_equal(predicted, labels)
+  only_one = logistic.linear_probe(features[:3], np.full(3, 4), features, 1.0)
+  np.testing.assert_array_equal(only_one, np.full(40, 4))
+
+
+def test_a_linear_probe_is_scikit_learns():
+  """On standardised features, to the last label."""
+  random = np.random.RandomState(1)
+  labels = np.arange(60) % 4
+  x = (random.randn(90, 8) * np.arange(1, 9)).astype(np.float32)
+  x[:60, :4] += 3 * np.eye(4)[labels]
+  model = sk_pipeline.make_pipeline(
+    preprocessing.StandardScaler(),
+    linear_model.LogisticRegression(C=0.3, max_iter=2000),
+  )
+  np.testing.assert_array_equal(
+    logistic.linear_probe(x[:60], labels, x, 0.3),
+    model.fit(x[:60], labels).predict(x),
+  )
+
+
+def correlated(rows, size, classes):
+  """Features as a network's: not negative, of few directions, with noise."""
+  random = np.random.RandomState(0)
+  labels = random.randint(0, classes, rows)
+  hidden = random.randn(classes, 20)[labels] + random.randn(rows, 20)
+  mixed = hidden @ random.randn(20, size) * np.geomspace(1, 0.01, size)
+  x = np.maximum(mixed + 0.1 * random.randn(rows, size) - 1, 0)
+  return x.astype(np.float32), labels
+
+
+@pytest.mark.parametrize('rows, size', [(400, 60), (50, 120)])
+@pytest.mark.parametrize('classes', [2, 7])
+def test_fits_reach_the_minimum_of_scikit_learn(rows, size, classes):
+  """More rows than features and fewer; the loss to 1e-3 of itself."""
+  x, labels = correlated(rows, size, classes)
+  space = logistic._Space(x)
+  fits = logistic._Fits(space.variances, 1000)
+
+  def loss(weights, bias, strength):
+    scores = np.float64(x) @ weights + bias
+    losses = special.logsumexp(scores, 1) - scores[np.arange(rows), labels]
+    return losses.sum() + strength / 2 * np.sum(weights**2)
+
+  for strength in np.geomspace(1e4, 0.1, 6):
+    fits.fit(space.of(x), labels, strength / space.scale**2)
+    weights = space._axes @ fits.model.weights / space.scale
+    bias = fits.model.bias - space._centre @ weights
+    # Of two classes it fits the difference of their weights.
+    model = linear_model.LogisticRegression(
+      C=(2 if classes == 2 else 1) / strength, tol=1e-7, max_iter=10_000
+    ).fit(x.astype(np.float64), labels)
+    w, b = model.coef_.T, model.intercept_
+    if classes == 2:
+      w, b = np.concatenate([-w, w], 1) / 2, np.concatenate([-b, b]) / 2
+    best = loss(w, b, strength)
+    assert abs(loss(weights, bias, strength) - best) < 1e-3 * best
+  assert fits.unfinished == 0

@@ -1,0 +1,214 @@
+"""kNN by the cosine of embeddings: one search, and what is read from it.
+
+The search runs on one device, over blocks of keys and of queries, so that its
+memory depends on neither's number; similarities are products of float32 at full
+precision. Keys go to the device once, queries stay there.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from semppl_jax.memory import pseudo_labels
+
+# At a time [ours]: 64 MB of similarities, and 128 MB of keys of 2,048 numbers.
+_QUERIES, _KEYS = 1024, 2**14
+_NOT_A_NUMBER = np.finfo(np.float32).min  # after all others, before no key
+
+
+class _Found(NamedTuple):
+  """What a search has found so far for n queries."""
+
+  similarity: jax.Array  # [n, k] float32, falling; -inf: no key yet
+  rows: jax.Array  # [n, k] int32, of the keys
+  nearest: jax.Array  # [n, K] float32, of each class's nearest key; -inf: none
+
+
+def neighbours(
+  queries: np.ndarray, keys: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Nearest neighbours by cosine, nearest first; the earlier of equals.
+
+  Args:
+    queries: [N, e] float32.
+    keys: [M, e] float32; may be a memory-mapped file.
+    k: at most M are found.
+
+  Returns:
+    Rows of the keys, [N, k] int, and their similarities, [N, k] float32; one
+    that is not a number is the least of all.
+  """
+  return _nearest(queries, keys, np.zeros(len(keys), np.int32), k)
+
+
+def predict(
+  queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, k: int
+) -> np.ndarray:
+  """kNN classification, with the method's own vote.
+
+  Args:
+    queries: [N, e] float32.
+    keys: [M, e] float32, embeddings of images; may be a memory-mapped file.
+    labels: [M] int, -1: such an image is nobody's neighbour.
+    k: neighbours; at most as many as there are labels are used.
+
+  Returns:
+    [N] int32.
+  """
+  rows, similarity = _nearest(queries, keys, labels, k)
+  return np.asarray(pseudo_labels.vote(labels[rows], similarity)[0])
+
+
+def ranks(
+  queries: np.ndarray,
+  keys: np.ndarray,
+  labels: np.ndarray,
+  *,
+  k: int,
+  num_classes: int,
+) -> np.ndarray:
+  """kNN as a ranking of all classes, the method's own vote first.
+
+  A class stands before another with more votes among the k nearest keys, then
+  with more summed similarity of these votes, then (without votes) with a nearer
+  key of its own; the smaller id of equals.
+
+  Args:
+    queries: [N, e] float32.
+    keys: [M, e] float32, embeddings of images; may be a memory-mapped file.
+    labels: [M] int, -1: such an image is nobody's neighbour.
+    k: neighbours; at most as many as there are labels are used.
+    num_classes: K.
+
+  Returns:
+    [N, K] float32, larger is better; a class without a key is last. Only the
+    order has a meaning.
+  """
+  parts = [
+    _rank(*map(np.asarray, block), labels)
+    for block in _search(queries, keys, labels, k, num_classes)
+  ]
+  return np.concatenate(parts)
+
+
+def _nearest(queries, keys, labels, k):
+  """`neighbours` among the keys that have a label."""
+  found = list(_search(queries, keys, labels, k))
+  rows, similarity = (
+    np.concatenate([np.asarray(getattr(block, name)) for block in found])
+    for name in ('rows', 'similarity')
+  )
+  return rows.astype(int), similarity
+
+
+def _rank(similarity, rows, nearest, labels):
+  """The ranking of the classes of n queries, [n, K] float32; see `_Found`."""
+  num_queries, num_classes = nearest.shape
+  queries = np.arange(num_queries)[:, None]
+  votes, summed = np.zeros((2, num_queries, num_classes))
+  np.add.at(votes, (queries, labels[rows]), 1)
+  np.add.at(summed, (queries, labels[rows]), similarity)
+  own = np.where(votes > 0, 0, nearest)  # the vote's ties go to the smaller id
+  smaller = np.broadcast_to(-np.arange(num_classes), own.shape)
+  # [n, K], worst first
+  order = np.lexsort((smaller, own, summed, votes), axis=-1)
+  placed = np.empty_like(order)
+  np.put_along_axis(placed, order, np.arange(num_classes)[None], axis=1)
+  return placed.astype(np.float32)
+
+
+def _search(
+  queries: np.ndarray,
+  keys: np.ndarray,
+  labels: np.ndarray,
+  k: int,
+  num_classes: int = 0,
+) -> Iterator[_Found]:
+  """The search: what is found for each block of the queries, in order.
+
+  Args:
+    queries: [N, e] float32.
+    keys: [M, e] float32.
+    labels: [M] int, -1: not searched.
+    k: neighbours, at most as many as there are labels.
+    num_classes: K, of the nearest keys; 0: they are not looked for.
+  """
+  used = np.flatnonzero(labels >= 0)
+  k = min(k, len(used))
+  # A few sizes only, for each is compiled.
+  size = min(_KEYS, _power_of_two(len(used)))
+  many = min(_QUERIES, _power_of_two(len(queries)))
+  blocks = [
+    jnp.asarray(_filled(_normalised(queries[i : i + many]), many))
+    for i in range(0, max(1, len(queries)), many)
+  ]
+  empty = _Found(
+    jnp.full((many, k), -jnp.inf, jnp.float32),
+    jnp.zeros((many, k), jnp.int32),
+    jnp.full((many, num_classes), -jnp.inf, jnp.float32),
+  )
+  found = [empty] * len(blocks)
+  for i in range(0, len(used), size):
+    rows = used[i : i + size]
+    block = jnp.asarray(_filled(_normalised(keys[rows]), size))
+    numbers = jnp.asarray(_filled(rows.astype(np.int32), size, -1))
+    classes = jnp.asarray(_filled(labels[rows].astype(np.int32), size))
+    found = [
+      _update(one, block_of_queries, block, numbers, classes)
+      for one, block_of_queries in zip(found, blocks, strict=True)
+    ]
+  for i, one in enumerate(found):
+    count = min(many, len(queries) - i * many)
+    yield jax.tree.map(lambda x, count=count: x[:count], one)
+
+
+@jax.jit
+def _update(
+  found: _Found,
+  queries: jax.Array,
+  keys: jax.Array,
+  rows: jax.Array,
+  labels: jax.Array,
+) -> _Found:
+  """What n queries have found after m keys more.
+
+  Args:
+    found: among earlier keys.
+    queries: [n, e], of unit length.
+    keys: [m, e], of unit length.
+    rows: [m] int32, rising, of the keys; -1: there is none.
+    labels: [m] int32.
+  """
+  similarity = jnp.dot(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
+  similarity = jnp.where(jnp.isnan(similarity), _NOT_A_NUMBER, similarity)
+  similarity = jnp.where(rows >= 0, similarity, -jnp.inf)  # [n, m]
+  k, num_classes = found.rows.shape[1], found.nearest.shape[1]
+  # `top_k` takes the earlier of equals, and earlier keys come first.
+  best, place = jax.lax.top_k(similarity, min(k, len(rows)))
+  candidates = jnp.concatenate([found.similarity, best], axis=1)
+  names = jnp.concatenate([found.rows, rows[place]], axis=1)
+  best, place = jax.lax.top_k(candidates, k)
+  nearest = found.nearest
+  if num_classes:
+    own = jax.ops.segment_max(similarity.T, labels, num_classes)  # [K, n]
+    nearest = jnp.maximum(nearest, own.T)
+  return _Found(best, jnp.take_along_axis(names, place, axis=1), nearest)
+
+
+def _normalised(x: np.ndarray) -> np.ndarray:
+  lengths = np.linalg.norm(x, axis=1, keepdims=True)
+  return x / np.maximum(lengths, 1e-6)
+
+
+def _filled(x: np.ndarray, size: int, value: float = 0) -> np.ndarray:
+  """[n, ...] -> [size, ...]."""
+  missing = [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1)
+  return np.pad(x, missing, constant_values=value)
+
+
+def _power_of_two(count: int) -> int:
+  """The least power of two that is not smaller."""
+  return 1 << max(0, count - 1).bit_length()

@@ -1,0 +1,148 @@
+"""Neighbours, votes and ranks: by hand, and against a sort of all keys."""
+
+import numpy as np
+import pytest
+
+from semppl_jax.evaluation import knn
+
+
+def test_knn_by_hand():
+  keys = np.array([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], np.float32)
+  labels = np.array([7, 5, 5])
+  queries = np.array([[9.0, 1.0], [-1.0, 0.5], [0.1, 0.2]], np.float32)
+  one = knn.predict(queries, keys, labels, 1)
+  np.testing.assert_array_equal(one, [7, 5, 5])
+  # With all three, label 5 has two votes of three whatever the query.
+  np.testing.assert_array_equal(
+    knn.predict(queries, keys, labels, 9), [5, 5, 5]
+  )
+
+
+def test_knn_ranks_by_hand():
+  keys = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]], 'f4')
+  labels = np.array([2, 0, 1, 1])
+  query = np.array([[1.0, 0.1]], np.float32)
+  rank = lambda k: knn.ranks(query, keys, labels, k=k, num_classes=4)[
+    0
+  ].tolist()
+  # One vote, for 0, its key is nearest; then by nearest key; 3 has none.
+  assert rank(1) == [3, 1, 2, 0]
+  # With all four keys class 1 has two votes.
+  assert rank(9) == [2, 3, 1, 0]
+
+
+def test_knn_ties_go_to_the_smaller_id():
+  keys = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], 'f4')
+  labels = np.array([1, 0, 3, 2])
+  query = np.array([[1.0, 0.0]], np.float32)
+  ranks = knn.ranks(query, keys, labels, k=2, num_classes=5)
+  assert ranks[0].tolist() == [4, 3, 2, 1, 0]
+  assert knn.predict(query, keys, labels, 2)[0] == 0
+
+
+@pytest.mark.parametrize('k', [1, 3, 50])
+def test_the_first_rank_is_the_methods_vote(k, monkeypatch):
+  monkeypatch.setattr(knn, '_QUERIES', 16)
+  random = np.random.RandomState(0)
+  keys, queries = (random.randn(n, 4).astype(np.float32) for n in (50, 37))
+  labels = random.randint(0, 6, 50)
+  found = knn.ranks(queries, keys, labels, k=k, num_classes=6)
+  assert sorted(found[0]) == [0, 1, 2, 3, 4, 5]
+  voted = knn.predict(queries, keys, labels, k)
+  np.testing.assert_array_equal(found.argmax(axis=1), voted)
+
+
+def by_sorting(queries, keys, k):
+  """All similarities and a stable sort of them: how it was computed once."""
+  unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1)[:, None], 1e-6)
+  similarity = unit(queries) @ unit(keys).T
+  nearest = np.argsort(-similarity, axis=1, kind='stable')[:, :k]
+  return nearest, np.take_along_axis(similarity, nearest, axis=1)
+
+
+def ranks_by_sorting(queries, keys, labels, k, num_classes):
+  nearest, similarity = by_sorting(queries, keys, len(keys))
+  found = []
+  for rows, near in zip(nearest, similarity):
+    votes, summed = np.zeros((2, num_classes))
+    np.add.at(votes, labels[rows[:k]], 1)
+    np.add.at(summed, labels[rows[:k]], near[:k])
+    own = np.full(num_classes, -np.inf)
+    np.maximum.at(own, labels[rows], near)
+    own[votes > 0] = 0
+    order = sorted(
+      range(num_classes), key=lambda c: (votes[c], summed[c], own[c], -c)
+    )
+    found.append(np.argsort(order))
+  return np.array(found)
+
+
+def exact(count, seed):
+  """Rows of +-1/4 times a power of two: every sum is exact, many are equal."""
+  random = np.random.RandomState(seed)
+  signs = random.choice([-1.0, 1.0], (count, 16))
+  return (signs * 2.0 ** random.randint(-3, 3, (count, 1))).astype('f4')
+
+
+@pytest.mark.parametrize('k', [1, 5, 40, 300])
+@pytest.mark.parametrize('num_keys', [300, 301, 256, 7])
+def test_blocks_find_what_a_stable_sort_finds(k, num_keys, monkeypatch):
+  """The earlier key of equals, within a block and of several."""
+  monkeypatch.setattr(knn, '_KEYS', 32)
+  monkeypatch.setattr(knn, '_QUERIES', 8)
+  queries, keys = exact(21, 0), exact(num_keys, 1)
+  rows, similarity = knn.neighbours(queries, keys, k)
+  wanted, near = by_sorting(queries, keys, k)
+  assert len(np.unique(near)) < 20  # equals abound
+  np.testing.assert_array_equal(rows, wanted)
+  np.testing.assert_array_equal(similarity, near)
+  labels = np.random.RandomState(2).randint(0, 9, num_keys)
+  np.testing.assert_array_equal(
+    knn.ranks(queries, keys, labels, k=k, num_classes=10),
+    ranks_by_sorting(queries, keys, labels, k, 10),
+  )
+
+
+def test_equal_keys_are_equal_wherever_they_stand(monkeypatch):
+  """Products of 2,048 numbers that no float holds exactly."""
+  monkeypatch.setattr(knn, '_KEYS', 64)
+  random = np.random.RandomState(0)
+  queries = random.randn(9, 2048).astype(np.float32)
+  key = 3 * queries.mean(axis=0) + random.randn(2048).astype(np.float32)
+  keys = random.randn(201, 2048).astype(np.float32)
+  places = [3, 63, 64, 100, 127, 128, 191, 192, 200]
+  keys[places] = key
+  rows, similarity = knn.neighbours(queries, keys, len(places))
+  _, near = by_sorting(queries, keys, len(places))
+  np.testing.assert_array_equal(rows, np.tile(places, (9, 1)))
+  np.testing.assert_allclose(similarity, near, rtol=1e-5)
+
+
+def test_keys_without_a_label_are_nobodys_neighbours():
+  queries, keys = exact(11, 0), exact(80, 1)
+  labels = np.random.RandomState(2).randint(-1, 4, 80)
+  used = labels >= 0
+  assert 0 < used.sum() < 80
+  np.testing.assert_array_equal(
+    knn.predict(queries, keys, labels, 3),
+    knn.predict(queries, keys[used], labels[used], 3),
+  )
+  ranks = lambda *of: knn.ranks(*of, k=100, num_classes=4)
+  np.testing.assert_array_equal(
+    ranks(queries, keys, labels), ranks(queries, keys[used], labels[used])
+  )
+
+
+def test_one_program_for_all_blocks(monkeypatch):
+  monkeypatch.setattr(knn, '_KEYS', 16)
+  monkeypatch.setattr(knn, '_QUERIES', 4)
+  knn._update.clear_cache()
+  knn.neighbours(exact(11, 0), exact(100, 1), 3)
+  assert knn._update._cache_size() == 1
+
+
+def test_no_query_and_a_similarity_that_is_no_number():
+  keys = np.array([[np.nan, 1], [0, 1], [1, 0]], np.float32)
+  assert knn.neighbours(keys[:0], keys, 2)[0].shape == (0, 2)
+  rows, _ = knn.neighbours(np.array([[1.0, 0]], np.float32), keys, 3)
+  assert rows.tolist() == [[2, 1, 0]]
