@@ -24,7 +24,7 @@ from semppl_jax.train import run as run_lib
 from semppl_jax.workdir import tables
 
 
-def _durations(folder: str) -> dict[str, tuple[float, int]]:
+def durations(folder: str) -> dict[str, tuple[float, int]]:
   """Kind -> its seconds and calls, of the one profile below a folder."""
   (path,) = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)
   with gzip.open(path) as file:
@@ -47,7 +47,7 @@ def measure(run: run_lib.TrainRun) -> dict[str, tuple[float, int]]:
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       runner.take()
-    return _durations(folder)
+    return durations(folder)
 
 
 def _arguments() -> argparse.Namespace:

@@ -18,15 +18,8 @@ from benchmarks import command
 from semppl_jax.evaluation import knn
 
 
-def before(
-  queries: np.ndarray,
-  keys: np.ndarray,
-  labels: np.ndarray,
-  *,
-  k: int,
-  num_classes: int,
-) -> np.ndarray:
-  """Ranks as they were computed until the search was replaced, [N, K]."""
+def before(queries, keys, labels, *, k, num_classes):
+  """Ranks as they were until the search was replaced; see `knn.ranks`."""
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
   keys, parts = unit(keys), []
   size = max(1, min(1024, 2**26 // len(keys)))

@@ -7,7 +7,6 @@ that was stopped goes on.
 import itertools
 import math
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,11 @@ import numpy as np
 from semppl_jax.data import sources
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import classifier as classifier_lib
+from semppl_jax.evaluation.measures import Measure
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.train import watchdog
 from semppl_jax.workdir import metrics, run_log
 from semppl_jax.workdir.names import RESULTS
-
-# (predicted [N], truth [N]) -> how good it is.
-Measure = Callable[[np.ndarray, np.ndarray], float]
 
 
 def search(

@@ -1,8 +1,9 @@
 """kNN by the cosine of embeddings: one search, and what is read from it.
 
-The search runs on one device, over blocks of keys and of queries, so that its
-memory depends on neither's number; similarities are products of float32 at full
-precision. Keys go to the device once, queries stay there.
+The search runs on one device, over blocks of keys and of queries: similarities
+are never there for more than one of each. Keys go to the device block by block,
+once; all queries, and what they have found, stay there. Products are of float32
+at full precision.
 """
 
 from collections.abc import Iterator

@@ -1,14 +1,12 @@
 """Convolution and max-pool, in the form that their device computes fastest.
 
-A GPU or TPU gets XLA's own. A CPU gets matrix products where these were faster
-when measured (benchmarks/NOTES.md): there XLA's weight gradient of a 1x1
-convolution takes ten times as long as its forward pass, and the scatter that is
-a max-pool's gradient six times as long as that of a maximum of slices. Values
-are equal but for rounding.
+A GPU or TPU gets XLA's own. A CPU gets matrix products and a maximum of slices
+where these were faster when measured (`python -m benchmarks.convolution`;
+benchmarks/NOTES.md). Values are equal but for rounding.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import haiku as hk
 import jax
@@ -18,18 +16,12 @@ import numpy as np
 # Input channels from which a k x k convolution is a product on a CPU.
 _MIN_CHANNELS = 256
 
+Form = Callable[..., jax.Array]  # of arrays
 Padding = tuple[tuple[int, int], tuple[int, int]]  # of height and of width
 
 
 class Conv2D(hk.Module):
-  """2D convolution without bias, initialised and named as `hk.Conv2D`.
-
-  Attributes:
-    channels: c' of the output.
-    kernel: its height and its width.
-    stride: of both axes.
-    symmetric: pads by k - 1 whatever the size of the image; else as 'SAME'.
-  """
+  """2D convolution without bias, initialised and named as `hk.Conv2D`."""
 
   def __init__(
     self,
@@ -39,6 +31,15 @@ class Conv2D(hk.Module):
     symmetric: bool = False,
     name: str | None = None,
   ):
+    """Sets what it computes.
+
+    Args:
+      channels: c' of the output.
+      kernel: k, its height and its width.
+      stride: of both axes.
+      symmetric: k - 1 zeros, whatever the size of the image; else 'SAME'.
+      name: of the module.
+    """
     super().__init__(name=name)
     self._channels, self._kernel, self._stride = channels, kernel, stride
     self._symmetric = symmetric
@@ -55,8 +56,8 @@ class Conv2D(hk.Module):
     return conv2d(x, w, self._stride, padding)
 
 
-def _by_platform(cpu: Any, others: Any) -> Any:
-  """A function of arrays that is `cpu` on a CPU, in value and in gradient.
+def _by_platform(cpu: Form, others: Form) -> Form:
+  """What is `cpu` on a CPU and else `others`, in value and in gradient.
 
   With a gradient of its own, so that neither form's residuals meet the other.
   """

@@ -1,16 +1,20 @@
 """What the benchmarks of the step count: by hand, and on compiled programs."""
 
 import functools
+import gzip
 import json
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import (
+  convolution,
   hlo,
+  kernels,
   programs,
   queue,
   queue_parts,
@@ -20,6 +24,7 @@ from benchmarks import (
 )
 from semppl_jax import errors
 from semppl_jax.distributed import parallel
+from semppl_jax.models import convolution as models_convolution
 from tests.helpers import tiny
 
 _TEXT = """
@@ -121,6 +126,42 @@ def test_queue_memory_is_shared():
 @functools.cache
 def _run():
   return programs.prepare(tiny.make_config(queue__capacity=16, num_devices=2))
+
+
+def test_the_whole_program_is_a_runs_step_with_a_full_queue():
+  run = _run()
+  state = programs.whole(run).state
+  chex.assert_trees_all_equal_shapes_and_dtypes(
+    state, programs.described(run).state
+  )
+  assert int(state.memory.count[0]) == run.cfg.queue.capacity
+
+
+def test_a_profile_is_summed_by_kind(tmp_path):
+  event = lambda name, **more: {
+    'ph': 'X', 'name': name, 'dur': 2e6, 'args': {'hlo_op': name}
+  } | more  # fmt: skip
+  events = [
+    event('dot.1'),
+    event('dot.27'),
+    event('add_fusion', dur=1e6),
+    event('a step around them', args={}),
+    event('dot.3', ph='M'),
+  ]
+  (tmp_path / 'host').mkdir()
+  with gzip.open(tmp_path / 'host/x.trace.json.gz', 'wt') as file:
+    json.dump({'traceEvents': events}, file)
+  assert kernels.durations(str(tmp_path)) == {
+    'dot': (4.0, 2), 'add_fusion': (1.0, 1)
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize('form', ["XLA's own", 'ours'])
+def test_the_forms_of_a_convolution_are_what_they_are_called(form):
+  fresh = lambda x: models_convolution.max_pool(x)  # of nothing traced before
+  with convolution.chosen(form):
+    text = jax.jit(fresh).lower(jnp.ones((1, 4, 4, 2))).as_text()
+  assert ('reduce_window' in text) == (form != 'ours')
 
 
 @pytest.mark.long  # three programs are compiled
