@@ -146,3 +146,14 @@ def test_no_query_and_a_similarity_that_is_no_number():
   assert knn.neighbours(keys[:0], keys, 2)[0].shape == (0, 2)
   rows, _ = knn.neighbours(np.array([[1.0, 0]], np.float32), keys, 3)
   assert rows.tolist() == [[2, 1, 0]]
+
+
+def test_similarities_are_of_full_precision_on_any_device():
+  # On a CPU all precisions are equal; a TPU's usual one has bfloat16 factors.
+  found = knn._Found(
+    *(np.zeros((4, 2), dtype) for dtype in ('float32', 'int32')),
+    np.zeros((4, 0), 'float32'),
+  )
+  keys, labels = np.ones((8, 3), 'float32'), np.zeros(8, 'int32')
+  program = knn._update.trace(found, keys[:4], keys, labels, labels)
+  assert 'Precision.HIGHEST' in str(program.jaxpr)

@@ -183,3 +183,14 @@ def test_fits_reach_the_minimum_of_scikit_learn(rows, size, classes):
     best = loss(w, b, strength)
     assert abs(loss(weights, bias, strength) - best) < 1e-3 * best
   assert fits.unfinished == 0
+
+
+@pytest.mark.parametrize('rows', [12, 200])
+def test_coordinates_have_the_variances_that_precondition(rows):
+  features = correlated(rows, 30, 3)[0]
+  space = logistic._Space(features)
+  found = space.of(features).astype(np.float64)
+  assert found.shape == (rows, min(rows, 30))
+  np.testing.assert_allclose(
+    (found**2).mean(axis=0), space.variances, rtol=1e-3, atol=1e-5
+  )
