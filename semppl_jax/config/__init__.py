@@ -10,7 +10,6 @@ import ml_collections
 
 from semppl_jax.config import defaults
 from semppl_jax.config.checks import (
-  are_finite,
   check_choices,
   check_kinds,
   check_ranges,
@@ -34,7 +33,6 @@ __all__ = [
   'COSMETIC',
   'SHARED_CHOICES',
   'SHARED_RANGES',
-  'are_finite',
   'check_choices',
   'check_devices',
   'check_kinds',

@@ -89,19 +89,13 @@ def check_ranges(
 def check_rising(
   cfg: ml_collections.ConfigDict, key: str, most: float = math.inf
 ) -> None:
-  """Refuses what is not two finite numbers, 0 < low <= high <= most."""
+  """Refuses what is not 0 < low <= high <= most; two numbers, by their kind."""
   value = look_up(cfg, key)
-  rising = len(value) == 2 and 0 < value[0] <= value[1] <= most
-  if not rising or not are_finite(value):
+  if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
     raise UserError(
       f'{key} is {value}; it must be two rising numbers above 0'
       f'{"" if most == math.inf else f" and at most {most}"}.'
     )
-
-
-def are_finite(values: Sequence[Any]) -> bool:
-  """Whether they are numbers, none of them infinite or NaN."""
-  return all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)
 
 
 def check_choices(

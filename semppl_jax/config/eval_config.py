@@ -217,7 +217,7 @@ def _check_grid(cfg: ml_collections.ConfigDict) -> None:
   names = ('learning_rates', 'encoder_learning_rates')
   for name in names:
     value = cfg.grid[name]
-    if not config.are_finite(value) or any(x < 0 for x in value):
+    if any(x < 0 for x in value):
       raise UserError(f'grid.{name} is {value}; it must be numbers >= 0.')
     if len(set(value)) < len(value):
       raise UserError(f'grid.{name} is {value}: the same value twice.')
