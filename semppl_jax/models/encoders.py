@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from semppl_jax import config, errors
+from semppl_jax.models.batch_norm import BatchNorm
 from semppl_jax.models.convolution import Conv2D, max_pool
 
 STEMS = ('imagenet', 'small')
@@ -140,7 +141,7 @@ class Parts(NamedTuple):
   """Makes an encoder's layers, inside the module that is to own them."""
 
   architecture: Architecture
-  bn: Mapping  # hk.BatchNorm's arguments
+  bn: Mapping  # BatchNorm's arguments
   remat: bool = False  # whether the backward pass computes blocks again
 
   def conv(
@@ -164,9 +165,7 @@ class Parts(NamedTuple):
       **norm_options: of BatchNorm, beside `bn`.
     """
     conv = self.conv(name.format('conv'), *shape)
-    norm = hk.BatchNorm(
-      name=name.format('batchnorm'), **self.bn, **norm_options
-    )
+    norm = BatchNorm(name=name.format('batchnorm'), **self.bn, **norm_options)
 
     def apply(x, is_training):
       x = norm(conv(x), is_training)

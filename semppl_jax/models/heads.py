@@ -11,6 +11,8 @@ from typing import Any
 import haiku as hk
 import jax
 
+from semppl_jax.models.batch_norm import BatchNorm
+
 Outputs = dict[str, jax.Array]  # by name, [n, ...]
 
 
@@ -20,7 +22,7 @@ class MLP(hk.Module):
   Args:
     hidden: units of the hidden layer.
     size: of the output.
-    bn: settings of hk.BatchNorm.
+    bn: settings of BatchNorm.
     name: of the module, and of its parameters.
   """
 
@@ -31,7 +33,7 @@ class MLP(hk.Module):
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
     """[n, e] -> [n, d]."""
     x = hk.Linear(self._hidden)(x)  # [n, hidden]
-    x = jax.nn.relu(hk.BatchNorm(**self._bn)(x, is_training))
+    x = jax.nn.relu(BatchNorm(**self._bn)(x, is_training))
     return hk.Linear(self._size, with_bias=False)(x)  # [n, d]
 
 

@@ -20,17 +20,17 @@ def forward_views(
 ) -> tuple[Outputs, Any]:
   """Passes views through a network in training mode, in order.
 
-  Each view is a pass of its own, with BatchNorm statistics over its B images
-  on all devices, and moves the running statistics once (our setting, as BYOL's
-  two passes).
+  Each view has BatchNorm statistics of its own, over its B images on all
+  devices, and moves the running statistics once (our setting, as BYOL's two
+  passes), though all views of a size go through together.
 
   Args:
-    apply: (params, bn_state, images [n, S, S, 3], is_training) -> (outputs,
-      bn_state).
+    apply: (params, bn_state, images [v, b, S, S, 3], is_training) -> (outputs
+      [v, b, ...], bn_state), see networks.Networks.
     params: the network's weights.
     bn_state: its running statistics.
     groups: arrays [views, b, S, S, 3], one for each size of view.
-    one_pass: all views of a size go through together, as views x b images.
+    one_pass: all views of a size share their statistics, as views x b images.
 
   Returns:
     Outputs with a leading axis of all views, [V, b, ...], and the new state.
@@ -38,14 +38,15 @@ def forward_views(
   chex.assert_rank(groups, 5)  # [views, b, S, S, 3]
   outputs = []
   for images in groups:
-    whole = one_pass and len(images) > 0
-    for views in [images] if whole else images[:, None]:  # [v, b, S, S, 3]
-      flat = views.reshape((-1,) + views.shape[2:])  # [v * b, S, S, 3]
-      output, bn_state = apply(params, bn_state, flat, True)
-      lead = views.shape[:2]
-      outputs.append(
-        jax.tree.map(lambda x, s=lead: x.reshape(s + x.shape[1:]), output)
-      )
+    lead = images.shape[:2]
+    if not lead[0]:
+      continue
+    if one_pass:
+      images = images.reshape(1, -1, *images.shape[2:])
+    output, bn_state = apply(params, bn_state, images, True)
+    outputs.append(
+      jax.tree.map(lambda x, s=lead: x.reshape(s + x.shape[2:]), output)
+    )
   return jax.tree.map(lambda *x: jnp.concatenate(x), *outputs), bn_state
 
 

@@ -23,6 +23,7 @@ from semppl_jax import errors
 from semppl_jax.distributed import parallel
 from semppl_jax.models import encoders
 from semppl_jax.models import heads as heads_lib
+from semppl_jax.models.batch_norm import BatchNorm
 from semppl_jax.models.heads import Outputs
 
 PRECISIONS = ('float32', 'bfloat16')
@@ -38,7 +39,9 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 class Networks(NamedTuple):
   """Online and target network: pure functions over trees.
 
-  Images are [n, H, W, 3] float in [0, 1].
+  Images are [n, H, W, 3] float in [0, 1], or [V, n, H, W, 3]: views that go
+  through together, [V, n, ...] in every output, and have statistics of their own
+  in each BatchNorm, whose running averages see one after another.
 
   Attributes:
     init: (key, images) -> (params, state), the online tree with all its parts.
@@ -125,19 +128,18 @@ def build(
       projector_hidden, embedding_size, projector_hidden
     )
 
-  def batch_norm(axis):
-    return {
-      'create_scale': True, 'create_offset': True, 'decay_rate': bn_decay,
-      'eps': bn_eps, 'cross_replica_axis': axis,
-    }  # fmt: skip
+  bn = {
+    'create_scale': True, 'create_offset': True, 'decay_rate': bn_decay,
+    'eps': bn_eps,
+  }  # fmt: skip
 
-  def encode(images, is_training, axis):
-    network = encoders.ResNet(architecture, batch_norm(axis), remat)
+  def encode(images, is_training, bn):
+    network = encoders.ResNet(architecture, bn, remat)
     return network(_normalise(images), is_training)  # [n, e]
 
-  def online(images, is_training, axis):
-    embedding = encode(images, is_training, axis)
-    outputs = heads(embedding, is_training, True, batch_norm(axis))
+  def online(images, is_training, bn):
+    embedding = encode(images, is_training, bn)
+    outputs = heads(embedding, is_training, True, bn)
     outputs = {'embedding': embedding, **outputs}
     if num_classes:
       seen = embedding
@@ -146,14 +148,14 @@ def build(
       outputs['logits'] = hk.Linear(num_classes, name='classifier')(seen)
     return outputs
 
-  def target(images, is_training, axis):
-    embedding = encode(images, is_training, axis)
-    return heads(embedding, is_training, False, batch_norm(axis))
+  def target(images, is_training, bn):
+    embedding = encode(images, is_training, bn)
+    return heads(embedding, is_training, False, bn)
 
   def init(forward, key, images):
     # The axis may be unbound here, and is of no use: weights do not depend on
     # the images, and the averages of these few live until the first step only.
-    unsynced = functools.partial(forward, axis=None)
+    unsynced = functools.partial(forward, bn=bn)
     return hk.transform_with_state(unsynced).init(key, images, True)
 
   @functools.cache
@@ -167,10 +169,8 @@ def build(
   def target_tree(tree):
     return {k: leaves for k, leaves in tree.items() if k in target_modules()}
 
-  axis = parallel.AXIS if cross_replica else None
-  apply = lambda forward: _apply(
-    functools.partial(forward, axis=axis), precision
-  )
+  synced = bn | {'cross_replica_axis': parallel.AXIS if cross_replica else None}
+  apply = functools.partial(_apply, bn=synced, precision=precision)
   return Networks(
     init=functools.partial(init, online),
     online=apply(online),
@@ -180,12 +180,21 @@ def build(
   )
 
 
-def _apply(forward: Callable[..., Any], precision: str) -> Callable[..., Any]:
+def _apply(
+  forward: Callable[..., Any], bn: Mapping, precision: str
+) -> Callable[..., Any]:
   transformed = hk.transform_with_state(forward)
 
   def apply(params, state, images, is_training):
+    lead = images.shape[:-3]  # [n], or [V, n]
+    images = images.reshape(-1, *images.shape[-3:])
+    views = {'views': lead[0] if len(lead) > 1 else 1}
     with _policies(precision):
-      return transformed.apply(params, state, None, images, is_training)
+      outputs, state = transformed.apply(
+        params, state, None, images, is_training, bn | views
+      )
+    split = lambda x: x.reshape(*lead, *x.shape[1:])
+    return jax.tree.map(split, outputs), state
 
   return apply
 
@@ -204,7 +213,7 @@ def _policies(precision: str) -> Iterator[None]:
   with contextlib.ExitStack() as stack:
     for module in (encoders.ResNet, heads_lib.MLP):
       stack.enter_context(hk.mixed_precision.push_policy(module, networks))
-    stack.enter_context(hk.mixed_precision.push_policy(hk.BatchNorm, norms))
+    stack.enter_context(hk.mixed_precision.push_policy(BatchNorm, norms))
     yield
 
 
