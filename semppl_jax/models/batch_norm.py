@@ -1,5 +1,6 @@
 """BatchNorm whose statistics are of each view by itself."""
 
+import functools
 from typing import Any
 
 import haiku as hk
@@ -26,20 +27,54 @@ class BatchNorm(hk.BatchNorm):
 
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
     """[V n, ..., c] -> the same shape, normalised for each channel."""
-    if not is_training or self._views == 1:
+    if not is_training:
       return super().__call__(x, is_training)
     shape, channels = x.shape, (1,) * (x.ndim - 1) + x.shape[-1:]
     scale = hk.get_parameter('scale', channels, x.dtype, self.scale_init)
     offset = hk.get_parameter('offset', channels, x.dtype, self.offset_init)
     x = x.reshape(self._views, -1, *shape[1:])  # [V, n, ..., c]
-    axes = tuple(range(1, x.ndim - 1))
-    moments = [jnp.mean(y, axes, keepdims=True) for y in (x, jnp.square(x))]
-    if self.cross_replica_axis:
-      moments = jax.lax.pmean(moments, self.cross_replica_axis)
-    mean, mean_of_squares = moments  # [V, 1, ..., c]
-    variance = mean_of_squares - jnp.square(mean)
+    y, mean, variance = _normalise(
+      x, scale, offset, self.eps, self.cross_replica_axis
+    )
     for view in range(self._views):
       self.mean_ema(mean[view])
       self.var_ema(variance[view])
-    factor = scale * jax.lax.rsqrt(variance + self.eps)
-    return ((x - mean) * factor + offset).reshape(shape)
+    return y.reshape(shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalise(
+  x: jax.Array, scale: jax.Array, offset: jax.Array, eps: float, axis: str
+) -> tuple[jax.Array, ...]:
+  """[V, n, ..., c] -> the same, and means and variances [V, 1, ..., c]."""
+  return _forward(x, scale, offset, eps, axis)[0]
+
+
+def _forward(x, scale, offset, eps, axis):
+  moments = [jnp.mean(y, _axes(x), keepdims=True) for y in (x, jnp.square(x))]
+  mean, mean_of_squares = jax.lax.pmean(moments, axis) if axis else moments
+  variance = mean_of_squares - jnp.square(mean)
+  inverse = jax.lax.rsqrt(variance + eps)
+  y = (x - mean) * (scale * inverse) + offset
+  return (y, mean, variance), (x, scale, mean, inverse)
+
+
+def _backward(unused_eps, axis, residuals, gradients):
+  # The averages are state: nobody asks for their gradients. In closed form it
+  # takes two passes over x and g, and no sums but those of the parameters.
+  x, scale, mean, inverse = residuals
+  g, normalised = gradients[0], (x - mean) * inverse
+  here = [jnp.mean(y, _axes(x), keepdims=True) for y in (g, g * normalised)]
+  of_all = jax.lax.pmean(here, axis) if axis else here
+  of_x = scale * inverse * (g - of_all[0] - normalised * of_all[1])
+  size = x[0, ..., 0].size
+  of_offset, of_scale = (size * mean.sum(axis=0) for mean in here)
+  return of_x, of_scale, of_offset
+
+
+_normalise.defvjp(_forward, _backward)
+
+
+def _axes(x: jax.Array) -> tuple[int, ...]:
+  """All but views and channels."""
+  return tuple(range(1, x.ndim - 1))
