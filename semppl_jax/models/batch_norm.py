@@ -15,28 +15,31 @@ class BatchNorm(hk.BatchNorm):
   gradients and running averages; parameters and state are named as there.
   """
 
-  def __init__(self, views: int = 1, **settings: Any):
+  def __init__(self, views: bool = False, **settings: Any):
     """Sets what it computes.
 
     Args:
-      views: V, equal parts of the batch, one after another.
+      views: the first axis is that of views, with statistics for each.
       **settings: of hk.BatchNorm, with scale and offset.
     """
     super().__init__(**settings)
     self._views = views
 
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """[V n, ..., c] -> the same shape, normalised for each channel."""
+    """[n, ..., c] or [V, n, ..., c] -> the same, each channel normalised."""
     if not is_training:
-      return super().__call__(x, is_training)
-    shape, channels = x.shape, (1,) * (x.ndim - 1) + x.shape[-1:]
+      flat = x.reshape(-1, *x.shape[2:]) if self._views else x
+      return super().__call__(flat, False).reshape(x.shape)
+    shape = x.shape
+    if not self._views:
+      x = x[None]
+    channels = (1,) * (x.ndim - 2) + x.shape[-1:]
     scale = hk.get_parameter('scale', channels, x.dtype, self.scale_init)
     offset = hk.get_parameter('offset', channels, x.dtype, self.offset_init)
-    x = x.reshape(self._views, -1, *shape[1:])  # [V, n, ..., c]
     y, mean, variance = _normalise(
       x, scale, offset, self.eps, self.cross_replica_axis
     )
-    for view in range(self._views):
+    for view in range(len(x)):
       self.mean_ema(mean[view])
       self.var_ema(variance[view])
     return y.reshape(shape)

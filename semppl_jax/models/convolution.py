@@ -1,8 +1,8 @@
 """Convolution and max-pool, in the form that their device computes fastest.
 
-A GPU or TPU gets XLA's own. A CPU gets matrix products and a maximum of slices
-where these were faster when measured (`python -m benchmarks.convolution`;
-benchmarks/NOTES.md). Values are equal but for rounding.
+A CPU and a GPU get other forms than XLA's own where these were faster when
+measured (`python -m benchmarks.convolution`; benchmarks/NOTES.md); a TPU, where
+nothing was measured, XLA's. Values are equal but for rounding.
 """
 
 import functools
@@ -45,31 +45,34 @@ class Conv2D(hk.Module):
     self._symmetric = symmetric
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[n, H, W, c] -> [n, h, w, c']."""
+    """[.., H, W, c] -> [.., h, w, c']."""
     shape = (self._kernel, self._kernel, x.shape[-1], self._channels)
     init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
     w = hk.get_parameter('w', shape, x.dtype, init=init)
     before = (self._kernel - 1) // 2
     padding = ((before, self._kernel - 1 - before),) * 2
+    flat = x.reshape(-1, *x.shape[-3:])
     if not self._symmetric:
-      padding = _same(x.shape, self._kernel, self._stride)
-    return conv2d(x, w, self._stride, padding)
+      padding = _same(flat.shape, self._kernel, self._stride)
+    y = conv2d(flat, w, self._stride, padding)
+    return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
-def _by_platform(cpu: Form, others: Form) -> Form:
-  """What is `cpu` on a CPU and else `others`, in value and in gradient.
+def _by_platform(default: Form, **forms: Form) -> Form:
+  """What is forms[platform] where there is one, in value and in gradient.
 
-  With a gradient of its own, so that neither form's residuals meet the other.
+  With a gradient of its own, so that no form's residuals meet another's.
   """
 
   @jax.custom_vjp
   def apply(*args):
-    return jax.lax.platform_dependent(*args, cpu=cpu, default=others)
+    return jax.lax.platform_dependent(*args, default=default, **forms)
 
   def backward(args, gradient):
     pull = lambda f: lambda *both: jax.vjp(f, *both[:-1])[1](both[-1])
+    pulls = {platform: pull(form) for platform, form in forms.items()}
     return jax.lax.platform_dependent(
-      *args, gradient, cpu=pull(cpu), default=pull(others)
+      *args, gradient, default=pull(default), **pulls
     )
 
   apply.defvjp(lambda *args: (apply(*args), args), backward)
@@ -96,6 +99,9 @@ def conv2d(
     padding=padding,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
+  if len(w) == 7 and stride == 2:  # the stem's
+    stem = functools.partial(_blocks_of_pixels, padding=padding)
+    return _by_platform(own, cpu=stem, cuda=stem)(x, w)
   if len(w) > 1 and x.shape[-1] < _MIN_CHANNELS:
     return own(x, w)
 
@@ -105,27 +111,68 @@ def conv2d(
     y = columns.reshape(-1, columns.shape[-1]) @ w.reshape(-1, w.shape[-1])
     return y.reshape(*columns.shape[:-1], -1)
 
-  return _by_platform(product, own)(x, w)
+  return _by_platform(own, cpu=product)(x, w)
 
 
 def max_pool(x: jax.Array, kernel: int = 3, stride: int = 2) -> jax.Array:
-  """Max-pool with 'SAME' padding, [n, H, W, c] -> [n, h, w, c].
+  """Max-pool with 'SAME' padding, [.., H, W, c] -> [.., h, w, c].
 
-  Of equal maxima the gradient goes to the first, or on a CPU to equal parts.
+  Of equal maxima the gradient goes to the first, or on a CPU or GPU to equal
+  parts.
   """
+  flat = x.reshape(-1, *x.shape[-3:])
   window = (1, kernel, kernel, 1), (1, stride, stride, 1), 'SAME'
-  rows, columns = _same(x.shape, kernel, stride)
+  rows, columns = _same(flat.shape, kernel, stride)
 
-  def maxima(x):
-    # Of rows, then of columns. Without a barrier all of it becomes one loop
-    # that finds the same maxima again for each of its outputs.
-    for axis, sides in (1, rows), (2, columns):
-      x = jax.lax.optimization_barrier(x)
+  def maxima(x, barriers):
+    # Of rows, then of columns. Without a barrier all of it, and what comes
+    # before, becomes one loop that finds the same again for each output.
+    for axis, sides, barrier in zip(
+      (1, 2), (rows, columns), barriers, strict=True
+    ):
+      x = jax.lax.optimization_barrier(x) if barrier else x
       slices = _slices(x, axis, kernel, stride, sides, -jnp.inf)
       x = functools.reduce(jnp.maximum, slices)
     return x
 
-  return _by_platform(maxima, lambda x: hk.max_pool(x, *window))(x)
+  y = _by_platform(
+    lambda x: hk.max_pool(x, *window),
+    cpu=functools.partial(maxima, barriers=(True, True)),
+    cuda=functools.partial(maxima, barriers=(True, False)),
+  )(flat)
+  return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+
+def _blocks_of_pixels(
+  x: jax.Array, w: jax.Array, padding: Padding
+) -> jax.Array:
+  """A 7x7 convolution with stride 2 as a 4x4 one of blocks of 2x2 pixels.
+
+  Space-to-depth, as in MLPerf's ResNets: of 3 channels come 12, and 4 of zeros,
+  because tensor cores take 8 at a time.
+  """
+  for axis, (before, after) in enumerate(padding):
+    size = x.shape[1 + axis]
+    blocks = (size + before + after - 7) // 2 + 4
+    odd = before % 2  # blocks begin at even places
+    front = before + odd
+    sides = [(0, 0)] * 4
+    sides[1 + axis] = front, 2 * blocks - front - size
+    x = jnp.pad(x, sides)
+    sides = [(0, 0)] * 4
+    sides[axis] = odd, 1 - odd
+    w = jnp.pad(w, sides)
+  n, height, width, channels = x.shape
+  x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
+  x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // 2, width // 2, -1)
+  w = w.reshape(4, 2, 4, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+  w = w.reshape(4, 4, 4 * channels, -1)
+  fill = (0, -4 * channels % 8)
+  x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), fill))
+  w = jnp.pad(w, ((0, 0), (0, 0), fill, (0, 0)))
+  return jax.lax.conv_general_dilated(
+    x, w, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
 
 
 def _same(shape: tuple[int, ...], kernel: int, stride: int) -> Padding:

@@ -122,7 +122,7 @@ class ResNet(hk.Module):
     ]
 
   def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
-    """[n, H, W, 3] -> [n, e], e = output_size(architecture)."""
+    """[.., n, H, W, 3] -> [.., n, e], e = output_size(architecture)."""
     x = images
     for layer in self._stem:
       x = layer(x, is_training)
@@ -130,8 +130,9 @@ class ResNet(hk.Module):
       x = max_pool(x)
     for group in self._groups:
       x = group(x, is_training)
-    # [n, h, w, e] -> [n, e]
-    return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, 'float32'))
+    # [.., n, h, w, e] -> [.., n, e]
+    at_least = jnp.promote_types(x.dtype, 'float32')
+    return jnp.mean(x, axis=(-3, -2), dtype=at_least)
 
 
 _Layer = Callable[[jax.Array, bool], jax.Array]
@@ -199,7 +200,7 @@ class BlockGroup(hk.Module):
       self._blocks.append(Block(channels, 1, False, parts, f'block_{i}'))
 
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """[n, H, W, any] -> [n, h, w, c]."""
+    """[.., n, H, W, any] -> [.., n, h, w, c]."""
     for block in self._blocks:
       apply = functools.partial(block, is_training=is_training)
       x = hk.remat(apply)(x) if self._remat else apply(x)
@@ -241,7 +242,7 @@ class Block(hk.Module):
       ]
 
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """[n, H, W, any] -> [n, h, w, c]."""
+    """[.., n, H, W, any] -> [.., n, h, w, c]."""
     shortcut = x
     if self._shortcut and self._pool_stride:
       shortcut = _average_pool(shortcut, self._pool_stride)
@@ -266,26 +267,27 @@ class SelectiveKernels(hk.Module):
     self._mix = parts.conv('mix_conv', 2 * channels, 1)
 
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """[n, H, W, any] -> [n, h, w, c]."""
-    branches = _halves(self._branches(x, is_training))  # [2, n, h, w, c]
-    context = jnp.mean(branches.sum(axis=0), axis=(1, 2), keepdims=True)
-    weights = self._mix(self._squeeze(context, is_training))  # [n, 1, 1, 2 c]
+    """[.., n, H, W, any] -> [.., n, h, w, c]."""
+    branches = _halves(self._branches(x, is_training))  # [2, .., n, h, w, c]
+    context = jnp.mean(branches.sum(axis=0), axis=(-3, -2), keepdims=True)
+    weights = self._mix(self._squeeze(context, is_training))  # [.., 1, 1, 2 c]
     # A softmax is taken in float32, whatever the branches are in.
     weights = _halves(weights).astype(jnp.promote_types(x.dtype, 'float32'))
     weights = jax.nn.softmax(weights, axis=0).astype(x.dtype)
-    return jnp.sum(branches * weights, axis=0)  # weights: [2, n, 1, 1, c]
+    # weights: [2, .., n, 1, 1, c]
+    return jnp.sum(branches * weights, axis=0)
 
 
 def _average_pool(x: jax.Array, stride: int) -> jax.Array:
-  """2x2 averages [n, h, w, c] by SimCLRv2's rule, whatever the padding.
+  """2x2 averages [.., h, w, c] by SimCLRv2's rule, whatever the padding.
 
   With a stride, zeros after the end count in the mean (odd sizes only).
   """
   sides = 'SAME'
   if stride > 1:
-    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    x = jnp.pad(x, ((0, 0),) * (x.ndim - 3) + ((0, 1), (0, 1), (0, 0)))
     sides = 'VALID'
-  return hk.avg_pool(x, (1, 2, 2, 1), (1, stride, stride, 1), sides)
+  return hk.avg_pool(x, (2, 2, 1), (stride, stride, 1), sides)
 
 
 def _halves(x: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 
 from semppl_jax.models.batch_norm import BatchNorm
 
-Outputs = dict[str, jax.Array]  # by name, [n, ...]
+Outputs = dict[str, jax.Array]  # by name, [.., n, ...]
 
 
 class MLP(hk.Module):
@@ -31,10 +31,10 @@ class MLP(hk.Module):
     self._hidden, self._size, self._bn = hidden, size, bn
 
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """[n, e] -> [n, d]."""
-    x = hk.Linear(self._hidden)(x)  # [n, hidden]
+    """[.., n, e] -> [.., n, d]."""
+    x = hk.Linear(self._hidden)(x)  # [.., n, hidden]
     x = jax.nn.relu(BatchNorm(**self._bn)(x, is_training))
-    return hk.Linear(self._size, with_bias=False)(x)  # [n, d]
+    return hk.Linear(self._size, with_bias=False)(x)  # [.., n, d]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ProjectorPredictor:
     is_online: bool,
     bn: Mapping[str, Any],
   ) -> Outputs:
-    """[n, e] -> projection [n, d] and, online, prediction [n, d]."""
+    """[.., n, e] -> projection [.., n, d] and, online, prediction."""
     projector = MLP(self.hidden, self.size, bn, 'projector')
     outputs = {'projection': projector(embedding, is_training)}
     if is_online and self.predictor_hidden:
@@ -80,7 +80,7 @@ class Classifier:
   num_classes: int
 
   def __call__(self, embedding: jax.Array, *_: Any) -> Outputs:
-    """[n, e] -> logits [n, K]."""
+    """[.., n, e] -> logits [.., n, K]."""
     return {'logits': hk.Linear(self.num_classes, name='classifier')(embedding)}
 
 

@@ -40,8 +40,8 @@ class Networks(NamedTuple):
   """Online and target network: pure functions over trees.
 
   Images are [n, H, W, 3] float in [0, 1], or [V, n, H, W, 3]: views that go
-  through together, [V, n, ...] in every output, and have statistics of their own
-  in each BatchNorm, whose running averages see one after another.
+  through together, [V, n, ...] in every output, and have statistics of their
+  own in each BatchNorm, whose running averages see one after another.
 
   Attributes:
     init: (key, images) -> (params, state), the online tree with all its parts.
@@ -186,15 +186,11 @@ def _apply(
   transformed = hk.transform_with_state(forward)
 
   def apply(params, state, images, is_training):
-    lead = images.shape[:-3]  # [n], or [V, n]
-    images = images.reshape(-1, *images.shape[-3:])
-    views = {'views': lead[0] if len(lead) > 1 else 1}
+    settings = bn | {'views': images.ndim == 5}
     with _policies(precision):
-      outputs, state = transformed.apply(
-        params, state, None, images, is_training, bn | views
+      return transformed.apply(
+        params, state, None, images, is_training, settings
       )
-    split = lambda x: x.reshape(*lead, *x.shape[1:])
-    return jax.tree.map(split, outputs), state
 
   return apply
 
