@@ -101,7 +101,7 @@ def conv2d(
   )
   if len(w) == 7 and stride == 2:  # the stem's
     stem = functools.partial(_blocks_of_pixels, padding=padding)
-    return _by_platform(own, cpu=stem, cuda=stem)(x, w)
+    return _by_platform(own, cuda=stem)(x, w)
   if len(w) > 1 and x.shape[-1] < _MIN_CHANNELS:
     return own(x, w)
 
