@@ -10,7 +10,8 @@ if not {'PYTEST_XDIST_WORKER', 'SEMPPL_TEST_CACHE'} & set(os.environ):
   _CACHE = tempfile.TemporaryDirectory(prefix='semppl_jax_tests_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
-os.environ['JAX_PLATFORMS'] = 'cpu'
+# SEMPPL_TEST_PLATFORM=cuda: what needs one device only, on a GPU.
+os.environ['JAX_PLATFORMS'] = os.environ.get('SEMPPL_TEST_PLATFORM', 'cpu')
 _FLAGS = ' --xla_backend_optimization_level=0'
 # Two workers use both cores as it is.
 _FLAGS += ' --xla_cpu_parallel_codegen_split_count=1'

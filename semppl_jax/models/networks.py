@@ -45,8 +45,8 @@ class Networks(NamedTuple):
 
   Attributes:
     init: (key, images) -> (params, state), the online tree with all its parts.
-      Needs no device axis, whatever `cross_replica`. BatchNorm begins with the
-      averages of these images; the first pass in training mode forgets them.
+      Needs no device axis, whatever `cross_replica`. BatchNorm's averages begin
+      with mean 0 and variance 1, which its first pass in training mode forgets.
     online: (params, state, images, is_training) -> (outputs, state). Outputs by
       name: 'embedding' [n, e], the encoder's spatial mean; what the heads give,
       such as 'projection' [n, d] and 'prediction' [n, d]; and 'logits' [n, K],
@@ -153,10 +153,11 @@ def build(
     return heads(embedding, is_training, False, bn)
 
   def init(forward, key, images):
-    # The axis may be unbound here, and is of no use: weights do not depend on
-    # the images, and the averages of these few live until the first step only.
+    # The axis may be unbound here. Only the images' shape is of use: a compiled
+    # init computes no pass.
     unsynced = functools.partial(forward, bn=bn)
-    return hk.transform_with_state(unsynced).init(key, images, True)
+    params, state = hk.transform_with_state(unsynced).init(key, images, True)
+    return params, hk.data_structures.map(_begin, state)
 
   @functools.cache
   def target_modules():
@@ -193,6 +194,13 @@ def _apply(
       )
 
   return apply
+
+
+def _begin(module: str, name: str, value: jax.Array) -> jax.Array:
+  """A leaf of BatchNorm's state before the first pass."""
+  if name != 'average':
+    return value  # zeros
+  return jnp.full_like(value, module.endswith('var_ema'))
 
 
 @contextlib.contextmanager
