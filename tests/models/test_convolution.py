@@ -1,4 +1,4 @@
-"""Convolution and max-pool: the CPU's forms are XLA's own but for rounding."""
+"""Convolution and max-pool: all forms are XLA's own but for rounding."""
 
 import haiku as hk
 import jax
@@ -77,7 +77,7 @@ def _lowered(f, *args, platform):
 
 
 @pytest.mark.parametrize('kernel', [1, 3])
-def test_each_device_gets_its_form(kernel):
+def test_each_device_gets_its_convolution(kernel):
   x, w = _noise(2, 6, 6, 256), _noise(kernel, kernel, 256, 4)
   conv = lambda x, w: convolution.conv2d(x, w, 1, ((kernel // 2,) * 2,) * 2)
   for platform in ('cpu', 'cuda', 'tpu'):
@@ -85,8 +85,45 @@ def test_each_device_gets_its_form(kernel):
     own = platform != 'cpu'
     assert text.count('stablehlo.convolution') == (3 if own else 0), platform
     assert ('stablehlo.dot_general' in text) != own, platform
+
+
+def test_each_device_gets_its_stem():
+  x, w = _noise(2, 10, 10, 3), _noise(7, 7, 3, 4)
+  stem = lambda x, w: convolution.conv2d(x, w, 2, ((2, 3),) * 2)
+  for platform in ('cpu', 'cuda', 'tpu'):
+    text = _lowered(stem, x, w, platform=platform)
+    assert text.count('stablehlo.convolution') == 3
+    assert ('tensor<4x4x16x4xf32>' in text) == (platform == 'cuda'), platform
+
+
+def test_each_device_gets_its_max_pool():
+  x = _noise(2, 6, 6, 8)
+  for platform in ('cpu', 'cuda', 'tpu'):
     text = _lowered(convolution.max_pool, x, platform=platform)
+    own = platform == 'tpu'
     assert ('stablehlo.select_and_scatter' in text) == own, platform
+
+
+@pytest.mark.parametrize('size', [(16, 16), (11, 8), (8, 11), (7, 7), (9, 1)])
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_blocks_of_pixels_are_the_stem(size, symmetric):
+  x, w = _noise(2, *size, 3), _noise(7, 7, 3, 5, seed=1)
+  padding = ((3, 3),) * 2 if symmetric else convolution._same(x.shape, 7, 2)
+  own = lambda x, w: jax.lax.conv_general_dilated(
+    x, w, (2, 2), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  ours = lambda x, w: convolution._blocks_of_pixels(x, w, padding)
+  got, want = _with_gradients(ours, x, w), _with_gradients(own, x, w)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5)
+
+
+def test_leading_axes_are_images():
+  x = _noise(2, 3, 6, 6, 4)
+  conv = hk.transform(lambda x: convolution.Conv2D(5, 3, 2, name='c')(x))
+  params = conv.init(jax.random.key(0), x)
+  for f in (lambda x: conv.apply(params, None, x), convolution.max_pool):
+    np.testing.assert_allclose(f(x), jnp.stack([f(y) for y in x]), atol=1e-6)
 
 
 def test_bfloat16_stays():

@@ -131,7 +131,8 @@ def _convolved(jaxpr):
   (
     # Stem, then shortcut and two convolutions in each of four groups.
     ('small', 3, [16] * 4 + [8] * 3 + [4] * 3 + [2] * 3),
-    ('imagenet', 7, [8] + [4] * 3 + [2] * 3 + [1] * 6),
+    # The large stem in both of its forms.
+    ('imagenet', 7, [8] * 2 + [4] * 3 + [2] * 3 + [1] * 6),
   ),
 )
 def test_stem_and_strides_set_the_resolution(stem, kernel, sides):

@@ -102,17 +102,37 @@ def test_init_needs_no_axis_and_bears_one():
     assert x.shape == (1,) + y.shape
 
 
-@pytest.mark.long  # compiles one random draw per array
 def test_init_is_forgotten_by_the_first_training_pass():
+  params, _ = small_trees()
   nets = networks.build(**SMALL, cross_replica=False)
-  init, online = jax.jit(nets.init), jitted(nets.online)
-  params, state = init(jax.random.key(0), digits(8))
-  same, other = init(jax.random.key(0), 1 - digits(8))
-  assert_trees_close(params, same, rtol=0)  # weights depend on the key only
+  _, state = jax.jit(nets.init)(jax.random.key(0), digits(8))
+  assert {float(x['counter']) for x in state.values()} == {0}
+  for module, leaves in state.items():
+    begins = float('var_ema' in module)  # mean 0, variance 1
+    np.testing.assert_array_equal(leaves['average'], begins)
+  other = jax.tree.map(lambda x: x, state)
+  for leaves in other.values():
+    leaves['average'] = leaves['average'] + 1
+  online = small_online(False)
   passes = [online(params, s, digits(8), True) for s in (state, other)]
   assert_trees_close(*passes, atol=1e-6)
   counters = [x['counter'] for x in passes[0][1].values()]
   np.testing.assert_array_equal(counters, 1)
+
+
+@pytest.mark.parametrize('is_training', (True, False))
+def test_views_together_are_the_passes_of_each(is_training):
+  params, state = small_trees()
+  online = small_online(False)
+  views = digits(12).reshape(3, 4, 8, 8, 3)
+  outputs, moved = online(params, state, views, is_training)
+  expected = []
+  for view in views:
+    one, state = online(params, state, view, is_training)
+    expected.append(one)
+  expected = jax.tree.map(lambda *x: jnp.stack(x), *expected)
+  assert_trees_close(outputs, expected, atol=1e-4)
+  assert_trees_close(moved, state, atol=1e-6)
 
 
 def test_synchronised_batch_norm_equals_one_device():

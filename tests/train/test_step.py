@@ -26,19 +26,19 @@ _LABELS = [-1, 0, -1, 2, 1, -1, -1, 0, -1, -1, 2, -1, -1, -1, 1, -1]
 
 
 def _linear_networks(num_features=48, size=8):
-  """Networks that are one matrix, and count their passes as their state."""
+  """Networks that are one matrix, and count the views as their state."""
 
   def features(images):
-    small = jax.image.resize(images, (len(images), 4, 4, 3), 'linear')
-    return small.reshape(len(images), num_features)
+    lead = images.shape[:-3]
+    small = jax.image.resize(images, (*lead, 4, 4, 3), 'linear')
+    return small.reshape(*lead, num_features)
 
   def apply(params, state, images, is_training, predictor):
     assert is_training
     embedding = features(images)
     out = embedding @ params['projector']['w']
-    state = {
-      'projector/~/bn': {'passes': state['projector/~/bn']['passes'] + 1}
-    }
+    seen = state['projector/~/bn']['views'] + len(images)
+    state = {'projector/~/bn': {'views': seen}}
     outputs = {'projection': out}
     if predictor:
       outputs |= {'prediction': out @ params['predictor']['w']}
@@ -93,14 +93,14 @@ def _setup(cfg, nets, optimizer, facts=_FACTS):
 def _linear_setup(cfg, optimizer, facts=_FACTS):
   nets, params, features = _linear_networks()
   setup = _setup(tiny.frozen(cfg), nets, optimizer, facts)
-  passes = {'projector/~/bn': {'passes': np.zeros((), np.int32)}}
+  seen = {'projector/~/bn': {'views': np.zeros((), np.int32)}}
   other = {'projector': {'w': params['projector']['w'][:, ::-1].copy()}}
   state = TrainState(
     step=np.asarray(3, np.int32),
     online_params=params,
-    online_state=passes,
+    online_state=seen,
     target_params=other,
-    target_state=passes,
+    target_state=seen,
     opt_state=optimizer.init(params),
     memory=label_queue.init(2, 16, 8),
   )
@@ -236,8 +236,8 @@ def test_step_equals_a_slow_reference(exclude, early):
   np.testing.assert_allclose(scalars['loss'][0], total, rtol=2e-5)
 
   # The online network sees 3 views, the target network the 2 large ones.
-  assert new.online_state['projector/~/bn']['passes'][0] == 3
-  assert new.target_state['projector/~/bn']['passes'][0] == 2
+  assert new.online_state['projector/~/bn']['views'][0] == 3
+  assert new.target_state['projector/~/bn']['views'][0] == 2
   # Labelled images, and only they, entered the queue in the batch's order.
   entered = np.flatnonzero(batch.labels >= 0)
   queue = parallel.unreplicate(new.memory)
@@ -511,7 +511,7 @@ def test_a_batch_in_parts_gives_the_whole_ones_update(parts):
       getattr(whole, name),
     )
   # Every part is a pass of its own.
-  assert new.online_state['projector/~/bn']['passes'][0] == 3 * parts
+  assert new.online_state['projector/~/bn']['views'][0] == 3 * parts
 
 
 def test_parts_with_batchnorm_do_not_know_the_devices():
