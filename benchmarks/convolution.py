@@ -49,7 +49,7 @@ def chosen(form: str) -> contextlib.AbstractContextManager[Any]:
   """While it lasts, what is traced has XLA's own form, or 'ours'."""
   if form == 'ours':
     return contextlib.nullcontext()
-  own = lambda cpu, others: others
+  own = lambda default, **forms: default
   return mock.patch.object(convolution, '_by_platform', own)
 
 

@@ -1,5 +1,6 @@
-"""What travels between devices, read from a compiled program's text."""
+"""A compiled program's text: instructions, and what travels between devices."""
 
+import collections
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -55,7 +56,7 @@ def read(text: str) -> list[Collective]:
     if not named:
       continue
     name, rest = named.groups()
-    shapes[name] = _shapes(rest.split('(')[0] if rest[0] != '(' else rest)
+    shapes[name] = result_shapes(rest)
     match = _COLLECTIVE.match(rest)
     if match is None:
       continue
@@ -74,6 +75,32 @@ def read(text: str) -> list[Collective]:
   return found
 
 
+def computations(text: str) -> dict[str, list[tuple[str, str]]]:
+  """{name of a computation: its instructions, (name, what follows =)}."""
+  found = collections.defaultdict(list)
+  for computation, line in _lines(text):
+    if named := _INSTRUCTION.match(line):
+      found[computation].append(named.groups())
+  return found
+
+
+def entry(text: str) -> str:
+  """The name of the computation that the program begins with."""
+  return re.search(r'^ENTRY (%[\w.-]+)', text, re.MULTILINE)[1]
+
+
+def result_shapes(instruction: str) -> list[str]:
+  """Shapes of an instruction's results, given what follows its =."""
+  first = instruction.split('(')[0]
+  return _shapes(instruction if instruction.startswith('(') else first)
+
+
+def called(instruction: str) -> set[str]:
+  """Names of the computations that an instruction runs."""
+  lists = ' '.join(_CALLED.findall(instruction))
+  return set(re.findall(r'%[\w.-]+', lists))
+
+
 def _lines(text: str) -> Iterator[tuple[str, str]]:
   """(name of the computation, line) for every line of a module."""
   computation = ''
@@ -88,12 +115,10 @@ def _repeated(text: str) -> set[str]:
   calls: dict[str, set[str]] = {}
   waiting = set()
   for computation, line in _lines(text):
-    called = set()
-    for names in _CALLED.findall(line):
-      called |= set(re.findall(r'%[\w.-]+', names))
-    calls.setdefault(computation, set()).update(called)
+    named = called(line)
+    calls.setdefault(computation, set()).update(named)
     if ' while(' in line:
-      waiting |= called
+      waiting |= named
   found: set[str] = set()
   while waiting:
     found |= waiting

@@ -21,6 +21,7 @@ import argparse
 import importlib.util
 import os
 import sys
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -83,28 +84,33 @@ def torch_sizes(run: run_lib.TrainRun) -> dict[str, Any]:
   }
 
 
-def flops(run: run_lib.TrainRun) -> dict[str, float]:
+PROGRAMS = {
+  'step': programs.whole,
+  'networks': programs.bare,
+  'supervised': programs.supervised,
+}
+
+
+def flops(run: run_lib.TrainRun, names: Collection[str]) -> dict[str, float]:
   """Operations of one call of each of our programs."""
-  made = {'step': programs.whole(run), 'networks': programs.bare(run)}
-  made['supervised'] = programs.supervised(run)
   return {
-    name: programs.flops(programs.lower(program, run.devices))
-    for name, program in made.items()
+    name: programs.flops(programs.lower(PROGRAMS[name](run), run.devices))
+    for name in names
   }
 
 
 def measure(
-  run: run_lib.TrainRun, server: turns.TorchServer | None, rounds: int
+  run: run_lib.TrainRun,
+  server: turns.TorchServer | None,
+  names: Sequence[str],
+  rounds: int,
+  ahead: int,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
   """Seconds of each program in every round; and what compiling took."""
   heard = turns.Compilations()
   ours = [
-    turns.Ours(name, make(run), run.devices, heard)
-    for name, make in (
-      ('step', programs.whole),
-      ('networks', programs.bare),
-      ('supervised', programs.supervised),
-    )
+    turns.Ours(name, PROGRAMS[name](run), run.devices, heard, ahead)
+    for name in names
   ]
   theirs = []
   if server:
@@ -120,7 +126,7 @@ def measure(
     }
     for runner in ours
   }
-  return turns.take_turns(ours[:2] + theirs + ours[2:], rounds), compiled
+  return turns.take_turns(ours + theirs, rounds), compiled
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, tuple[float, ...]]:
@@ -186,12 +192,23 @@ def _arguments() -> argparse.Namespace:
     '--precision', default='float32', choices=['float32', 'bfloat16']
   )
   parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument(
+    '--programs', default=','.join(PROGRAMS), help='of ours; step is first'
+  )
+  parser.add_argument(
+    '--ahead', type=int, default=1 if cpu else 10,
+    help='steps that are dispatched in a turn before it is waited for them',
+  )  # fmt: skip
   there = importlib.util.find_spec('torch') is not None
   parser.add_argument(
     '--torch', default=sys.executable if there else '',
     help='an interpreter that has PyTorch; "": without',
   )  # fmt: skip
   args = parser.parse_args()
+  if not args.programs.startswith('step') or not (
+    set(args.programs.split(',')) <= set(PROGRAMS)
+  ):
+    parser.error(f'--programs: some of {",".join(PROGRAMS)}, and step first')
   if args.torch and args.encoder not in TORCH_ENCODERS:
     parser.error(f'with PyTorch: --encoder={" or ".join(TORCH_ENCODERS)}')
   return args
@@ -229,14 +246,19 @@ def main() -> None:
   device = jax.devices()[0]
   batch_size = args.batch_size or largest(args, 0.45 if args.torch else 0.85)
   run = programs.prepare(settings(args, batch_size))
-  operations = flops(run)
+  names = args.programs.split(',')
+  operations = flops(run, {*names, *(('networks',) if args.torch else ())})
   server = None
   if args.torch:
     gpu = ['--device=cuda'] if device.platform == 'gpu' else []
     server = turns.TorchServer(
-      args.torch, torch_sizes(run), f'--precision={args.precision}', *gpu
+      args.torch,
+      torch_sizes(run),
+      f'--precision={args.precision}',
+      f'--ahead={args.ahead}',
+      *gpu,
     )
-  seconds, compiled = measure(run, server, args.rounds)
+  seconds, compiled = measure(run, server, names, args.rounds, args.ahead)
   if server:
     server.close()
   found = {

@@ -53,6 +53,7 @@ class Ours:
     program: programs.Program,
     devices: Sequence[jax.Device],
     compilations: Compilations,
+    ahead: int = 1,
   ):
     """Runs it twice: the second time it must not compile.
 
@@ -61,8 +62,10 @@ class Ours:
       program: for one device.
       devices: one.
       compilations: counts them.
+      ahead: so many steps for a turn, dispatched as a run does: without waiting
+        for one before the next.
     """
-    self.name = name
+    self.name, self._ahead = name, 1
     self._step = parallel.map_step(program.step, devices)
     # Two programs begin with one state, and each gives its own away.
     self._state = parallel.put_sharded(
@@ -75,15 +78,17 @@ class Ours:
     before = len(compilations.seconds)
     self.take()
     self.compiled_again = len(compilations.seconds) - before
+    self._ahead = ahead
 
   def take(self) -> float:
-    """Runs it once; its seconds."""
+    """Runs it; seconds of a step."""
     begun = time.perf_counter()
-    self._state, *outputs = self._step(
-      self._state, self._batch, jax.random.key(0)
-    )
+    for _ in range(self._ahead):
+      self._state, *outputs = self._step(
+        self._state, self._batch, jax.random.key(0)
+      )
     jax.block_until_ready((self._state, outputs))
-    return time.perf_counter() - begun
+    return (time.perf_counter() - begun) / self._ahead
 
 
 class TorchServer:
@@ -107,7 +112,7 @@ class TorchServer:
     self.ready = self._read()
 
   def ask(self, what: str) -> float:
-    """Runs `whole` or `bare` once; its seconds."""
+    """Runs `whole` or `bare`; seconds of a step."""
     self._process.stdin.write(f'{what}\n')
     self._process.stdin.flush()
     return self._read()['seconds']

@@ -112,9 +112,10 @@ class Method(NamedTuple):
   """An objective: pure functions that run inside the mapped step.
 
   Attributes:
-    heads: a Haiku function, (embedding [n, e], is_training, is_online,
-      BatchNorm's settings) -> outputs by name, [n, ...]. Modules that the call
-      with is_online=False does not make belong to the online network alone.
+    heads: a Haiku function, (embedding [.., n, e], is_training, is_online,
+      BatchNorm's settings) -> outputs by name, [.., n, ...]; an axis of views
+      may stand before the images. Modules that the call with is_online=False
+      does not make belong to the online network alone.
     loss: (Inputs, Memory) -> Result. Reads the memory, never changes it. May
       use the collectives of `distributed.parallel`; neither value nor gradient
       may depend on the number of devices.

@@ -29,7 +29,7 @@ from semppl_jax.models.heads import Outputs
 PRECISIONS = ('float32', 'bfloat16')
 
 Tree = Mapping[str, Mapping[str, jax.Array]]
-# (embedding [n, e], is_training, is_online, BatchNorm's settings) -> outputs.
+# (embedding [.., n, e], is_training, is_online, BatchNorm's) -> outputs.
 Heads = Callable[..., Outputs]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
