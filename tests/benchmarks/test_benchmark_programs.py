@@ -239,7 +239,7 @@ def test_report_of_the_step(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(
     step, 'measure', lambda *_: (times, dict.fromkeys(names, compiled))
   )
-  monkeypatch.setattr(step, 'flops', lambda run: dict.fromkeys(names, 1e12))
+  monkeypatch.setattr(step, 'flops', lambda *_: dict.fromkeys(names, 1e12))
   monkeypatch.setattr(step.peaks, 'matmul_tflops', lambda *_: 2.0)
   monkeypatch.setattr(step.peaks, 'gigabytes_per_second', lambda *_: 5.0)
   file = tmp_path / 'x.json'
@@ -261,6 +261,14 @@ class _Counter:
   def take(self):
     self._calls.append(self.name)
     return float(len(self._calls))
+
+
+@pytest.mark.parametrize('chosen', ['networks', 'step,nothing', ''])
+def test_programs_that_are_not_there(chosen, monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['step', f'--programs={chosen}'])
+  with pytest.raises(SystemExit):
+    step.main()
+  assert 'step first' in capsys.readouterr().err
 
 
 def test_turns_go_back_and_forth():

@@ -34,10 +34,11 @@ def _networks(method, monitored, bn_in_training):
   """An encoder of one matrix, with the objective's heads."""
 
   def forward(images, is_training, is_online, axis=parallel.AXIS):
-    small = jax.image.resize(images, (len(images), 4, 4, 3), 'linear')
-    flat = small.reshape(len(images), -1) - 0.5
+    lead = images.shape[:-3]
+    small = jax.image.resize(images, (*lead, 4, 4, 3), 'linear')
+    flat = small.reshape(*lead, -1) - 0.5
     embedding = jax.nn.relu(hk.Linear(12, name='encoder')(flat))
-    bn = _BN | {'cross_replica_axis': axis}
+    bn = _BN | {'cross_replica_axis': axis, 'views': len(lead) == 2}
     outputs = method.heads(
       embedding, is_training and (bn_in_training or axis is None), is_online, bn
     )
