@@ -28,7 +28,7 @@ ENTRY %main (a: f32[8], b: bf16[4]) -> f32[8] {
   %a = f32[8]{0} parameter(0)
   %b = bf16[4]{0} parameter(1)
   %twice.1 = f32[8]{0} fusion(%a, %a, %b), kind=kLoop, calls=%fused
-  %conv.1 = (bf16[4]{0}, u8[0]{0}) custom-call(%b), custom_call_target="__cudnn$conv"
+  %conv.1 = (bf16[4]{0}, u8[0]{0}) custom-call(%b), custom_call_target="conv"
   %same.1 = bf16[4]{0} get-tuple-element(%conv.1), index=0
   %pair.1 = (s32[], f32[8]{0}) tuple(%a, %twice.1)
   %while.1 = (s32[], f32[8]{0}) while(%pair.1), condition=%condition, body=%body
@@ -40,7 +40,7 @@ ENTRY %main (a: f32[8], b: bf16[4]) -> f32[8] {
 def test_bytes_by_hand():
   assert kernel_bytes.kernels(_TEXT) == [
     Kernel('kLoop', ('f32[8]',), 32 + 8 + 32),  # %a is read once
-    Kernel('__cudnn$conv', ('bf16[4]', 'u8[0]'), 8 + 8),
+    Kernel('conv', ('bf16[4]', 'u8[0]'), 8 + 8),
     Kernel('negate', ('f32[8]',), 64),  # the loop's body; its condition: none
     Kernel('add', ('f32[]',), 32 + 8 + 4),
   ]
