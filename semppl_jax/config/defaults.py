@@ -170,7 +170,7 @@ def _views() -> dict[str, Any]:
     'blur_sigma': (0.1, 2.0),  # pixels, lowest and highest [P]
     'solarize': (0.0, 0.2),  # probability in views of type A, of type B [P]
     'solarize_threshold': 0.5,  # brighter values are inverted [P]
-    'one_pass': False,  # all views of a size in one pass [ours]
+    'one_pass': False,  # views of a size share statistics [ours]
   }
 
 
