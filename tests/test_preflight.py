@@ -42,7 +42,7 @@ def test_too_little_memory_says_what_would_fit(monkeypatch):
   state = preflight._bytes(preflight._state(run))
   # This step's images, all parts of them, and the next step's.
   state += 2 * preflight._bytes(next(run_lib.input_batches(run, 0))[0])
-  each = 2.25 * preflight.floor(run)
+  each = 2.4 * preflight.floor(run)
   there = int((state + 20.5 * each) / 0.92)  # an eighth is the allocator's
   monkeypatch.setattr(device_memory, 'capacity', lambda device: there)
   with pytest.raises(UserError, match='about 20 images would fit'):
