@@ -1,10 +1,10 @@
-"""An encoder with XLA's convolutions and max-pool, and with those of a CPU.
+"""An encoder with XLA's convolutions and max-pool, and with this device's.
 
   taskset -c 0 python -m benchmarks.convolution               # of one core
   python -m benchmarks.convolution --encoder=digits --stem=small --size=8
 
 Forward and backward passes of an encoder in training mode, on one device, both
-forms in turns: XLA's own, which other devices get, and `models/convolution.py`.
+forms in turns: XLA's own, and what `models/convolution.py` has for the device.
 Seconds are the process's, of all its threads, the least of --rounds: what else
 runs on the machine disturbs them less than those of the clock. Prints a table;
 --json=FILE writes it.

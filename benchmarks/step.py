@@ -205,9 +205,8 @@ def _arguments() -> argparse.Namespace:
     help='an interpreter that has PyTorch; "": without',
   )  # fmt: skip
   args = parser.parse_args()
-  if not args.programs.startswith('step') or not (
-    set(args.programs.split(',')) <= set(PROGRAMS)
-  ):
+  names = args.programs.split(',')
+  if names[0] != 'step' or not set(names) <= set(PROGRAMS):
     parser.error(f'--programs: some of {",".join(PROGRAMS)}, and step first')
   if args.torch and args.encoder not in TORCH_ENCODERS:
     parser.error(f'with PyTorch: --encoder={" or ".join(TORCH_ENCODERS)}')

@@ -47,7 +47,11 @@ class BatchNorm(hk.BatchNorm):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalise(
-  x: jax.Array, scale: jax.Array, offset: jax.Array, eps: float, axis: str
+  x: jax.Array,
+  scale: jax.Array,
+  offset: jax.Array,
+  eps: float,
+  axis: str | None,
 ) -> tuple[jax.Array, ...]:
   """[V, n, ..., c] -> the same, and means and variances [V, 1, ..., c]."""
   return _forward(x, scale, offset, eps, axis)[0]

@@ -103,9 +103,11 @@ def test_init_needs_no_axis_and_bears_one():
 
 
 def test_init_is_forgotten_by_the_first_training_pass():
-  params, _ = small_trees()
   nets = networks.build(**SMALL, cross_replica=False)
-  _, state = jax.jit(nets.init)(jax.random.key(0), digits(8))
+  init = jax.jit(nets.init)
+  params, state = init(jax.random.key(0), digits(8))
+  same, _ = init(jax.random.key(0), 1 - digits(8))
+  assert_trees_close(params, same, rtol=0)  # weights depend on the key only
   assert {float(x['counter']) for x in state.values()} == {0}
   for module, leaves in state.items():
     begins = float('var_ema' in module)  # mean 0, variance 1
