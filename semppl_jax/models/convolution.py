@@ -154,14 +154,10 @@ def _blocks_of_pixels(
   for axis, (before, after) in enumerate(padding):
     size = x.shape[1 + axis]
     blocks = (size + before + after - 7) // 2 + 4
-    odd = before % 2  # blocks begin at even places
-    front = before + odd
     sides = [(0, 0)] * 4
-    sides[1 + axis] = front, 2 * blocks - front - size
+    sides[1 + axis] = before, 2 * blocks - before - size
     x = jnp.pad(x, sides)
-    sides = [(0, 0)] * 4
-    sides[axis] = odd, 1 - odd
-    w = jnp.pad(w, sides)
+  w = jnp.pad(w, ((0, 1), (0, 1), (0, 0), (0, 0)))  # 8 x 8
   n, height, width, channels = x.shape
   x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
   x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // 2, width // 2, -1)
