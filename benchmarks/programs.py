@@ -210,6 +210,22 @@ def supervised(run: run_lib.TrainRun) -> Program:
   return Program(step, state._replace(memory=None), (images, labels))
 
 
+def embed(run: run_lib.TrainRun) -> Program:
+  """The online encoder in evaluation mode, on one large view an image."""
+  cfg, encode = run.cfg, run.setup.nets.encode
+  size = cfg.views.large_size
+  images = jax.random.uniform(
+    jax.random.key(0), (1, cfg.batch_size, size, size, 3)
+  )
+
+  def step(state, images, unused_key):
+    found, _ = encode(state.online_params, state.online_state, images, False)
+    return state, found
+
+  state = run_lib.initial_state(run)._replace(memory=None, opt_state=None)
+  return Program(step, state, images)
+
+
 def abstract(program: Program, num_devices: int) -> Program:
   """The same for D devices, as shapes: nothing is allocated.
 

@@ -8,9 +8,11 @@ On one device. Programs take turns; times are medians over rounds:
   step         the training step: views, both networks, kNN, sampling, losses,
                gradients, LARS, moving average
   networks     both networks' passes on views that are there, and gradients
+  embed        the encoder in evaluation mode, one large view
   supervised   one large view, cross-entropy, gradients, LARS
-  PyTorch      the first two by `torch_twin.step` (extra `benchmark-torch`;
-               --torch names its interpreter), channels_last, compiled on a GPU
+  PyTorch      the first three by `torch_twin.step` (extra `benchmark-torch`;
+               --torch names its interpreter), channels_last, compiled on a GPU;
+               --torch_form has its other forms
 
 Sizes: ResNet-50 on a GPU at full size, with the largest batch that the
 compiler says fits (half of the memory if PyTorch shares it); on a CPU 16
@@ -87,14 +89,27 @@ def torch_sizes(run: run_lib.TrainRun) -> dict[str, Any]:
 PROGRAMS = {
   'step': programs.whole,
   'networks': programs.bare,
+  'embed': programs.embed,
   'supervised': programs.supervised,
+}
+TORCH_PROGRAMS = {'step': 'whole', 'networks': 'bare', 'embed': 'embed'}
+TORCH_FORMS = {
+  'usual': (),
+  'channels_last': ('--no-compiled',),
+  'default': ('--no-compiled', '--layout=contiguous_format'),
+  'compiled': ('--compiled',),
+  'default_compiled': ('--compiled', '--layout=contiguous_format'),
 }
 
 
 def flops(run: run_lib.TrainRun, names: Collection[str]) -> dict[str, float]:
-  """Operations of one call of each of our programs."""
+  """Operations of one call of each of our programs.
+
+  As a CPU would get it: a GPU's backend counts compiled programs alone.
+  """
+  device = jax.devices('cpu')[:1]
   return {
-    name: programs.flops(programs.lower(PROGRAMS[name](run), run.devices))
+    name: programs.flops(programs.lower(PROGRAMS[name](run), device))
     for name in names
   }
 
@@ -112,12 +127,11 @@ def measure(
     turns.Ours(name, PROGRAMS[name](run), run.devices, heard, ahead)
     for name in names
   ]
-  theirs = []
-  if server:
-    theirs = [
-      turns.Theirs('PyTorch step', server, 'whole'),
-      turns.Theirs('PyTorch networks', server, 'bare'),
-    ]
+  theirs = [
+    turns.Theirs(f'PyTorch {name}', server, what)
+    for name, what in TORCH_PROGRAMS.items()
+    if server and name in names
+  ]
   compiled = {
     runner.name: {
       'compile_seconds': runner.compile_seconds,
@@ -140,6 +154,7 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, tuple[float, ...]]:
     'PyTorch step / PyTorch networks': ('PyTorch step', 'PyTorch networks'),
     'step: PyTorch / ours': ('PyTorch step', 'step'),
     'networks: PyTorch / ours': ('PyTorch networks', 'networks'),
+    'embed: PyTorch / ours': ('PyTorch embed', 'embed'),
   }
   found = {}
   for name, (above, below) in pairs.items():
@@ -192,9 +207,7 @@ def _arguments() -> argparse.Namespace:
     '--precision', default='float32', choices=['float32', 'bfloat16']
   )
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument(
-    '--programs', default=','.join(PROGRAMS), help='of ours; step is first'
-  )
+  parser.add_argument('--programs', default=','.join(PROGRAMS), help='of ours')
   parser.add_argument(
     '--ahead', type=int, default=1 if cpu else 10,
     help='steps that are dispatched in a turn before it is waited for them',
@@ -204,10 +217,11 @@ def _arguments() -> argparse.Namespace:
     '--torch', default=sys.executable if there else '',
     help='an interpreter that has PyTorch; "": without',
   )  # fmt: skip
+  parser.add_argument('--torch_form', choices=TORCH_FORMS, default='usual')
   args = parser.parse_args()
   names = args.programs.split(',')
-  if names[0] != 'step' or not set(names) <= set(PROGRAMS):
-    parser.error(f'--programs: some of {",".join(PROGRAMS)}, and step first')
+  if not set(names) <= set(PROGRAMS):
+    parser.error(f'--programs: some of {",".join(PROGRAMS)}')
   if args.torch and args.encoder not in TORCH_ENCODERS:
     parser.error(f'with PyTorch: --encoder={" or ".join(TORCH_ENCODERS)}')
   return args
@@ -215,22 +229,26 @@ def _arguments() -> argparse.Namespace:
 
 def show(found: dict[str, Any], args: argparse.Namespace) -> str:
   """Times, ratios, and what compiling and a whole run would take."""
-  seconds, step = found['seconds'], found['compiled']['step']
+  seconds, peak = found['seconds'], found['matmul_tflops']
   heads = ['ratio', 'median', 'smallest', 'largest', 'of the best rounds']
   rows = [
     [name, *(f'{x:.3f}' for x in row)] for name, row in found['ratios'].items()
   ]
-  days = cost.IMAGES * cost.EPOCHS / 86_400
-  days *= float(np.median(seconds['step'])) / found['batch_size']
-  peak = found['matmul_tflops']
-  return (
+  text = (
     f'{args.encoder}, {args.precision}, {found["batch_size"]} images on one '
     f'{found["device"]}, canvas, large, small: {args.sizes}; {args.rounds} '
     f'rounds. A product of matrices reaches {peak:.3g} TFLOP/s, memory '
     f'{found["gigabytes_per_second"]:.0f} GB/s.\n\n'
     f'{show_times(seconds, found["operations"], found["batch_size"], peak)}\n'
-    f'{tables.markdown(heads, rows)}\n'
-    f'The step compiled in {step["compile_seconds"]:.0f} s (first call '
+    f'{tables.markdown(heads, rows)}'
+  )
+  if 'step' not in found['compiled']:
+    return text
+  step = found['compiled']['step']
+  days = cost.IMAGES * cost.EPOCHS / 86_400
+  days *= float(np.median(seconds['step'])) / found['batch_size']
+  return (
+    f'{text}\nThe step compiled in {step["compile_seconds"]:.0f} s (first call '
     f'{step["first_seconds"]:.0f} s), in the second call '
     f'{step["compiled_again"]} times. {cost.EPOCHS} epochs of ImageNet at this '
     f'rate and these sizes: {days:,.1f} days.'
@@ -246,7 +264,7 @@ def main() -> None:
   batch_size = args.batch_size or largest(args, 0.45 if args.torch else 0.85)
   run = programs.prepare(settings(args, batch_size))
   names = args.programs.split(',')
-  operations = flops(run, {*names, *(('networks',) if args.torch else ())})
+  operations = flops(run, names)
   server = None
   if args.torch:
     gpu = ['--device=cuda'] if device.platform == 'gpu' else []
@@ -255,6 +273,7 @@ def main() -> None:
       torch_sizes(run),
       f'--precision={args.precision}',
       f'--ahead={args.ahead}',
+      *TORCH_FORMS[args.torch_form],
       *gpu,
     )
   seconds, compiled = measure(run, server, names, args.rounds, args.ahead)

@@ -2,8 +2,8 @@
 
   python -m benchmarks.torch_twin.step --serve --sizes='{"encoder": ..}'
 
-reads `whole` or `bare` from stdin, line by line, runs it once and prints how
-long it took, so that another process can take turns with it. One device; it
+reads `whole`, `bare` or `embed` from stdin, line by line, runs it and prints
+how long it took, so that another process can take turns with it. One device; it
 does the work of `semppl_jax.train.step` and is no trainer: one batch
 of noise, a fixed learning rate and moving average. Everything random about
 views is drawn on the host, so that only the images that an operation is for go
@@ -80,6 +80,7 @@ class Step:
     device: str = 'cpu',
     precision: str = 'float32',
     compiled: bool | None = None,
+    layout: str = 'channels_last',
     seed: int = 0,
   ):
     """See the class.
@@ -89,19 +90,21 @@ class Step:
       device: cpu or cuda.
       precision: float32, or bfloat16: by autocast, in the networks only.
       compiled: torch.compile for the networks; None: on CUDA.
+      layout: of weights and views in memory, a torch.memory_format's name.
       seed: of weights, batch and views.
     """
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
     self.sizes, self.device = sizes, device
     self._narrow = precision == 'bfloat16'
-    layout = {'device': device, 'memory_format': torch.channels_last}
-    self.online = networks.Network(sizes, online=True).to(**layout)
+    self._layout = getattr(torch, layout)
+    place = {'device': device, 'memory_format': self._layout}
+    self.online = networks.Network(sizes, online=True).to(**place)
     self.target = (
-      networks.Network(sizes, online=False).to(**layout).requires_grad_(False)
+      networks.Network(sizes, online=False).to(**place).requires_grad_(False)
     )
     self.target.load_state_dict(self.online.state_dict(), strict=False)
-    self._networks = self.online, self.target
+    self._networks = self.online, self.target, self.online.encoder
     if device.startswith('cuda') if compiled is None else compiled:
       self._networks = [torch.compile(n, dynamic=False) for n in self._networks]
     self.optimizer = Lars(list(self.online.parameters()))
@@ -114,15 +117,13 @@ class Step:
     labels = torch.randint(sizes.num_classes, (sizes.capacity,))
     entries = torch.randn_like(self.queue.embeddings)
     self.queue.push(_unit(entries), labels, -2 - torch.arange(sizes.capacity))
-    self._views = make_views(
-      self.batch[0].to(device), self.batch[1], self.sizes
-    )
+    self._views = self._make_views(self.batch[0].to(device), self.batch[1])
 
   def whole(self) -> Tensor:
     """One update, from the batch on the host to new weights; its loss []."""
     images, sizes, labels, ids = self.batch
     send = lambda x: x.to(self.device, non_blocking=True)
-    views = make_views(send(images), sizes, self.sizes)
+    views = self._make_views(send(images), sizes)
     targets = self._encode_targets(views)  # [V_L, B, d]
     self.queue.push(targets, labels, ids)
     outputs = self._encode_online(views)
@@ -146,6 +147,21 @@ class Step:
     self.online.zero_grad()
     loss.backward()
     return loss.detach()
+
+  @torch.no_grad()
+  def embed(self) -> Tensor:
+    """The encoder in evaluation mode, on one large view; a sum []."""
+    self.online.eval()
+    with self._autocast():
+      embedding = self._networks[2](self._views[0])
+    self.online.train()
+    return embedding.float().sum()
+
+  def _make_views(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
+    return [
+      view.contiguous(memory_format=self._layout)
+      for view in make_views(images, sizes, self.sizes)
+    ]
 
   def _autocast(self) -> torch.autocast:
     kind = self.device.split(':')[0]
@@ -220,13 +236,12 @@ def serve(step: Step, ahead: int = 1) -> None:
     step: what is run.
     ahead: so many times for a line, without waiting in between.
   """
-  calls = {'whole': step.whole, 'bare': step.bare}
-  seconds = {name: _timed(call)['seconds'] for name, call in calls.items()}
+  calls = {'whole': step.whole, 'bare': step.bare, 'embed': step.embed}
   device = step.device
   if device.startswith('cuda'):
     device = torch.cuda.get_device_name(device)
   ready = {'ready': True, 'torch': torch.__version__, 'device': device}
-  ready |= {'threads': torch.get_num_threads(), 'first_seconds': seconds}
+  ready |= {'threads': torch.get_num_threads()}
   print(json.dumps(ready), flush=True)
   for line in sys.stdin:
     print(json.dumps(_timed(calls[line.strip()], ahead)), flush=True)
@@ -250,13 +265,14 @@ def main() -> None:
     '--precision', default='float32', choices=['float32', 'bfloat16']
   )
   parser.add_argument('--compiled', action=argparse.BooleanOptionalAction)
+  parser.add_argument('--layout', default='channels_last')
   parser.add_argument('--threads', type=int, default=0)
   parser.add_argument('--ahead', type=int, default=1)
   args = parser.parse_args()
   if args.threads:
     torch.set_num_threads(args.threads)
   sizes = Sizes(**args.sizes)
-  step = Step(sizes, args.device, args.precision, args.compiled)
+  step = Step(sizes, args.device, args.precision, args.compiled, args.layout)
   serve(step, args.ahead)
 
 

@@ -322,14 +322,24 @@ def test_bare_changes_no_weights():
   assert step.online.projector[0].weight.grad.abs().max() > 0
 
 
+def test_embedding_moves_no_running_statistics():
+  step = tiny_step()
+  before = [b.clone() for b in step.online.buffers()]
+  step.embed()
+  for was, now in zip(before, step.online.buffers()):
+    assert torch.equal(was, now)
+  assert step.online.training
+
+
 def test_serves_until_there_are_no_more_lines():
   command = [sys.executable, '-m', 'benchmarks.torch_twin.step', '--serve']
   command += [f'--sizes={json.dumps(TINY._asdict())}', '--threads=1']
   done = subprocess.run(
-    command, input='whole\nbare\n', capture_output=True, text=True,
+    command, input='whole\nbare\nembed\n', capture_output=True, text=True,
     check=True, cwd=pathlib.Path(__file__).parents[2],
     env=os.environ | {'OMP_NUM_THREADS': '1'},
   )  # fmt: skip
-  ready, whole, bare = map(json.loads, done.stdout.splitlines())
+  ready, whole, bare, embed = map(json.loads, done.stdout.splitlines())
   assert ready['ready'] and ready['threads'] == 1
   assert whole['seconds'] > 0 and np.isfinite(bare['loss'])
+  assert np.isfinite(embed['loss'])
