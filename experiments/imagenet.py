@@ -1,6 +1,6 @@
 """SemPPL on ImageNet with 1% or 10% of the labels, as DeepMind's checkpoints.
 
-One variant for each of the 14 files that DeepMind released:
+One variant for each of the 14 files of SemPPL's that DeepMind released:
 [sk_]resnet_DEPTH_WIDTHx_1pct or _10pct, with DEPTH and WIDTH 50 1, 50 2, 50 4,
 200 2; sk_ (selective kernels): 50 1, 50 2, 200 2.
 

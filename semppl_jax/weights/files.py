@@ -1,7 +1,8 @@
 """Files with weights, to be checked by others: what they hold, as they say it.
 
-Three kinds: DeepMind's pickles, safetensors files of ours, and the folders of
-our runs. Trees are Haiku's, {module: {name: array}}.
+Three kinds: pickles of DeepMind's releases (SemPPL, ReLICv2, BYOL), safetensors
+files of ours, and the folders of our runs. Trees are Haiku's,
+{module: {name: array}}.
 """
 
 import contextlib
@@ -36,8 +37,10 @@ _FIELDS = {
     ('backbone_state',),
   ),
 }
+_TARGET = ('target_params', 'target_state')  # beside pre-training's fields
 KINDS = (*_FIELDS, 'run')
 _OURS = 'semppl_jax'  # our settings in a pickle
+_STEM = re.compile(r'[^/]+/~/initial_conv(_\d+)?')
 # How torch.save began until PyTorch 1.6: its magic number, pickled.
 _PYTORCH = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9'
 
@@ -63,6 +66,8 @@ class Contents(NamedTuple):
   settings: Settings = Settings()
   note: str = ''  # what a reader should know besides
   class_names: tuple[str, ...] = ()  # of the classifier; empty: not said
+  # (params, state) of the target network, if the file has it.
+  target: tuple[haiku_trees.Tree, haiku_trees.Tree] | None = None
 
 
 def read(path: pathlib.Path, step: int | None) -> Contents:
@@ -98,6 +103,10 @@ def read(path: pathlib.Path, step: int | None) -> Contents:
     )
   if head[:1] == b'\x80':
     return _read_pickle(path)
+  if head.lstrip()[:1] == b'<':  # what a drive answers to curl
+    raise CheckpointError(
+      'is a web page, not the checkpoint: download the address in a browser.'
+    )
   raise CheckpointError(
     "is neither a pickle of DeepMind's release (of protocol 2 to 5) nor a "
     f'safetensors file ({size:,} bytes).'
@@ -188,6 +197,9 @@ def _read_pickle(path: pathlib.Path) -> Contents:
   for kind, (params, state) in _FIELDS.items():
     if all(name in held for name in params + state):
       ours = content.get(_OURS, {})
+      has_target = kind == 'pre-training' and all(
+        name in held for name in _TARGET
+      )
       return Contents(
         params=_join(held, params),
         state=_join(held, state),
@@ -195,6 +207,9 @@ def _read_pickle(path: pathlib.Path) -> Contents:
         kind=kind,
         settings=_settings(ours),
         class_names=_class_names(ours.get('class_names')),
+        target=(
+          tuple(_join(held, (x,)) for x in _TARGET) if has_target else None
+        ),
       )
   raise CheckpointError(
     'experiment_state has neither online_params and online_state nor '
@@ -209,7 +224,22 @@ def _join(held: dict[str, Any], fields: tuple[str, ...]) -> haiku_trees.Tree:
     if field == 'classif_params':  # its one layer has Haiku's default name
       tree = {m.replace('linear', 'classifier'): x for m, x in tree.items()}
     joined |= tree
-  return haiku_trees.without_device_axis(joined)
+  return haiku_trees.without_device_axis(_usual_stem(joined))
+
+
+def _usual_stem(tree: haiku_trees.Tree) -> haiku_trees.Tree:
+  """BYOL's files call the one kernel of the stem initial_conv_1.
+
+  Their encoder was Haiku's ResNet with the first convolution replaced, and
+  Haiku counts modules when they are made.
+  """
+  stems = [module for module in tree if _STEM.fullmatch(module)]
+  if len(stems) != 1 or not stems[0].endswith('/~/initial_conv_1'):
+    return tree  # stems of selective kernels have three
+  return {
+    module.removesuffix('_1') if module == stems[0] else module: leaves
+    for module, leaves in tree.items()
+  }
 
 
 def _read_safetensors(path: pathlib.Path) -> Contents:

@@ -43,12 +43,15 @@ class Checkpoint(NamedTuple):
   center: float | None = None  # side of that / shorter side of an image
   note: str = ''  # what else is to be known: that an alarm stopped the run
   class_names: tuple[str, ...] = ()  # of the classifier; empty: not said
+  # (params, state) of the target network, if the file has it
+  target: tuple[haiku_trees.Tree, haiku_trees.Tree] | None = None
 
   def __str__(self) -> str:
     has = {haiku_trees.root(module) for module in self.params}
     heads = ', '.join(
       f'{head} {"yes" if head in has else "no"}' for head in haiku_trees.HEADS
     )
+    heads += ', target network yes' if self.target else ''
     step = 'unknown' if self.step is None else f'{self.step:,}'
     kind = f'{self.kind}, {self.note}' if self.note else self.kind
     return f'{self.architecture}, step {step}, {heads} ({kind})'
@@ -73,9 +76,10 @@ def load_checkpoint(
   """Reads a checkpoint of whatever kind, and checks all of it.
 
   Args:
-    path: a pickle of DeepMind's release (pre-training or linear evaluation), a
-      safetensors file of ours, the folder of a run of ours, or the name of a
-      file in `releases.folders`.
+    path: a pickle of DeepMind's releases (SemPPL, ReLICv2, BYOL; pre-training
+      or linear evaluation), a safetensors file of ours, the folder of a run of
+      ours, or the name of a file in `releases.folders`. What a file is does not
+      depend on its name.
     step: which checkpoint of a run; None: the newest, of a run that an alarm
       stopped the newest good one.
     padding: of strided convolutions, 'same' or 'symmetric'. No tree shows it;
@@ -101,12 +105,18 @@ def load_checkpoint(
 
 
 def save_safetensors(path: str | os.PathLike, weights: Checkpoint) -> None:
-  """Writes a file that `load_checkpoint` and safetensors' own readers read."""
+  """Writes a file that `load_checkpoint` and safetensors' own readers read.
+
+  Of the online network: a target network is left out.
+  """
   files_lib.write_safetensors(path, _contents(weights))
 
 
 def save_release(path: str | os.PathLike, weights: Checkpoint) -> None:
-  """Writes DeepMind's pretrain.pkl, which its own evaluation code reads."""
+  """Writes DeepMind's pretrain.pkl, which its own evaluation code reads.
+
+  Of the online network: a target network is left out.
+  """
   files_lib.write_release(path, _contents(weights))
 
 
@@ -147,9 +157,9 @@ def _check(
   mapping_file: str | os.PathLike | None,
 ) -> Checkpoint:
   """Names, shapes, dtypes, values; and names that are not the release's."""
-  params, state, said = found.params, found.state, found.settings
+  params, said = found.params, found.settings
   haiku_trees.check_arrays(params)
-  haiku_trees.check_arrays(state)
+  haiku_trees.check_arrays(found.state)
   architecture = architecture_lib.architecture(params)
   if said.encoder not in (None, architecture.encoder):
     raise CheckpointError(
@@ -162,11 +172,7 @@ def _check(
     architecture, architecture_lib.head_sizes(params)
   )
   mapping = _match(params, expected, architecture, mapping_file)
-  fitting = architecture_lib.check_fits(
-    haiku_trees.rename(params, mapping),
-    haiku_trees.rename(state, mapping),
-    expected,
-  )
+  fitting = _fit(params, found.state, mapping, expected)
   checked = Checkpoint(*fitting, architecture, found.step, found.kind, mapping)
   names = found.class_names
   number = architecture_lib.head_sizes(fitting[0])['num_classes']
@@ -174,10 +180,39 @@ def _check(
     raise CheckpointError(
       f'names {len(names)} classes, but its classifier has {number}.'
     )
-  checked = checked._replace(note=found.note, class_names=names)
+  target = found.target and _check_target(*found.target, mapping, expected)
+  checked = checked._replace(note=found.note, class_names=names, target=target)
   told = ('bn_eps', 'bn_decay', 'image_size', 'center')
   values = {key: getattr(said, key) for key in told}
   return checked._replace(**{k: v for k, v in values.items() if v is not None})
+
+
+def _check_target(
+  params: haiku_trees.Tree,
+  state: haiku_trees.Tree,
+  mapping: Mapping[str, str],
+  expected: architecture_lib.Expected,
+) -> tuple[haiku_trees.Tree, haiku_trees.Tree]:
+  """The target network is of the online network's kind; heads may be less."""
+  try:
+    haiku_trees.check_arrays(params)
+    haiku_trees.check_arrays(state)
+    return tuple(_fit(params, state, mapping, expected))
+  except CheckpointError as error:
+    raise CheckpointError(f'target network: {error}') from error
+
+
+def _fit(
+  params: haiku_trees.Tree,
+  state: haiku_trees.Tree,
+  mapping: Mapping[str, str],
+  expected: architecture_lib.Expected,
+) -> architecture_lib.Expected:
+  return architecture_lib.check_fits(
+    haiku_trees.rename(params, mapping),
+    haiku_trees.rename(state, mapping),
+    expected,
+  )
 
 
 def _match(

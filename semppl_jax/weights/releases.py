@@ -1,4 +1,4 @@
-"""DeepMind's 14 released checkpoints: what they are and where they lie.
+"""DeepMind's released checkpoints: what they are and where they lie.
 
 Nothing is downloaded here: a file that is missing is named with its address.
 """
@@ -21,9 +21,11 @@ _SUFFIXES = ('', '.pkl', '.safetensors')
 def manifest() -> list[dict[str, Any]]:
   """A row for each released file.
 
-  Keys: file, address, encoder, width, selective_kernels, labels (the share of
-  ImageNet's labels that pre-training saw) and encoder_parameters. Source: the
-  release's README; parameters as counted in its and in SimCLRv2's networks.
+  Keys: file, address, method (semppl, relicv2 or byol), encoder, width,
+  selective_kernels, labels (the share of ImageNet's labels that pre-training
+  saw) and encoder_parameters. Source: the releases' READMEs; parameters as
+  counted in their and in SimCLRv2's networks. ReLICv2's files have no published
+  names: these are ours.
   """
   for folder in _SHIPPED:
     path = folder / 'manifest.json'
@@ -82,8 +84,9 @@ def _not_there(path: pathlib.Path) -> str:
   if name in known:
     row = known[name]
     return (
-      f'{row["file"]} is not here: download {row["address"]} into '
-      f'{folders()[0]} (${FOLDER_VARIABLE} may name another folder).'
+      f'{row["file"]} is not here: download {row["address"]} as '
+      f'{folders()[0] / row["file"]} (${FOLDER_VARIABLE} may name another '
+      'folder).'
     )
   here = offline()
   files = here + [row['file'] for row in known.values()]

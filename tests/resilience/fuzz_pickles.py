@@ -28,7 +28,7 @@ import numpy as np
 from semppl_jax.errors import CheckpointError
 from semppl_jax.weights import release_pickle
 from semppl_jax.weights.release_pickle import names
-from tests.helpers import golden
+from tests.helpers import deepmind_files, golden
 
 GOLDEN = golden.FOLDER / 'release_checkpoint_tiny.pkl'
 _VALUES = {dict, list, tuple, str, bytes, int, float, bool, type(None)}
@@ -117,6 +117,9 @@ def seeds() -> list[bytes]:
   new = ('State', ('a', 'b'), 'main', (0,))
   kind = call('dill._dill _create_namedtuple', *map(fragment, new))
   found.append(whole(kind + fragment((1, {})) + b'\x81'))
+  params = {'projector/linear_1': {'w': np.ones((1, 2), np.float32)}}
+  content = deepmind_files.byol((params, {}), (params, {}))
+  found.append(deepmind_files.dumps(content))
   pairs = [['a', 1], ['b', 2]]
   found.append(whole(call('collections OrderedDict', fragment(pairs))))
   # Others much less often than there are kinds of them.

@@ -210,7 +210,7 @@ def test_haiku_mappings(read, protocol):
 
 
 @pytest.mark.parametrize('protocol', _PROTOCOLS)
-@pytest.mark.parametrize('package', ['semppl', 'byol'])
+@pytest.mark.parametrize('package', ['semppl', 'relicv2', 'byol'])
 def test_linear_evaluations_of_the_release(
   read, monkeypatch, package, protocol
 ):
@@ -278,6 +278,49 @@ def test_named_tuples_by_dill(read, refusal):
     assert 'damaged' in refusal(whole(make('State', fields, '__main__')))
 
 
+def _attribute(module, name):
+  module = call('dill._dill _import_module', fragment(module))
+  return call('dill._dill _get_attr', module, fragment(name))
+
+
+@pytest.mark.parametrize('package', ['numpy.core', 'numpy._core'])
+def test_functions_in_c_by_dill(read, package):
+  """Before 0.3.5 it took them from their modules."""
+  umath = f'{package}._multiarray_umath'
+  text = _attribute('_codecs', 'encode') + b'('
+  text += fragment('\0\0\x80?') + fragment('latin1') + b'tR'
+  code = fragment(np.dtype('f4'))
+  scalar = _attribute(umath, 'scalar') + b'(' + code + text + b'tR'
+  assert_same(read(whole(scalar)), np.float32(1))
+  array = _attribute(umath, '_reconstruct') + b'('
+  array += b'cnumpy\nndarray\n' + fragment((0,)) + text + b'tR('
+  array += fragment(1) + fragment((1, 1)) + code + b'\x89' + text + b'tb'
+  assert_same(read(whole(array)), np.ones((1, 1), np.float32))
+
+
+@pytest.mark.parametrize('name', ['os system', 'builtins eval', 'numpy load'])
+def test_no_other_attribute_is_taken(refusal, name):
+  module, own = name.split()
+  wanted = f'asks for {module}.{own}: refused, nothing of it was run.'
+  assert refusal(whole(_attribute(module, own))) == wanted
+  assert refusal(whole(_attribute(module, own) + b')R')) == wanted
+
+
+def test_modules_and_their_functions_are_no_values(refusal):
+  alone = call('dill._dill _import_module', fragment('os'))
+  for opcodes in (alone, _attribute('_codecs', 'encode')):
+    for around in (b'%s', b']%sa', b'}X\1\0\0\0a%ss', b'%s\x85'):
+      text = refusal(whole(around % opcodes))
+      assert 'keeps a function or a type among its values' in text
+  for odd in (fragment('os'), fragment([]), alone + b')R', alone + b'}b'):
+    text = refusal(whole(call('dill._dill _get_attr', odd, fragment('path'))))
+    assert 'refused' in text or 'damaged' in text
+  for odd in ([], 1, None, b''):
+    module = call('dill._dill _import_module', fragment(odd))
+    found = call('dill._dill _get_attr', module, fragment('encode'))
+    assert 'damaged' in refusal(whole(found))
+
+
 def test_ordered_dicts(read):
   wanted = {'b': 1, 'a': _ARRAY}
   for protocol in _PROTOCOLS:
@@ -336,7 +379,7 @@ def test_calls_are_refused_by_name(refusal, tmp_path, protocol):
   [
     'os system', 'builtins eval', '__builtin__ eval', 'builtins getattr',
     'numpy.core.multiarray fromstring', 'numpy.core.multiarray fromfile',
-    'dill._dill _create_type', 'dill._dill _import_module', 'numpy load',
+    'dill._dill _create_type', 'dill._dill _getattribute', 'numpy load',
     'dill._dill _create_function', 'copyreg _reconstructor', 'numpy frombuffer',
     'semppl.eval_experiment EvalExperiment', 'codecs encode', '_codecs decode',
     'numpy ndarray.tofile', 'collections OrderedDict.__init__', ' ', 'os os',

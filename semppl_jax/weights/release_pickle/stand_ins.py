@@ -1,8 +1,9 @@
 """What the names in a pickle stand for: functions of ours, not what they name.
 
 Every stand-in takes `spend`, which it tells how many bytes it is about to make,
-and the arguments that the file gives, of any type. Functions, `Dtype`s and
-`Array`s are for building arrays only: `Args` keeps them out of the result.
+and the arguments that the file gives, of any type. Functions, `Module`s,
+`Dtype`s and `Array`s are for building arrays only: `Args` keeps them out of the
+result.
 """
 
 import math
@@ -57,6 +58,15 @@ class Array:
 
   def __init__(self):
     self.built: np.ndarray | None = None
+
+
+class Module:
+  """Stands for a module; nothing is imported, its name is all that counts."""
+
+  __slots__ = ('name',)
+
+  def __init__(self, name: Any):
+    self.name = name
 
 
 def is_text(value: Any, *choices: str) -> bool:
@@ -159,6 +169,11 @@ def type_by_name(spend: Spend, name: Any) -> Callable[[Spend], bytes]:
       f'asks for the type {shown(name)}: refused, nothing of it was run.'
     )
   return no_bytes
+
+
+def module_by_name(spend: Spend, name: Any) -> Module:
+  """How dill names a module that it takes a function from."""
+  return Module(name)
 
 
 def dtype(spend: Spend, code: Any, align: Any = 0, copy: Any = 0) -> Dtype:
