@@ -324,6 +324,10 @@ def _arrays(workdir):
   return arrays, step
 
 
+class _Killed(Exception):
+  """The end, at once."""
+
+
 def _stops_after(monkeypatch, steps):
   original = run_lib.input_batches
 
@@ -331,7 +335,7 @@ def _stops_after(monkeypatch, steps):
     for number, batch in enumerate(original(run, start, *args), start=1):
       yield batch
       if number == steps:
-        raise KeyboardInterrupt
+        raise _Killed
 
   monkeypatch.setattr(run_lib, 'input_batches', batches)
 
@@ -368,7 +372,7 @@ def test_after_its_first_checkpoint_it_does_not_need_the_file(
   results = pretraining.pretrain(cfg, str(whole))
   with monkeypatch.context() as patch:
     _stops_after(patch, 4)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(_Killed):
       pretraining.pretrain(cfg, str(broken))
   assert checkpoint.steps(str(broken)) == [3]
   copy.unlink()
@@ -392,7 +396,7 @@ def test_until_then_the_file_must_be_what_it_was(
   cfg = _config(copy)
   with monkeypatch.context() as patch:
     _stops_after(patch, 2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(_Killed):
       pretraining.pretrain(cfg, str(workdir))
   assert not checkpoint.steps(str(workdir))
   copy.unlink()
