@@ -192,7 +192,8 @@ def take(
   line = f'init: {cfg.init}: {found}, fingerprint {fingerprint}; '
   line += '; '.join(_told(reasons, ours))
   if has_target:
-    whose = 'a copy of the online one' if target is None else "the checkpoint's"
+    is_there = target is not None and target[0]
+    whose = "the checkpoint's" if is_there else 'a copy of the online one'
     line += f'; target network: {whose}'
   line += ''.join(f'; {note}' for note in _notes(found, cfg))
   return Start(pick((found.params, found.state)), target, fingerprint, line)

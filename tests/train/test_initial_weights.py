@@ -279,6 +279,8 @@ def test_the_target_is_the_files_where_it_has_one(file):
   assert _roots(start.target[0]) == {_ENCODER}
   projector = 'projector/linear'
   _assert_equal(state.target_params[projector], state.online_params[projector])
+  start = _take(found, run, init_modules='classifier')
+  assert 'target network: a copy' in start.line
   # And a run without one has none.
   start = _take(found, tiny.prepare('supervised'))
   assert start.target is None and 'target network' not in start.line
