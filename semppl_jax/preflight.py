@@ -15,7 +15,13 @@ from semppl_jax import config, types
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import setup as setup_lib
-from semppl_jax.train import device_memory, pass_time, plausibility, recipe
+from semppl_jax.train import (
+  device_memory,
+  initial_weights,
+  pass_time,
+  plausibility,
+  recipe,
+)
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.workdir import lock, run_log, run_settings
@@ -47,9 +53,11 @@ def check_run(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
   run = run_lib.prepare(cfg)
   if workdir:
     lock.check(workdir, cfg.to_dict(), ignore=config.COSMETIC)
+  start = initial_weights.load(run, workdir)
   plausibility.tell(run)
   batch, data = _data(run)
-  lines = [_settings(run), data, *_memory(run, batch), *_time(run)]
+  lines = [_settings(run), data] + ([start.line] if start else [])
+  lines += [*_memory(run, batch), *_time(run)]
   return lines + ([_disk(run, workdir)] if workdir else [])
 
 

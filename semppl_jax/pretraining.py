@@ -19,7 +19,14 @@ from semppl_jax.data import sources
 from semppl_jax.distributed import consistency, parallel, processes
 from semppl_jax.evaluation import baselines, final_scores
 from semppl_jax.evaluation import features as features_lib
-from semppl_jax.train import loop, plausibility, recipe, resume, watchdog
+from semppl_jax.train import (
+  initial_weights,
+  loop,
+  plausibility,
+  recipe,
+  resume,
+  watchdog,
+)
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -51,7 +58,11 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   consistency.check(cfg.to_dict() | {'workdir': workdir})
   cfg = recipe.complete(cfg, workdir)
   run = processes.run_on_all(lambda: run_lib.prepare(cfg))
+  # Before the folder is claimed for settings that cannot work.
+  start = initial_weights.load(run, workdir)
   plausibility.tell(run)
+  if start is not None:
+    run_log.info(start.line)
   with lock.claimed(workdir, cfg.to_dict(), ignore=config.COSMETIC):
     results = os.path.join(workdir, RESULTS)
     done = processes.broadcast_from_first(
@@ -61,16 +72,26 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     if done is not None:
       run_log.info(f'{workdir}: this run is finished, at step {done["step"]}.')
       return done
+    initial_weights.remember(workdir, start)
     state, past = resume.with_checkpointer(
-      workdir, cfg, lambda saver: train(run, workdir, saver)
+      workdir, cfg, lambda saver: train(run, workdir, saver, start)
     )
     return finish(run, state, workdir, past)
 
 
 def train(
-  run: run_lib.TrainRun, workdir: str, saver: checkpoint.Checkpointer
+  run: run_lib.TrainRun,
+  workdir: str,
+  saver: checkpoint.Checkpointer,
+  start: initial_weights.Start | None = None,
 ) -> tuple[state_lib.TrainState, resume.History]:
   """All steps that are left, going back where the watchdog says so.
+
+  Args:
+    run: data and settings.
+    workdir: of the run.
+    saver: its checkpoints.
+    start: see `restore_or_init`.
 
   Returns:
     The final state, leaves [D, ...] on the devices, and what the run remembers,
@@ -82,13 +103,13 @@ def train(
   )  # fmt: skip
   step = functools.partial(step_lib.train_step, setup=run.setup)
   run_step = loop.mapped(job, step)
-  state, past = restore_or_init(run, saver)
+  state, past = restore_or_init(run, workdir, saver, start)
   while True:
     try:
       return _fit(run, job, run_step, state, past)
     except watchdog.AlarmError as alarm:
       tried = resume.roll_back(saver, workdir, run.cfg.watchdog, alarm, past)
-    state, past = restore_or_init(run, saver)
+    state, past = restore_or_init(run, workdir, saver, start)
     # All of them: the checkpoint may be older than the one before this.
     past = past._replace(rollbacks=tried.rollbacks)
 
@@ -151,10 +172,23 @@ def _describe(scalars, *, labels, given, truth, run):
 
 
 def restore_or_init(
-  run: run_lib.TrainRun, saver: checkpoint.Checkpointer
+  run: run_lib.TrainRun,
+  workdir: str,
+  saver: checkpoint.Checkpointer,
+  start: initial_weights.Start | None = None,
 ) -> tuple[state_lib.TrainState, resume.History]:
-  """The newest checkpoint's state or a fresh one, and the run's past."""
-  fresh, method = run_lib.initial_state(run), run.setup.method
+  """The newest checkpoint's state or a fresh one, and the run's past.
+
+  Args:
+    run: data and settings.
+    workdir: of the run.
+    saver: its checkpoints.
+    start: what a fresh state begins with. None: read if it is needed, as where
+      an alarm takes a resumed run back to before its first checkpoint.
+  """
+  if saver.latest_step() is None and start is None:
+    start = initial_weights.load(run, workdir)
+  fresh, method = run_lib.initial_state(run, start), run.setup.method
   return resume.restore(
     saver,
     fresh,

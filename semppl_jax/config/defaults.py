@@ -51,6 +51,11 @@ def default() -> ml_collections.ConfigDict:
   cfg.num_epochs = 300.0  # passes over all training images [ours]
   # Of training that num_epochs is chosen for, where it is open; see `recipe`
   cfg.minutes = 10.0
+  # Checkpoint that a new run takes its weights from: a file, a run's folder,
+  # the name of a released one; '': random weights
+  cfg.init = ''
+  # Of it: all that fits, or names such as encoder,projector, which must fit
+  cfg.init_modules = 'all'
   cfg.num_devices = 0  # 0: all that JAX sees
   cfg.log_every_steps = 10  # from line to line of metrics.jsonl
   cfg.checkpoint_every_steps = 500  # and after the last step

@@ -23,6 +23,8 @@ _ADDED = {
   'views.background': 'grey',
   'evaluation.baseline_images': 10_000,
   'minutes': 10.0,
+  'init': '',
+  'init_modules': 'all',
 }
 # What `supervised` has no use for.
 _NOT_SUPERVISED = (

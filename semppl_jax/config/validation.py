@@ -83,7 +83,23 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   _check_views(cfg)
   check_profile(cfg)
   _check_labels(cfg)
+  _check_init(cfg)
   _check_parts(cfg, num_devices)
+
+
+def _check_init(cfg: ml_collections.ConfigDict) -> None:
+  """What is known before the checkpoint is; see `train.initial_weights`."""
+  modules = cfg.init_modules
+  if not all(name.strip() for name in modules.split(',')):
+    raise UserError(
+      f'init_modules is {modules!r}; it must be all, or names with commas '
+      'between them, such as encoder,projector.'
+    )
+  if modules != 'all' and not cfg.init:
+    raise UserError(
+      f'init_modules is {modules!r}, but init is empty: set '
+      '--config.init=CHECKPOINT.'
+    )
 
 
 def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:

@@ -10,6 +10,7 @@ from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.train import resume
 from semppl_jax.workdir import metrics, stop_file
+from semppl_jax.workdir.names import INIT
 
 _CONFIG = 'config.json'
 
@@ -27,6 +28,7 @@ class RunFiles(NamedTuple):
   changed: float  # when it last wrote a number, seconds since 1970
   lacking: list[str]  # what cannot be read, in words
   stop: stop_file.Stop | None = None  # the alarm that ended the run
+  init: str = ''  # the checkpoint that it began with, and what it took of it
 
   @property
   def step(self) -> int | None:
@@ -78,6 +80,7 @@ def _read(folder: pathlib.Path) -> RunFiles:
     changed=max(path.stat().st_mtime for path in present),
     lacking=lacking,
     stop=stop_file.read(folder),
+    init=str(_mapping(folder / INIT, lacking).get('line', '')),
   )
 
 

@@ -48,6 +48,7 @@ def of_one(run: RunFiles) -> Html:
   everything = f'All {len(own)} settings'
   rows = [(_key(key), _text(value)) for key, value in own.items()]
   return markup.join(
+    *([markup.note(run.init)] if run.init else []),
     markup.table(
       ('Setting', 'This run', 'Default'), changed, label=label, kind='config'
     ),

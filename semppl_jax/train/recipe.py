@@ -24,7 +24,8 @@ from semppl_jax.data import masks as masks_lib
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base
-from semppl_jax.train import pass_time
+from semppl_jax.train import initial_weights, pass_time
+from semppl_jax.weights import architecture as architecture_lib
 from semppl_jax.workdir import config_file, run_log
 
 MASKS = 'masks'  # DIR/masks, where `python -m semppl_jax.saliency` may write
@@ -264,19 +265,30 @@ def _colours(seen: Look, known: Mapping[str, Any]) -> Choice:
 
 
 def _encoder(seen: Look, known: Mapping[str, Any]) -> Choice:
+  """Encoder and heads: for the views, or those of the checkpoint `init`."""
   large = known['views.large_size']
-  name = 'resnet18' if large > 48 else 'digits'
+  values = {
+    'encoder.name': 'resnet18' if large > 48 else 'digits',
+    'encoder.stem': 'small' if large <= 16 else 'imagenet',
+  }
   hidden, size = (1024, 128) if large > 48 else (256, 64)
-  return Choice(
-    {
-      'encoder.name': name,
-      'encoder.stem': 'small' if large <= 16 else 'imagenet',
-      'projector.hidden': hidden,
-      'projector.size': size,
-      'predictor.hidden': hidden,
-    },
-    f'views of {large} px',
-  )
+  reason = f'views of {large} px'
+  if init := known['init']:
+    found = initial_weights.read(init)
+    sizes = architecture_lib.head_sizes(found.params)
+    values = {
+      'encoder.name': found.architecture.encoder,
+      'encoder.stem': found.architecture.stem,
+    }
+    if 'projector/linear_1' in found.params:
+      hidden, size = sizes['projector_hidden'], sizes['embedding_size']
+    reason = f'{init} is a {found.architecture}'
+  heads = {
+    'projector.hidden': hidden,
+    'projector.size': size,
+    'predictor.hidden': hidden,
+  }
+  return Choice(values | heads, reason)
 
 
 def _batch(seen: Look, known: Mapping[str, Any]) -> Choice:

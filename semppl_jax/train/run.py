@@ -16,7 +16,13 @@ from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base
 from semppl_jax.models import networks as networks_lib
-from semppl_jax.train import optimizers, schedules, state, step
+from semppl_jax.train import (
+  initial_weights,
+  optimizers,
+  schedules,
+  state,
+  step,
+)
 from semppl_jax.workdir import run_log
 
 
@@ -126,11 +132,18 @@ def build_optimizer(
   return optimizers.build(opt.name, **own.get(opt.name, {}))
 
 
-def initial_state(run: TrainRun) -> state.TrainState:
-  """The state before the first step, leaves [D, ...]."""
+def initial_state(
+  run: TrainRun, start: initial_weights.Start | None = None
+) -> state.TrainState:
+  """The state before the first step, leaves [D, ...].
+
+  Args:
+    run: networks and settings.
+    start: weights in place of random ones, see `initial_weights.load`.
+  """
   setup = run.setup
   return state.init(
-    setup.cfg, setup.method, setup.nets, setup.optimizer, run.devices
+    setup.cfg, setup.method, setup.nets, setup.optimizer, run.devices, start
   )
 
 

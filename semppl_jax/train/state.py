@@ -14,6 +14,7 @@ from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base
 from semppl_jax.models import networks as networks_lib
+from semppl_jax.train import initial_weights
 
 
 class TrainState(NamedTuple):
@@ -37,23 +38,35 @@ def init(
   nets: networks_lib.Networks,
   optimizer: optax.GradientTransformation,
   devices: Sequence[jax.Device],
+  start: initial_weights.Start | None = None,
 ) -> TrainState:
   """The state before the first step: every leaf [D, ...], of this host's D.
 
   Weights depend on `cfg.seed` alone, not on the number of devices. The target
   network begins as a copy of the online network, as in BYOL's release.
+
+  Args:
+    cfg: seed and size of views.
+    method: the objective.
+    nets: its networks.
+    optimizer: begins anew in any case.
+    devices: all devices of the job.
+    start: weights in place of random ones; None: all are random.
   """
   size = cfg.views.large_size
   images = jnp.zeros((2, size, size, 3), jnp.float32)
   params, state = jax.jit(nets.init)(jax.random.key(cfg.seed), images)
   has_target = method.target_views is not None
   target_tree = nets.target_tree if has_target else lambda tree: {}
+  target = target_tree(params), target_tree(state)
+  if start is not None:
+    (params, state), target = start.replace((params, state), target_tree)
   whole = TrainState(
     step=jnp.zeros((), jnp.int32),
     online_params=params,
     online_state=state,
-    target_params=target_tree(params),
-    target_state=target_tree(state),
+    target_params=target[0],
+    target_state=target[1],
     opt_state=optimizer.init(params),
     memory=method.init(),
   )

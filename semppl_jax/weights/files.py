@@ -28,7 +28,9 @@ from semppl_jax.weights import haiku_trees, release_pickle
 from semppl_jax.workdir import stop_file
 
 # How a module's leaves stand in a run's checkpoint.
-_RUN_LEAF = re.compile(r"state\.online_(params|state)\['(.+)'\]\['(\w+)'\]")
+_RUN_LEAF = re.compile(
+  r"state\.(online|target)_(params|state)\['(.+)'\]\['(\w+)'\]"
+)
 # Who may hold what: experiment_state's fields, of params and of state.
 _FIELDS = {
   'pre-training': (('online_params',), ('online_state',)),
@@ -66,23 +68,26 @@ class Contents(NamedTuple):
   settings: Settings = Settings()
   note: str = ''  # what a reader should know besides
   class_names: tuple[str, ...] = ()  # of the classifier; empty: not said
-  # (params, state) of the target network, if the file has it.
+  # (params, state) of the target network, if the file has it
   target: tuple[haiku_trees.Tree, haiku_trees.Tree] | None = None
 
 
-def read(path: pathlib.Path, step: int | None) -> Contents:
+def read(
+  path: pathlib.Path, step: int | None, target: bool = False
+) -> Contents:
   """Finds out what kind a file is by looking into it, and reads it.
 
   Args:
     path: a file, or the folder of a run.
     step: which checkpoint of a run; None: the newest, of a run that an alarm
       stopped the newest good one.
+    target: a run's target network is read, too.
 
   Raises:
     CheckpointError: one line.
   """
   if path.is_dir():
-    return _read_run(path, step)
+    return _read_run(path, step, target)
   if step is not None:
     raise CheckpointError(f'is a file: there is no step {step} to choose.')
   try:
@@ -275,7 +280,7 @@ def _read_safetensors(path: pathlib.Path) -> Contents:
   )
 
 
-def _read_run(path: pathlib.Path, step: int | None) -> Contents:
+def _read_run(path: pathlib.Path, step: int | None, target: bool) -> Contents:
   steps = checkpoint.steps(str(path))
   if not steps and not (path / 'config.json').exists():
     raise CheckpointError(
@@ -293,16 +298,20 @@ def _read_run(path: pathlib.Path, step: int | None) -> Contents:
         f'`step` chooses one all the same, of {steps}.'
       )
     step = good[-1]
-  leaves = checkpoint.read(str(path), step, ('state.online_',))
-  found: dict[str, dict] = {'params': {}, 'state': {}}
+  wanted = ('state.online_', 'state.target_') if target else ('state.online_',)
+  leaves = checkpoint.read(str(path), step, wanted)
+  trees: dict[str, dict[str, dict]] = {
+    network: {'params': {}, 'state': {}} for network in ('online', 'target')
+  }
   for name, leaf in leaves.items():
-    kind, module, own = _RUN_LEAF.fullmatch(name).groups()
-    found[kind].setdefault(module, {})[own] = leaf
+    network, kind, module, own = _RUN_LEAF.fullmatch(name).groups()
+    trees[network][kind].setdefault(module, {})[own] = leaf
   settings = _run_settings(path / 'config.json')
   note = stop.note(step) if stop else ''
+  online, of_target = (tuple(x.values()) for x in trees.values())
   return Contents(
-    found['params'], found['state'], step, 'run', settings, note,
-    _names_of_run(path),
+    *online, step, 'run', settings, note, _names_of_run(path),
+    of_target if of_target[0] else None,
   )  # fmt: skip
 
 

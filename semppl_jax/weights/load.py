@@ -45,6 +45,7 @@ class Checkpoint(NamedTuple):
   class_names: tuple[str, ...] = ()  # of the classifier; empty: not said
   # (params, state) of the target network, if the file has it
   target: tuple[haiku_trees.Tree, haiku_trees.Tree] | None = None
+  says_padding: bool = True  # False: the architecture's is a guess
 
   def __str__(self) -> str:
     has = {haiku_trees.root(module) for module in self.params}
@@ -72,6 +73,7 @@ def load_checkpoint(
   step: int | None = None,
   padding: str | None = None,
   mapping: str | os.PathLike | None = None,
+  target: bool = False,
 ) -> Checkpoint:
   """Reads a checkpoint of whatever kind, and checks all of it.
 
@@ -86,6 +88,7 @@ def load_checkpoint(
       None: as the file says, or else 'same', as the release pads.
     mapping: a JSON file {their module: our module} for a checkpoint with
       selective kernels whose names cannot be matched without it.
+    target: also reads the target network of a run, twice as much.
 
   Returns:
     A Checkpoint.
@@ -96,7 +99,7 @@ def load_checkpoint(
   """
   path = releases.find(path)
   try:
-    return _check(files_lib.read(path, step), padding, mapping)
+    return _check(files_lib.read(path, step, target), padding, mapping)
   except CheckpointError as error:
     text = str(error)
     if str(path) in text:
@@ -157,22 +160,23 @@ def _check(
   mapping_file: str | os.PathLike | None,
 ) -> Checkpoint:
   """Names, shapes, dtypes, values; and names that are not the release's."""
-  params, said = found.params, found.settings
+  params, state, said = found.params, found.state, found.settings
   haiku_trees.check_arrays(params)
-  haiku_trees.check_arrays(found.state)
+  haiku_trees.check_arrays(state)
   architecture = architecture_lib.architecture(params)
   if said.encoder not in (None, architecture.encoder):
     raise CheckpointError(
       f'says that it is a {said.encoder}, but its tree is a {architecture}.'
     )
+  known_padding = padding or said.padding
   architecture = architecture._replace(
-    padding=padding or said.padding or architecture.padding
+    padding=known_padding or architecture.padding
   )
   expected = architecture_lib.expected(
     architecture, architecture_lib.head_sizes(params)
   )
   mapping = _match(params, expected, architecture, mapping_file)
-  fitting = _fit(params, found.state, mapping, expected)
+  fitting = _fitting((params, state), mapping, expected)
   checked = Checkpoint(*fitting, architecture, found.step, found.kind, mapping)
   names = found.class_names
   number = architecture_lib.head_sizes(fitting[0])['num_classes']
@@ -180,39 +184,38 @@ def _check(
     raise CheckpointError(
       f'names {len(names)} classes, but its classifier has {number}.'
     )
-  target = found.target and _check_target(*found.target, mapping, expected)
-  checked = checked._replace(note=found.note, class_names=names, target=target)
+  checked = checked._replace(
+    note=found.note,
+    class_names=names,
+    target=found.target and _target(found.target, mapping, expected),
+    says_padding=known_padding is not None,
+  )
   told = ('bn_eps', 'bn_decay', 'image_size', 'center')
   values = {key: getattr(said, key) for key in told}
   return checked._replace(**{k: v for k, v in values.items() if v is not None})
 
 
-def _check_target(
-  params: haiku_trees.Tree,
-  state: haiku_trees.Tree,
-  mapping: Mapping[str, str],
-  expected: architecture_lib.Expected,
-) -> tuple[haiku_trees.Tree, haiku_trees.Tree]:
-  """The target network is of the online network's kind; heads may be less."""
-  try:
-    haiku_trees.check_arrays(params)
-    haiku_trees.check_arrays(state)
-    return tuple(_fit(params, state, mapping, expected))
-  except CheckpointError as error:
-    raise CheckpointError(f'target network: {error}') from error
-
-
-def _fit(
-  params: haiku_trees.Tree,
-  state: haiku_trees.Tree,
+def _fitting(
+  trees: tuple[haiku_trees.Tree, haiku_trees.Tree],
   mapping: Mapping[str, str],
   expected: architecture_lib.Expected,
 ) -> architecture_lib.Expected:
-  return architecture_lib.check_fits(
-    haiku_trees.rename(params, mapping),
-    haiku_trees.rename(state, mapping),
-    expected,
-  )
+  params, state = (haiku_trees.rename(tree, mapping) for tree in trees)
+  return architecture_lib.check_fits(params, state, expected)
+
+
+def _target(
+  trees: tuple[haiku_trees.Tree, haiku_trees.Tree],
+  mapping: Mapping[str, str],
+  expected: architecture_lib.Expected,
+) -> tuple[haiku_trees.Tree, haiku_trees.Tree]:
+  """Checked as the online network's trees are."""
+  try:
+    for tree in trees:
+      haiku_trees.check_arrays(tree)
+    return tuple(_fitting(trees, mapping, expected))
+  except CheckpointError as error:
+    raise CheckpointError(f'target network: {error}') from error
 
 
 def _match(

@@ -119,6 +119,7 @@ def test_what_trained_more_than_a_classifier_was_semppl(changes, runs):
 
 
 _ODD = {'task': 'pretrain', 'method': 'semppl', 'queue': 3, 'loss': None}
+_ODD |= {'init': '', 'init_modules': 'all'}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.train import pass_time, recipe
 from semppl_jax.train import step as step_lib
+from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import lock, plots
 from tests.helpers import tiny
 
@@ -198,3 +199,28 @@ def test_baselines_have_a_limit(tmp_path, quick, monkeypatch):
   results = pretraining.pretrain(cfg, str(tmp_path / 'run'))  # 4 + 6 images
   assert results['baseline_pixels_top1'] is None
   assert results['chance_top1'] == 0.5
+
+
+def test_the_encoder_is_that_of_init(tmp_path, quick, monkeypatch, capsys):
+  seen = recipe.Look(520, 40, 8, 200, True, '', 1, True)
+  monkeypatch.setattr(recipe, 'inspect', lambda *_: seen)
+  cfg = recipe.complete(settings('DIR'), None)
+  assert (cfg.encoder.name, cfg.projector.size) == ('resnet18', 128)
+  file = tiny.write_checkpoint(tmp_path / 'x.safetensors', 0)
+  cfg = recipe.complete(settings('DIR', init=file), None)
+  assert (cfg.encoder.name, cfg.encoder.stem) == (tiny.ENCODER, 'small')
+  heads = cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
+  assert heads == (16, 8, 16)
+  assert (
+    f'predictor.hidden=16: {file} is a one_block' in capsys.readouterr().err
+  )
+  given = recipe.complete(settings('DIR', init=file, projector__size=5), None)
+  assert given.projector.size == 5
+  # An encoder alone: heads of the usual size.
+  bare = lambda tree: {m: x for m, x in tree.items() if 'one_block' in m}
+  found = load_lib.load_checkpoint(file)
+  found = found._replace(params=bare(found.params), state=bare(found.state))
+  load_lib.save_safetensors(file, found)
+  assert recipe.complete(settings('DIR', init=file), None).projector.size == 128
+  with pytest.raises(UserError, match='init: There is no checkpoint'):
+    recipe.complete(settings('DIR', init='nowhere'), None)

@@ -634,3 +634,42 @@ def test_selective_kernels_of_other_names(tmp_path):
   file.write_text(json.dumps(mapping))
   mapped = load_lib.load_checkpoint(hidden, mapping=file)
   assert set(mapped.params) == set(found.params)
+
+
+# -- The target network, and what the file says of the padding --
+
+_TARGET = ('tiny_res_net', 'projector')
+
+
+def _read_as(contents, monkeypatch):
+  monkeypatch.setattr(load_lib.files_lib, 'read', lambda *_: contents)
+  return load_lib.load_checkpoint(TINY)
+
+
+def test_a_target_network_is_checked_as_the_online_one_is(loaded, monkeypatch):
+  whole = load_lib._contents(loaded)
+  keep = lambda tree: {
+    m: x for m, x in tree.items() if m.split('/')[0] in _TARGET
+  }
+  params, state = keep(loaded.params), keep(loaded.state)
+  found = _read_as(whole._replace(target=(params, state)), monkeypatch)
+  assert set(found.target[0]) == set(params) < set(loaded.params)
+  assert set(found.target[1]) == set(state)
+  assert _read_as(whole, monkeypatch).target is None
+  infinite = params | {CONV: {'w': params[CONV]['w'] + np.float32(np.inf)}}
+  lacking = {m: x for m, x in params.items() if m != CONV}
+  for bad, words in (
+    ((infinite, state), 'target network: .* infinite'),
+    ((lacking, state), 'target network: missing: .*initial_conv'),
+    ((params, params), 'target network: missing'),
+  ):
+    with pytest.raises(errors.CheckpointError, match=words):
+      _read_as(whole._replace(target=bad), monkeypatch)
+
+
+def test_whether_the_padding_is_known(loaded, tmp_path):
+  assert not loaded.says_padding
+  assert load_lib.load_checkpoint(TINY, padding='same').says_padding
+  file = tmp_path / 'x.safetensors'
+  load_lib.save_safetensors(file, loaded)
+  assert load_lib.load_checkpoint(file).says_padding
