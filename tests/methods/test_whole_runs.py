@@ -42,9 +42,8 @@ def test_it_ends_with_scores(run):
   watched = {'byol': 'loss/regression', 'simclr': 'loss/contrastive'}[name]
   for row in rows:
     assert np.isfinite([row[watched], row['embedding_std']]).all()
-  chance = pretraining.watching(
-    predictions.prepare(config_file.read(workdir))
-  )._chance
+  begun = predictions.prepare(config_file.read(workdir))
+  chance = begun.setup.method.chance  # by which the watchdog goes
   assert set(chance) == ({watched} if name == 'simclr' else set())
 
 
