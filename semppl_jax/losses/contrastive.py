@@ -2,11 +2,11 @@
 
 Shapes: b images on this device, B on all of them, V views of the online
 network, W views of the target network, n negatives, d the embedding size. All
-embeddings are unit vectors, which only `nt_xent` does not rely on. Every function computes in float32 at least
-(bfloat16 is promoted, float64 stays) and returns one value per image, in nats:
-the step takes the means over images. But for `nt_xent`, candidate 0 is the
-positive and is always there; a masked negative has score -inf and reaches
-neither values nor gradients.
+embeddings are unit vectors, but those of `nt_xent` need not be. Every function
+computes in float32 at least (bfloat16 is promoted, float64 stays) and returns
+one value per image, in nats: the step takes the means over images. But for
+`nt_xent`, candidate 0 is the positive and is always there; a masked negative
+has score -inf and reaches neither values nor gradients.
 """
 
 import chex
