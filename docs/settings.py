@@ -28,8 +28,8 @@ Made by `python -m docs.settings` from the comments in
 [eval_config.py](../{evaluation}): change them there.
 
 Each is set by an experiment file, or on the command line as
-`--config.KEY=VALUE`. Source: **paper** is the paper or a public release of
-DeepMind's, **ours** our setting where no public source states one; the rest is
+`--config.KEY=VALUE`. Source: **paper** is the paper or a public release of its
+authors, **ours** our setting where no public source states one; the rest is
 of this program alone. Settings with a `*` do not change what a run computes
 (but for rounding, or until there is an alarm): a run that has begun goes on
 with another value of these, and of no other.

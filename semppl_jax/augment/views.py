@@ -150,7 +150,9 @@ def _view(image, shape, draws, hidden, kind, *, size, area, cfg, precision):
     image = maybe('flip', cfg.flip, pix.flip_left_right(image))
   strengths = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
   if cfg.jitter and any(strengths):
-    jittered = jitter(image, draw['order'], draw['amounts'], strengths)
+    jittered = jitter(
+      image, draw['order'], draw['amounts'], strengths, cfg.brightness_mode
+    )
     image = maybe('jitter', cfg.jitter, jittered)
   if cfg.grayscale:
     image = maybe('grayscale', cfg.grayscale, grayscale(image))
@@ -252,6 +254,7 @@ def jitter(
   order: jax.Array,
   amounts: jax.Array,
   strengths: tuple[float, float, float, float],
+  brightness_mode: str = 'add',
 ) -> jax.Array:
   """Changes brightness, contrast, saturation and hue, in random order.
 
@@ -262,19 +265,26 @@ def jitter(
     strengths: the largest shift of all channels; the largest difference from 1
       of the factor about each channel's mean, and of that of HSV saturation;
       the largest turn of HSV hue (circle: 1). With strength 0: left out.
+    brightness_mode: 'multiply': of brightness, too, the largest difference from
+      1 of a factor, which is not below 0 (SimCLRv2's), in place of a shift.
 
   Returns:
     [H, W, 3], clipped to [0, 1] after every change.
   """
   present = [change for change in range(4) if strengths[change]]
   delta, contrast, saturation, hue = (2 * amounts - 1) * jnp.array(strengths)
+  darkest = max(0, 1 - strengths[0])
+  light = darkest + (1 + strengths[0] - darkest) * amounts[0]
 
   # Mapped over images, a switch computes all changes at every place. So join
   # the two that go through HSV; that halves the work.
   def place(image, change):
     candidates = []
     if {0, 1} & set(present):
-      brighter = pix.adjust_brightness(image, delta)
+      if brightness_mode == 'multiply':
+        brighter = image * light
+      else:
+        brighter = pix.adjust_brightness(image, delta)
       steeper = pix.adjust_contrast(image, 1 + contrast)
       candidates.append(jnp.where(change == 0, brighter, steeper))
     if {2, 3} & set(present):

@@ -166,6 +166,8 @@ def _views() -> dict[str, Any]:
     'flip': 0.5,  # probability, from left to right [P]
     'jitter': 0.8,  # probability of the four colour operations together [P]
     'brightness': 0.4,  # strength: the largest change [P]
+    # What is done with it: add (BYOL's), or multiply (SimCLRv2's) [P]
+    'brightness_mode': 'add',
     'contrast': 0.4,  # likewise [P]
     'saturation': 0.2,  # likewise [P]
     'hue': 0.1,  # likewise [P]
@@ -183,11 +185,17 @@ def _optimizer() -> dict[str, Any]:
   """Optimiser and learning rate."""
   return {
     'name': 'lars',  # or adamw, sgd
-    'learning_rate': 0.3,  # for 256 images; times B / 256 [ours]
+    'learning_rate': 0.3,  # of the peak, before its scaling [ours]
+    # With the batch size: linear, times B / 256, or sqrt, times the root of B
+    # (SimCLR's) [P]
+    'scaling': 'linear',
     'warmup_epochs': 10.0,  # until the rate has its peak [ours]
     'weight_decay': 1e-6,  # of lars, adamw; of weights only [ours]
     'momentum': 0.9,  # of lars, sgd [ours]
     'trust_coefficient': 1e-3,  # of lars [ours]
+    # Of lars: False, the rate is applied after the momentum (BYOL's); True,
+    # it is in what the momentum sums up (SimCLR's) [P]
+    'rate_in_momentum': False,
     'b1': 0.9,  # of adamw
     'b2': 0.999,  # of adamw
   }

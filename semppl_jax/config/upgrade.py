@@ -17,14 +17,20 @@ RENAMED = {
 # Settings that came later, at the values at which they change nothing. A method
 # without the section does not get them.
 _ADDED = {
-  'loss.exclude_after_epochs': 0.0,
-  'queue.target_query_epochs': 0.0,
-  'queue.balance': 0.0,
   'views.background': 'grey',
   'evaluation.baseline_images': 10_000,
   'minutes': 10.0,
   'init': '',
   'init_modules': 'all',
+  'optimizer.scaling': 'linear',
+  'optimizer.rate_in_momentum': False,
+  'views.brightness_mode': 'add',
+}
+# Likewise, of SemPPL's own.
+_ADDED_TO_SEMPPL = {
+  'loss.exclude_after_epochs': 0.0,
+  'queue.target_query_epochs': 0.0,
+  'queue.balance': 0.0,
 }
 # What `supervised` has no use for.
 _NOT_SUPERVISED = (
@@ -54,7 +60,8 @@ def upgrade(settings: Any) -> Any:
   }
   if 'method' not in new:
     new = _name_method(new)
-  for key, value in _ADDED.items():
+  added = _ADDED_TO_SEMPPL if new['method'] == 'semppl' else {}
+  for key, value in (_ADDED | added).items():
     section, _, name = key.rpartition('.')
     inside = new.get(section) if section else new
     if isinstance(inside, dict):

@@ -71,6 +71,8 @@ RANGES = SHARED_RANGES | {
 CHOICES = SHARED_CHOICES | {
   'task': ('pretrain',),
   'views.background': ('grey', 'colours'),
+  'views.brightness_mode': ('add', 'multiply'),
+  'optimizer.scaling': ('linear', 'sqrt'),
   'watchdog.action': ('stop', 'roll_back'),
   'encoder.stem': ('imagenet', 'small'),
   'encoder.padding': ('same', 'symmetric'),

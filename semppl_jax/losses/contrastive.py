@@ -1,16 +1,18 @@
 """The loss terms: per image, no collectives.
 
-Shapes: b images on this device, V views of the online network, W views of the
-target network, n negatives, d the embedding size. All embeddings are
-unit vectors. Every function computes in float32 at least (bfloat16 is promoted,
-float64 stays) and returns one value per image, in nats: the step takes the
-means over images. Candidate 0 is the positive and is always there; a masked
-negative has score -inf and reaches neither values nor gradients.
+Shapes: b images on this device, B on all of them, V views of the online
+network, W views of the target network, n negatives, d the embedding size. All
+embeddings are unit vectors, but those of `nt_xent` need not be. Every function
+computes in float32 at least (bfloat16 is promoted, float64 stays) and returns
+one value per image, in nats: the step takes the means over images. But for
+`nt_xent`, candidate 0 is the positive and is always there; a masked negative
+has score -inf and reaches neither values nor gradients.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 STOP_GRADIENTS = ('entropy', 'teacher')
 
@@ -116,6 +118,48 @@ def invariance(logits: jax.Array, *, stop_gradient: str) -> jax.Array:
   kl = jnp.sum(entropy - p * log_p.swapaxes(0, 1), axis=-1)  # [V_L, V_L, b]
   pairs = ~jnp.eye(views, dtype=bool)[:, :, None]
   return jnp.sum(jnp.where(pairs, kl, 0.0), (0, 1)) / (views * (views - 1))
+
+
+def nt_xent(
+  anchors: jax.Array,
+  candidates: jax.Array,
+  index: jax.Array,
+  *,
+  temperature: float,
+) -> tuple[jax.Array, jax.Array]:
+  """NT-Xent: cross-entropy over all views of the batch but the anchor itself.
+
+  l(v, i) = -log softmax over (w, j) != (v, i) of <z(v, i), z(w, j)> / tau, at
+  the other view of image i; SimCLR (arXiv 2002.05709), eq. 1.
+
+  Args:
+    anchors: [2, b, d] both views of this device's images.
+    candidates: [2, B, d] both views of all images, the anchors among them.
+    index: [b] int32, places of the anchors' images among the candidates.
+    temperature: tau, above 0.
+
+  Returns:
+    [2, b] the loss of each anchor; and [2, b, B] its logits with the other view
+    of all images alone, the positive at `index`.
+  """
+  _, images, size = anchors.shape
+  chex.assert_shape(anchors, (2, None, None))
+  chex.assert_shape(candidates, (2, None, size))
+  chex.assert_shape(index, (images,))
+  anchors, candidates = map(_wide, (anchors, candidates))
+  logits = jnp.einsum(
+    'vbd,wcd->vbwc', anchors, candidates, precision=jax.lax.Precision.HIGHEST
+  )  # [2, b, 2, B]
+  logits /= temperature
+  total = candidates.shape[1]
+  same_image = index[:, None, None] == jnp.arange(total)  # [b, 1, B]
+  same_view = jnp.eye(2, dtype=bool)[:, None, :, None]  # [2, 1, 2, 1]
+  others = jnp.where(same_view & same_image, -jnp.inf, logits)
+  positive = jnp.stack([index + total, index])  # [2, b] in the flat candidates
+  loss = optax.losses.softmax_cross_entropy_with_integer_labels(
+    others.reshape(2, images, -1), positive
+  )
+  return loss, jnp.stack([logits[0, :, 1], logits[1, :, 0]])
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -14,11 +14,12 @@ import ml_collections
 from semppl_jax.config import checks, defaults, validation
 from semppl_jax.config.upgrade import RENAMED
 from semppl_jax.errors import UserError
-from semppl_jax.methods import base, byol, semppl, supervised
+from semppl_jax.methods import base, byol, semppl, simclr, supervised
 
 METHODS: dict[str, types.ModuleType] = {
   'semppl': semppl,  # ReLICv2 and multi-crop contrastive learning, too
   'byol': byol,
+  'simclr': simclr,
   'supervised': supervised,
 }
 
@@ -42,11 +43,11 @@ def default(name: str) -> ml_collections.ConfigDict:
   cfg.method = name
   for section in getattr(module, 'WITHOUT', ()):
     del cfg[section]
-  for section, values in module.default().items():
-    if section in cfg:
-      cfg[section].update(values)
+  for key, value in module.default().items():
+    if key in cfg and isinstance(value, ml_collections.ConfigDict):
+      cfg[key].update(value)
     else:
-      cfg[section] = values
+      cfg[key] = value
   return cfg
 
 

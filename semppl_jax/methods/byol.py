@@ -46,9 +46,25 @@ def build(
 def default() -> ml_collections.ConfigDict:
   """BYOL's own sections, and what it sets of the engine's, for ImageNet."""
   cfg = ml_collections.ConfigDict()
+  cfg.batch_size = 4096  # B, global [P]
+  # Passes over all training images. The release has settings for 40, 100, 300
+  # and 1000 of them: experiments/imagenet_byol.py; these are those for 300 [P]
+  cfg.num_epochs = 300.0
   cfg.views = {
     'num_large': 2,  # V_L, large views of an image [P]
     'num_small': 0,  # V_S: BYOL has none [P]
+    'large_area': (0.08, 1.0),  # share of the image that a crop covers [P]
+  }
+  cfg.optimizer = {
+    'name': 'lars',  # with the rate after the momentum [P]
+    'learning_rate': 0.3,  # for 256 images, of 300 epochs [P]
+    'warmup_epochs': 10.0,  # until the rate has its peak [P]
+    'weight_decay': 1e-6,  # of weights only, of 300 epochs [P]
+    'momentum': 0.9,  # of lars [P]
+    'trust_coefficient': 1e-3,  # of lars [P]
+  }
+  cfg.ema = {
+    'base': 0.99,  # of the target network, of 300 epochs; rises to 1 [P]
   }
   cfg.projector = base.projector_section()
   cfg.predictor = base.predictor_section()

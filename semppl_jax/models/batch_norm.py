@@ -20,7 +20,7 @@ class BatchNorm(hk.BatchNorm):
 
     Args:
       views: the first axis is that of views, with statistics for each.
-      **settings: of hk.BatchNorm, with scale and offset.
+      **settings: of hk.BatchNorm, with scale; without offset it is 0.
     """
     super().__init__(**settings)
     self._views = views
@@ -35,7 +35,9 @@ class BatchNorm(hk.BatchNorm):
       x = x[None]
     channels = (1,) * (x.ndim - 2) + x.shape[-1:]
     scale = hk.get_parameter('scale', channels, x.dtype, self.scale_init)
-    offset = hk.get_parameter('offset', channels, x.dtype, self.offset_init)
+    offset = jnp.zeros_like(scale)
+    if self.create_offset:
+      offset = hk.get_parameter('offset', channels, x.dtype, self.offset_init)
     y, mean, variance = _normalise(
       x, scale, offset, self.eps, self.cross_replica_axis
     )

@@ -215,7 +215,7 @@ def _policies(precision: str) -> Iterator[None]:
   # more than bfloat16's eight bits.
   norms = jmp.Policy(jnp.float32, jnp.float32, low)
   with contextlib.ExitStack() as stack:
-    for module in (encoders.ResNet, heads_lib.MLP):
+    for module in (encoders.ResNet, heads_lib.MLP, heads_lib.SimCLRMLP):
       stack.enter_context(hk.mixed_precision.push_policy(module, networks))
     stack.enter_context(hk.mixed_precision.push_policy(BatchNorm, norms))
     yield

@@ -4,6 +4,7 @@ import datetime
 import pathlib
 from collections.abc import Callable, Sequence
 
+from semppl_jax import methods
 from semppl_jax.errors import UserError
 from semppl_jax.report import curves, markup, results, run_files, settings
 from semppl_jax.report import seen as seen_lib
@@ -11,7 +12,6 @@ from semppl_jax.report.markup import Absent, Html, tag
 from semppl_jax.report.run_files import RunFiles
 from semppl_jax.utils import files
 
-_PAPER = 'https://arxiv.org/abs/2301.05158'
 _STYLE = pathlib.Path(__file__).with_name('style.css')
 
 Section = tuple[str, str, Callable[[], Html]]  # id, title, content
@@ -78,7 +78,7 @@ def _of_one(run: RunFiles, most: int, tell: Callable[[str], None]) -> Html:
     ('environment', 'Environment', lambda: settings.environment([run])),
   ]
   head = markup.join(_facts(run, seen), _section(lambda: results.headline(run)))
-  return _document(run.name, head, sections)
+  return _document(run.name, head, sections, _about(run))
 
 
 def _of_several(runs: Sequence[RunFiles]) -> Html:
@@ -100,17 +100,22 @@ def _of_several(runs: Sequence[RunFiles]) -> Html:
   return _document(f'{len(runs)} runs compared', head, sections)
 
 
-def _document(title: str, head: Html, sections: Sequence[Section]) -> Html:
+def _about(run: RunFiles) -> str:
+  """The first line of its method's file: the name, and the paper."""
+  module = methods.METHODS.get(run.config.get('method'))
+  return (module and module.__doc__ or '').partition('\n')[0]
+
+
+def _document(
+  title: str, head: Html, sections: Sequence[Section], about: str = ''
+) -> Html:
   links = [tag('a', name, href=f'#{anchor}') for anchor, name, _ in sections]
   body = [
     tag('section', tag('h2', name), _section(content), id=anchor)
     for anchor, name, content in sections
   ]
   today = datetime.date.today().isoformat()
-  foot = tag(
-    'footer', f'Made by semppl_jax on {today}. The method: ',
-    tag('a', 'SemPPL, Bošnjak et al., ICLR 2023', href=_PAPER), '.',
-  )  # fmt: skip
+  foot = tag('footer', f'Made by semppl_jax on {today}. {about}')
   whole = tag(
     'html',
     tag(
@@ -120,7 +125,7 @@ def _document(title: str, head: Html, sections: Sequence[Section]) -> Html:
         'meta', name_='viewport', content='width=device-width, initial-scale=1'
       ),
       tag('meta', name_='color-scheme', content='light dark'),
-      tag('title', f'{title}: SemPPL report'),
+      tag('title', f'{title}: semppl_jax report'),
       tag('style', Html(_STYLE.read_text('utf-8'))),
     ),
     tag(

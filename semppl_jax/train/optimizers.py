@@ -1,9 +1,9 @@
-"""Optimisers, composed of optax parts and without their learning rate.
+"""Optimisers, composed of optax parts.
 
-The caller multiplies the updates by -rate(step), so that the rate has one
-clock: the train state's step. Trees are Haiku's, {module: {name: array}}.
-Biases and BatchNorm's parameters take part in neither weight decay nor LARS's
-trust ratio.
+None has a clock: what `build` gives takes the learning rate as an argument,
+`update(grads, state, params, learning_rate=rate)`, so that the train state's
+step is the only one. Trees are Haiku's, {module: {name: array}}. Biases and
+BatchNorm's parameters take part in neither weight decay nor LARS's trust ratio.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,9 @@ def lars(
   """LARS (You et al., 2017) in the order of BYOL's and SemPPL's releases.
 
   Weight decay, then the trust ratio, then momentum; the learning rate comes
-  last and is the caller's. `optax.lars` takes the rate into the momentum and
-  is another optimiser as soon as the rate changes.
+  last and is the caller's. With the rate inside the momentum, as `optax.lars`
+  and `simclr_lars` have it, it is another optimiser as soon as the rate
+  changes.
 
   Args:
     weight_decay: times the weight, added to the gradient.
@@ -31,11 +32,43 @@ def lars(
     trust_coefficient: a weight's update has the length of this times the
       weight's own; left as it is where either is zero.
   """
-  trust_ratio = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
   return optax.chain(
-    optax.add_decayed_weights(weight_decay, is_weight),
-    optax.masked(trust_ratio, is_weight),
+    *_decay_and_trust_ratio(weight_decay, trust_coefficient, is_weight),
     optax.trace(momentum),
+  )
+
+
+def simclr_lars(
+  *, weight_decay: float, momentum: float, trust_coefficient: float
+) -> optax.GradientTransformationExtraArgs:
+  """LARS as SimCLR's release has it: the learning rate inside the momentum.
+
+  m = momentum m + rate u, w -= m, with u as in `lars`
+  (google-research/simclr, tf2/lars_optimizer.py). Outside of it, besides, the
+  monitoring classifier: neither decay nor trust ratio.
+
+  Args:
+    weight_decay: times the weight, added to the gradient.
+    momentum: decay of the trace.
+    trust_coefficient: see `lars`.
+
+  Returns:
+    An optimiser whose update takes `learning_rate`.
+  """
+  return optax.chain(
+    *_decay_and_trust_ratio(
+      weight_decay, trust_coefficient, _is_weight_but_classifiers
+    ),
+    rate_last(optax.identity()),  # before the momentum
+    optax.trace(momentum),
+  )
+
+
+def _decay_and_trust_ratio(weight_decay, trust_coefficient, mask):
+  trust_ratio = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+  return (
+    optax.add_decayed_weights(weight_decay, mask),
+    optax.masked(trust_ratio, mask),
   )
 
 
@@ -65,11 +98,29 @@ def sgd(
 OPTIMIZERS = {'lars': lars, 'adamw': adamw, 'sgd': sgd}
 
 
-def build(name: str, **settings: Any) -> optax.GradientTransformation:
-  """The optimiser of that name.
+def rate_last(
+  optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """An optimiser whose updates are multiplied by -learning_rate, at last.
+
+  Its state is that of the optimiser without its rate.
+  """
+
+  def update(grads, state, params=None, *, learning_rate, **unused):
+    updates, state = optimizer.update(grads, state, params)
+    return jax.tree.map(lambda u: -learning_rate * u, updates), state
+
+  return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def build(
+  name: str, *, rate_in_momentum: bool = False, **settings: Any
+) -> optax.GradientTransformationExtraArgs:
+  """The optimiser of that name; its update takes `learning_rate`, [].
 
   Args:
     name: a key of OPTIMIZERS.
+    rate_in_momentum: of lars: SimCLR's kind.
     **settings: its keyword arguments.
 
   Raises:
@@ -80,7 +131,9 @@ def build(name: str, **settings: Any) -> optax.GradientTransformation:
       f'optimizer {name!r} is unknown; known: {", ".join(OPTIMIZERS)}'
       f'{nearest_name(name, OPTIMIZERS)}'
     )
-  return OPTIMIZERS[name](**settings)
+  if name == 'lars' and rate_in_momentum:
+    return simclr_lars(**settings)
+  return rate_last(OPTIMIZERS[name](**settings))
 
 
 def is_weight(
@@ -93,4 +146,14 @@ def is_weight(
       for name in leaves
     }
     for module, leaves in params.items()
+  }
+
+
+def _is_weight_but_classifiers(
+  params: Mapping[str, Mapping[str, jax.Array]],
+) -> dict[str, dict[str, bool]]:
+  """`is_weight`, and False for the monitoring classifier."""
+  return {
+    module: {name: yes and module != 'classifier' for name, yes in mask.items()}
+    for module, mask in is_weight(params).items()
   }

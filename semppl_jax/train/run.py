@@ -119,13 +119,18 @@ def build_networks(
 
 def build_optimizer(
   cfg: ml_collections.FrozenConfigDict,
-) -> optax.GradientTransformation:
-  """The optimiser of the config, without its learning rate."""
+) -> optax.GradientTransformationExtraArgs:
+  """The optimiser of the config, which takes the learning rate of a step."""
   opt = cfg.optimizer
   decay = {'weight_decay': opt.weight_decay}
   momentum = {'momentum': opt.momentum}
   own = {
-    'lars': decay | momentum | {'trust_coefficient': opt.trust_coefficient},
+    'lars': decay
+    | momentum
+    | {
+      'trust_coefficient': opt.trust_coefficient,
+      'rate_in_momentum': opt.rate_in_momentum,
+    },
     'adamw': decay | {'b1': opt.b1, 'b2': opt.b2},
     'sgd': momentum,
   }

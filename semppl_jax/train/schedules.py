@@ -1,13 +1,20 @@
 """Functions of the step, and of durations: the step is the only clock.
 
 Steps may be traced or Python ints; values are float32 scalars. The formulas
-are those of BYOL's and SemPPL's public releases.
+are those of BYOL's and SemPPL's public releases; scaling by the root of the
+batch size is SimCLR's.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+
+# The peak of the learning rate over its base, by the batch size.
+SCALINGS = {
+  'linear': lambda batch_size: batch_size / 256,
+  'sqrt': lambda batch_size: batch_size**0.5,
+}
 
 
 def learning_rate(
@@ -17,21 +24,23 @@ def learning_rate(
   batch_size: int,
   total_steps: int,
   warmup_steps: int,
+  scaling: str = 'linear',
 ) -> jax.Array:
   """Linear warm-up to base x batch_size / 256, then a cosine to 0.
 
   Args:
     step: updates done so far; step 0 has rate 0 if there is a warm-up.
-    base: learning rate for 256 images.
+    base: learning rate for 256 images; with scaling 'sqrt' for one image.
     batch_size: B, global.
     total_steps: the rate is 0 from here on.
     warmup_steps: the rate has its peak here; a run no longer than its warm-up
       never gets past it.
+    scaling: a key of SCALINGS; 'sqrt': the peak is base x sqrt(batch_size).
 
   Returns:
     [] float32.
   """
-  peak = base * batch_size / 256
+  peak = base * SCALINGS[scaling](batch_size)
   rise = _fraction(step, warmup_steps)
   decay = _cosine(_fraction(step - warmup_steps, total_steps - warmup_steps))
   return peak * jnp.where(step < warmup_steps, rise, decay)

@@ -32,7 +32,7 @@ class StepSetup(NamedTuple):
   cfg: ml_collections.FrozenConfigDict
   method: base.Method
   nets: networks_lib.Networks
-  optimizer: optax.GradientTransformation  # without its learning rate
+  optimizer: optax.GradientTransformationExtraArgs  # takes its learning rate
   total_steps: int
   warmup_steps: int
 
@@ -338,7 +338,7 @@ def apply_gradients(
   Args:
     state: before the update.
     grads: of the loss, the mean over devices.
-    setup: the optimiser gives updates without their learning rate.
+    setup: the optimiser takes the learning rate of this step.
 
   Returns:
     The state with new weights and optimiser state, and metrics.
@@ -350,11 +350,11 @@ def apply_gradients(
     batch_size=cfg.batch_size,
     total_steps=setup.total_steps,
     warmup_steps=setup.warmup_steps,
+    scaling=cfg.optimizer.scaling,
   )
   updates, opt_state = setup.optimizer.update(
-    grads, state.opt_state, state.online_params
+    grads, state.opt_state, state.online_params, learning_rate=rate
   )
-  updates = jax.tree.map(lambda u: -rate * u, updates)
   online_params = optax.apply_updates(state.online_params, updates)
   updated = state._replace(online_params=online_params, opt_state=opt_state)
   metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': rate}

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from semppl_jax.errors import CheckpointError
 from semppl_jax.models import encoders, networks
+from semppl_jax.models import heads as heads_lib
 from semppl_jax.models.encoders import Architecture
 from semppl_jax.utils import diff
 from semppl_jax.utils.text import nearest_name, printable
@@ -83,22 +84,33 @@ def _with_selective_kernels(
   )
 
 
-def head_sizes(params: haiku_trees.Tree) -> dict[str, int]:
-  """networks.build's arguments for the heads that a tree has."""
+def head_sizes(params: haiku_trees.Tree) -> dict[str, Any]:
+  """networks.build's arguments for the heads that a tree has.
+
+  SimCLR's projector shows itself by its names; else it is SemPPL's, and BYOL's.
+  """
 
   def shape(module):
     found = np.shape(params.get(module, {}).get('w'))
     return found if len(found) == 2 else (0, 0)  # what is odd is found later
 
-  sizes = {
-    'projector_hidden': shape('projector/linear')[-1],
-    'embedding_size': shape('projector/linear_1')[-1],
-  }
-  sizes = {name: size or 1 for name, size in sizes.items()}
-  return sizes | {'num_classes': shape('classifier')[-1]}
+  def size(module):
+    return shape(module)[-1] or 1
+
+  classes = {'num_classes': shape('classifier')[-1]}
+  if 'projector/linear_0' in params:
+    layers = sum(name.startswith('projector/linear_') for name in params)
+    projector = heads_lib.SimCLRProjector(
+      layers, size('projector/linear_0'), size(f'projector/linear_{layers - 1}')
+    )
+    return {'heads': projector} | classes
+  return {
+    'projector_hidden': size('projector/linear'),
+    'embedding_size': size('projector/linear_1'),
+  } | classes
 
 
-def expected(arch: Architecture, sizes: Mapping[str, int]) -> Expected:
+def expected(arch: Architecture, sizes: Mapping[str, Any]) -> Expected:
   """The whole network's trees, all heads included."""
   return _expected(arch, tuple(sorted(sizes.items())))
 

@@ -21,6 +21,7 @@ _SHARES = {
   'Accuracy during training': (
     'pseudo_label_accuracy',
     'labelled_vote_accuracy',
+    'contrastive_accuracy',
     'classifier_accuracy',
   ),
   'Queue and votes': (
@@ -36,11 +37,13 @@ NAMES = {
   'loss/semantic': 'semantic positives',
   'loss/classifier': 'classifier, cross-entropy',
   'loss/regression': "regression of the target's projection",
+  'loss/contrastive': 'contrastive, both views',
   'invariance/augmentation': 'invariance, augmentation positives',
   'invariance/semantic': 'invariance, semantic positives',
   'embedding_std': 'embedding spread',
   'pseudo_label_accuracy': 'pseudo-labels, unlabelled images',
   'labelled_vote_accuracy': 'votes, labelled images',
+  'contrastive_accuracy': 'other view found, all images',
   'classifier_accuracy': 'classifier, labelled images',
   'vote_share': 'vote share of the winner',
   'queue_fill': 'queue fill',

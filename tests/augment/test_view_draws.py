@@ -30,8 +30,8 @@ def _mark(operation):
   return lambda image: image.at[0, :, 0].add(bit)
 
 
-def _jitter(image, order, amounts, strengths):
-  del strengths
+def _jitter(image, order, amounts, strengths, brightness_mode):
+  del strengths, brightness_mode
   numbers = jnp.stack([order, amounts])  # [2, 4]
   return _mark('jitter')(image.at[1:3, :, 1].set(numbers))
 

@@ -284,6 +284,39 @@ def test_jitter_applies_the_changes_in_the_order_of_its_numbers(
   assert len(distinct) == {4: 18, 2: 2, 1: 1}[len(present)]
 
 
+@pytest.mark.parametrize('strength', [0.8, 1.5])
+def test_brightness_that_multiplies(strength):
+  """U[max(0, 1 - s), 1 + s] times the image, as in SimCLRv2's release."""
+  image = IMAGE[:8, :8] / 2
+  lowest = max(0, 1 - strength)
+  for amount, factor in (
+    (0.0, lowest), (0.5, (lowest + 1 + strength) / 2), (1.0, 1 + strength),
+  ):  # fmt: skip
+    actual = views.jitter(
+      image, jnp.zeros(4), jnp.full(4, amount), (strength, 0, 0, 0), 'multiply'
+    )
+    expected = np.clip(image * factor, 0, 1)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+def test_views_have_the_brightness_that_is_asked_for():
+  changes = {
+    'num_large': 1, 'large_size': 8, 'jitter': 1.0, 'brightness': 0.4,
+    'contrast': 0.0, 'saturation': 0.0, 'hue': 0.0,
+  }  # fmt: skip
+  images = photos(4, 8, 8, low=60, high=120)  # no clipping
+  shown = images / np.float32(255)
+  added, times = (
+    make(settings(**STILL | changes | {'brightness_mode': mode}), images)[0][0]
+    for mode in ('add', 'multiply')
+  )
+  shift, factor = np.asarray(added) - shown, np.asarray(times) / shown
+  for image in range(4):  # one number for all of an image, the same draw
+    np.testing.assert_allclose(shift[image], shift[image, 0, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(factor[image], 1 + shift[image], atol=1e-4)
+  assert np.abs(shift).min() > 1e-3
+
+
 # -- whole views --
 
 

@@ -5,6 +5,7 @@ from semppl_jax.config import validation
 from semppl_jax.errors import UserError
 from semppl_jax.methods import semppl
 from semppl_jax.models import encoders, networks
+from semppl_jax.train import schedules
 from tests.helpers import tiny
 
 
@@ -14,6 +15,7 @@ def test_choices_are_those_of_the_code_they_choose():
   assert known['encoder.stem'] == encoders.STEMS
   assert known['encoder.padding'] == encoders.PADDINGS
   assert known['precision'] == networks.PRECISIONS
+  assert known['optimizer.scaling'] == tuple(schedules.SCALINGS)
 
 
 def _valid():

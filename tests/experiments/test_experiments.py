@@ -23,6 +23,8 @@ from experiments import (
   eval_semi_supervised,
   folder,
   imagenet,
+  imagenet_byol,
+  imagenet_simclr,
   stl10,
 )
 from semppl_jax import config, pretraining
@@ -112,12 +114,16 @@ def test_special_cases_differ_in_the_loss_alone():
 
 
 def test_objectives_on_the_digits_share_what_is_the_engines():
-  names = ('semppl', 'byol', 'supervised')
+  names = ('semppl', 'byol', 'simclr', 'supervised')
   flat = {m: dict(config.flat(digits.get_config(m))) for m in names}
   for method in names[1:]:
     shared = flat[method].keys() & flat['semppl'].keys()
     differing = {k for k in shared if flat[method][k] != flat['semppl'][k]}
     allowed = {'method'}
+    if method == 'simclr':  # two views in one pass, stronger colours
+      differing -= {key for key in differing if key.startswith('views.')}
+      allowed |= {'batch_size', 'loss.temperature'}
+      allowed |= {'optimizer.rate_in_momentum'}  # of LARS, not of AdamW
     if method == 'supervised':  # as many steps, of labelled images alone
       allowed |= {'batch_size', 'num_epochs', 'labels.share'}
     assert differing == allowed
@@ -161,6 +167,40 @@ def test_imagenet_has_the_papers_setting():
   assert steps == 93_835  # as its lab note says; the paper: 93.8k
   with pytest.raises(ValueError, match="did you mean 'resnet_50_2x_1pct'"):
     imagenet.get_config('resnet_50_2x_1')
+
+
+@pytest.mark.parametrize('module', [imagenet_byol, imagenet_simclr])
+def test_imagenet_of_other_methods_is_valid_at_full_size(module):
+  for variant in getattr(module, 'VARIANTS', ()) or module.PRESETS:
+    cfg = module.get_config(variant)
+    assert cfg.optimizer.name == 'lars' and cfg.dataset.name == 'imagenet2012'
+    assert cfg.batch_size == 4096 and not config.uses_labels(cfg)
+    assert (cfg.views.num_large, cfg.views.num_small) == (2, 0)
+    assert cfg.views.large_area == (0.08, 1.0)
+    for num_devices in (1, 8, 256):
+      config.validate(cfg, num_devices)
+  with pytest.raises(ValueError, match='Unknown variant .*; known: '):
+    module.get_config('resnet_50')
+
+
+def test_simclrs_networks_are_its_releases():
+  nets = {}
+  for variant in imagenet_simclr.VARIANTS:
+    cfg = imagenet_simclr.get_config(variant)
+    assert cfg.encoder.padding == 'symmetric'
+    encoder = cfg.encoder
+    nets[variant] = encoder.name, encoder.width, encoder.selective_kernels
+    rate = cfg.optimizer.learning_rate, cfg.optimizer.warmup_epochs
+    short = variant == 'readme_100'
+    assert rate == ((0.075, 10) if short else (0.1, 40))
+    assert cfg.num_epochs == (100 if short else 800)
+  assert nets == {
+    'resnet_50_1x': ('resnet50', 1, False),
+    'sk_resnet_50_1x': ('resnet50', 1, True),
+    'sk_resnet_50_2x': ('resnet50', 2, True),
+    'sk_resnet_152_3x': ('resnet152', 3, True),
+    'readme_100': ('resnet50', 1, False),
+  }
 
 
 def test_one_variant_for_each_of_semppls_released_checkpoints():

@@ -1,8 +1,9 @@
 """Golden numbers: what DeepMind's release printed, and how its inputs arise.
 
 The files in golden_data/ hold outputs of the public SemPPL release (jax 0.4.13,
-haiku 0.0.9) and, as sk_*, of SimCLRv2's, which `simclr` reads. Most weights and
-inputs are not stored: `fill` makes them anew.
+haiku 0.0.9), in byol.npz of BYOL's (jax 0.4.20, haiku 0.0.10), and as sk_*,
+which `simclr` reads, and simclr_* of SimCLRv2's (TensorFlow 2.21.0). Most
+weights and inputs are not stored: `fill` makes them anew.
 
 release_linear_eval.npz: the release's EvalExperiment on
 release_checkpoint_tiny.pkl, one device, six steps of 8 images (RandomState(0),

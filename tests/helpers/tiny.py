@@ -42,11 +42,15 @@ def make_config(method='semppl', **changes):
   cfg.encoder.update(name=ENCODER, stem='small')
   if 'projector' in cfg:
     cfg.projector.update(hidden=16, size=8)
+  if 'predictor' in cfg:
     cfg.predictor.hidden = 16
   cfg.views.update(
     num_large=2, num_small=1, large_size=8, small_size=6, jitter=0.0,
     grayscale=0.0, solarize=(0.0, 0.0),
   )  # fmt: skip
+  if method == 'simclr':
+    cfg.views.num_small = 0  # it takes two views
+    cfg.optimizer.scaling = 'linear'  # of the rate for AdamW below
   if method == 'semppl':
     cfg.loss.update(num_negatives=4, num_semantic_positives=2)
     cfg.queue.update(capacity=16, block_size=3)

@@ -19,6 +19,7 @@ from semppl_jax import methods
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.models import networks
+from semppl_jax.train import optimizers
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -81,7 +82,9 @@ def _run(name, parts=1, bn_in_training=True):
   setup = run.setup
   nets = _networks(setup.method, 'classifier' in run.cfg, bn_in_training)
   return run._replace(
-    setup=setup._replace(nets=nets, optimizer=optax.trace(0.0))
+    setup=setup._replace(
+      nets=nets, optimizer=optimizers.rate_last(optax.trace(0.0))
+    )
   )
 
 

@@ -1,4 +1,4 @@
-"""LARS against the release's numbers; AdamW and SGD against NumPy."""
+"""LARS against the releases' numbers; AdamW and SGD against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,80 @@ def test_lars_equals_the_release():
       np.testing.assert_allclose(trace[name], moments[name], **close)
       checked += 1
   assert checked == 5 * len(by_name(params))  # after 1, 2, 5, 10, 30 updates
+
+
+# google-research/simclr's variables in simclr_lars.npz, under Haiku's names.
+_SIMCLR = {
+  'conv/kernel': ('net/conv', 'w'),
+  'dense/bias': ('net/dense', 'b'),
+  'batch_normalization/gamma': ('net/batch_norm', 'scale'),
+  'head_supervised/kernel': ('classifier', 'w'),
+  'zero/kernel': ('net/zero', 'w'),
+}
+
+
+def simclr_tree(file, prefix):
+  tree = {}
+  for theirs, (module, name) in _SIMCLR.items():
+    tree.setdefault(module, {})[name] = file[f'{prefix}/{theirs}']
+  return tree
+
+
+def test_lars_with_the_rate_in_the_momentum_equals_simclrs():
+  file = golden.load('simclr_lars.npz')
+  params = simclr_tree(file, 0)
+  settings = RELEASE | {'weight_decay': 1e-2}
+  optimizer = optimizers.build('lars', rate_in_momentum=True, **settings)
+  opt_state = optimizer.init(params)
+  for step, rate in enumerate(file['rates']):
+    updates, opt_state = optimizer.update(
+      simclr_tree(file, f'grad{step}'), opt_state, params, learning_rate=rate
+    )
+    params = optax.apply_updates(params, updates)
+    wanted = by_name(simclr_tree(file, step + 1))
+    for name, value in by_name(params).items():
+      np.testing.assert_allclose(
+        value, wanted[name], atol=2e-6, rtol=2e-6, err_msg=name
+      )
+  assert step == 3 and len(set(file['rates'])) > 1
+
+
+def test_where_the_rate_stands_matters_once_it_moves():
+  params = {'a': {'w': jnp.array([3.0, 4.0])}}
+  grads = {'a': {'w': jnp.array([0.0, 2.0])}}
+  moved = {}
+  for inside in (False, True):
+    optimizer = optimizers.build(
+      'lars', rate_in_momentum=inside, weight_decay=0.0, momentum=0.5,
+      trust_coefficient=0.1,
+    )  # fmt: skip
+    opt_state = optimizer.init(params)
+    for rate in (2.0, 4.0):
+      updates, opt_state = optimizer.update(
+        grads, opt_state, params, learning_rate=rate
+      )
+    moved[inside] = updates['a']['w'][1]
+  # u = 0.1 x 5: 4 (0.5 u + u) with the rate last, 0.5 (2 u) + 4 u inside.
+  np.testing.assert_allclose([*moved.values()], [-3.0, -2.5], rtol=1e-6)
+
+
+def test_a_rate_that_comes_last_leaves_the_state_as_it_was():
+  params = golden.params(TREE)
+  for name, settings in (
+    ('lars', RELEASE),
+    ('adamw', {'weight_decay': 0.1, 'b1': 0.9, 'b2': 0.99}),
+    ('sgd', {'momentum': 0.9}),
+  ):
+    before = optimizers.OPTIMIZERS[name](**settings)
+    now = optimizers.build(name, **settings)
+    paths = [
+      [jax.tree_util.keystr(path) for path, _ in leaves]
+      for leaves in (
+        jax.tree_util.tree_flatten_with_path(x.init(params))[0]
+        for x in (before, now)
+      )
+    ]
+    assert paths[0] == paths[1]  # what a checkpoint calls them
 
 
 def test_lars_by_hand():
@@ -158,9 +232,11 @@ def test_is_weight():
 def test_build_passes_settings_on():
   params = {'a': {'w': jnp.ones(1)}}
   optimizer = optimizers.build('sgd', momentum=0.5)
-  _, opt_state = optimizer.update(params, optimizer.init(params), params)
-  updates, _ = optimizer.update(params, opt_state, params)
-  np.testing.assert_allclose(updates['a']['w'], [1.5])
+  rate = {'learning_rate': 2.0}
+  opt_state = optimizer.init(params)
+  _, opt_state = optimizer.update(params, opt_state, params, **rate)
+  updates, _ = optimizer.update(params, opt_state, params, **rate)
+  np.testing.assert_allclose(updates['a']['w'], [-3.0])
 
 
 def test_build_refuses_an_unknown_name():

@@ -1,9 +1,12 @@
-"""Schedules against the release's numbers, and against values by hand."""
+"""Schedules against the releases' numbers, and against values by hand."""
+
+import functools
 
 import jax
 import numpy as np
 import pytest
 
+from experiments import imagenet_byol
 from semppl_jax.train import schedules
 from tests.helpers import golden
 
@@ -52,6 +55,50 @@ def test_ema_rate_equals_the_releases(tag):
   )
 
 
+@pytest.mark.parametrize(
+  'tag, base, batch_size',
+  [
+    ('v2_pretrain_800ep', 0.1, 4096),
+    ('readme_100ep', 0.075, 4096),
+    ('finetune_1pct', 0.005, 1024),
+    ('finetune_10pct', 0.005, 1024),
+  ],
+)
+def test_learning_rate_scaled_by_the_root_equals_simclrs(tag, base, batch_size):
+  file = golden.load('simclr_schedule.npz')
+  total, warmup = map(int, file[f'{tag}/total_warmup'])
+  rates = [
+    schedules.learning_rate(
+      int(step), base=base, batch_size=batch_size, total_steps=total,
+      warmup_steps=warmup, scaling='sqrt',
+    )
+    for step in file[f'{tag}/steps']
+  ]  # fmt: skip
+  wanted = file[f'{tag}/rate']
+  np.testing.assert_allclose(rates, wanted, rtol=1e-6, atol=1e-6)
+  assert max(rates) > 0.1
+
+
+@pytest.mark.parametrize('preset', imagenet_byol.PRESETS)
+def test_presets_of_epochs_are_byols(preset):
+  file, cfg = golden.load('byol.npz'), imagenet_byol.get_config(preset)
+  steps = functools.partial(
+    schedules.to_steps, num_examples=1_281_167, batch_size=cfg.batch_size
+  )
+  total = steps(cfg.num_epochs)
+  for step, rate, tau in zip(
+    *(file[f'schedule/{preset}/{name}'] for name in ('steps', 'rate', 'tau'))
+  ):
+    found = schedules.learning_rate(
+      step, base=cfg.optimizer.learning_rate, batch_size=cfg.batch_size,
+      total_steps=total, warmup_steps=steps(cfg.optimizer.warmup_epochs),
+      scaling=cfg.optimizer.scaling,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, rate, rtol=1e-6, atol=1e-6)
+    found = schedules.ema_rate(step, base=cfg.ema.base, total_steps=total)
+    np.testing.assert_allclose(found, tau, rtol=1e-6)
+
+
 def test_learning_rate_by_hand():
   at = lambda step: schedules.learning_rate(
     step, base=0.5, batch_size=512, total_steps=20, warmup_steps=10
@@ -62,6 +109,10 @@ def test_learning_rate_by_hand():
     [0, 0.5, 1, 0.5, 0, 0],
     atol=1e-6,
   )
+  peak = schedules.learning_rate(
+    0, base=0.5, batch_size=64, total_steps=9, warmup_steps=0, scaling='sqrt'
+  )
+  assert peak == 4.0  # 0.5 x 8
 
 
 @pytest.mark.parametrize('total, warmup', ((5, 5), (5, 10), (0, 0)))

@@ -17,6 +17,7 @@ from semppl_jax.losses import negatives
 from semppl_jax.memory import label_queue
 from semppl_jax.methods import base
 from semppl_jax.models import networks
+from semppl_jax.train import optimizers
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.train.state import TrainState
@@ -84,7 +85,7 @@ def _setup(cfg, nets, optimizer, facts=_FACTS):
     cfg=cfg,
     method=methods.build(cfg, facts),
     nets=nets,
-    optimizer=optimizer,
+    optimizer=optimizers.rate_last(optimizer),
     total_steps=10,
     warmup_steps=2,
   )
@@ -367,7 +368,9 @@ _TRACES = collections.Counter()
 def _gradient_step(num_devices):
   """The real networks' step; the gradients stand in its opt_state."""
   run = tiny.prepare()
-  run = run._replace(setup=run.setup._replace(optimizer=optax.trace(0.0)))
+  run = run._replace(
+    setup=run.setup._replace(optimizer=optimizers.rate_last(optax.trace(0.0)))
+  )
 
   def step(*arguments):
     _TRACES[num_devices] += 1
@@ -517,7 +520,9 @@ def test_a_batch_in_parts_gives_the_whole_ones_update(parts):
 def test_parts_with_batchnorm_do_not_know_the_devices():
   few = {'views__num_small': 0, 'views__one_pass': True}  # to compile
   run = tiny.prepare(accumulate=2, **few)
-  run = run._replace(setup=run.setup._replace(optimizer=optax.trace(0.0)))
+  run = run._replace(
+    setup=run.setup._replace(optimizer=optimizers.rate_last(optax.trace(0.0)))
+  )
   begin = tiny.portable(run)
   found = []
   for number in (1, 2):

@@ -70,6 +70,7 @@ def test_all_panels_and_legends():
       'semantic positives',
       'classifier, cross-entropy',
       "regression of the target's projection",
+      'contrastive, both views',
     ],
     'Invariance terms': [
       'invariance, augmentation positives',
@@ -78,7 +79,7 @@ def test_all_panels_and_legends():
     'Embedding spread': [],
   }
   found = curves(rows(3), shares=True)
-  assert [len(legend) for legend in found.values()] == [3, 4]
+  assert [len(legend) for legend in found.values()] == [4, 4]
 
 
 def test_terms_of_any_objective_are_drawn():
@@ -100,6 +101,7 @@ def test_missing_and_null_series_are_left_out():
   drawn = curves(found, shares=True)
   assert drawn['Accuracy during training'] == [
     'votes, labelled images',
+    'other view found, all images',
     'classifier, labelled images',
   ]
 
