@@ -42,20 +42,29 @@ def _font_files() -> dict[str, pathlib.Path]:
 
 
 def missing_fonts() -> list[str]:
-  """Fonts of the letters that the installed matplotlib has not: 3.10's cmti10.
+  """Fonts that the installed matplotlib has not: 3.10's cmti10.
 
   Others in their place would be another data set.
   """
   return [name for name, file in _font_files().items() if not file.exists()]
 
 
-def _letters(rng: np.random.Generator, counts: dict[str, int]) -> Images:
+def font_files() -> dict[str, pathlib.Path]:
+  """Where the fonts lie, by name.
+
+  Raises:
+    UserError: one is missing.
+  """
   if missing := missing_fonts():
     raise UserError(
-      f'letters are drawn in {", ".join(missing)}, which this matplotlib does '
+      f'images are drawn in {", ".join(missing)}, which this matplotlib does '
       'not bring; 3.11 does.'
     )
-  files = _font_files()
+  return _font_files()
+
+
+def _letters(rng: np.random.Generator, counts: dict[str, int]) -> Images:
+  files = font_files()
   names = rng.permutation(_FONTS)
   fonts = {'test': names[:5], 'train': names[5:], 'unlabelled': names[5:]}
   for split, count in counts.items():

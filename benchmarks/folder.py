@@ -47,6 +47,7 @@ BASELINES = {
   'baseline_histogram_top1': 'HSV histogram',
 }
 EMOJI = 'emoji'
+STEPS = 812  # of a training with unlabelled images
 
 
 def cells(seeds: int) -> Iterator[tuple[int, str]]:
@@ -102,7 +103,7 @@ def settings(path: str, method: str, seed: int) -> Any:
   if os.path.isdir(masks(path)):
     cfg.dataset.masks = masks(path)
     cfg.views.saliency = 0.7
-  steps, cfg.batch_size = (650, 24) if method == 'supervised' else (812, 64)
+  steps, cfg.batch_size = (650, 24) if method == 'supervised' else (STEPS, 64)
   images = len(datasets.load(_dataset(path)).train)
   cfg.num_epochs = steps * cfg.batch_size / images
   return cfg
