@@ -84,7 +84,10 @@ def _semppl(cfg):
 
 
 def _byol(cfg):
+  """Two views, and so twice the epochs at equal cost."""
   _heads(cfg)
+  cfg.views.num_small = 0
+  cfg.num_epochs = 120.0
   cfg.ema.base = 0.97
 
 

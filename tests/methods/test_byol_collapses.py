@@ -16,7 +16,7 @@ _STEPS = 100
 
 def _run():
   cfg = digits.get_config('byol')
-  cfg.num_devices, cfg.views.num_small = 1, 0
+  cfg.num_devices = 1
   return run_lib.prepare(cfg)
 
 
