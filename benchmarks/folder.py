@@ -62,12 +62,12 @@ def make_set(workdir: str, kind: str, seed: int, unlabelled: int) -> str:
   path = os.path.join(workdir, f'set_{seed}_{unlabelled}')
   many = {'seed': seed, 'unlabelled': unlabelled}
   if kind != EMOJI:
-    _once(path, lambda new: drawn_folders.make(kind, new, **many))
+    once(path, lambda new: drawn_folders.make(kind, new, **many))
     return path
-  _once(path, lambda new: emoji_folder.make(new, **many))
+  once(path, lambda new: emoji_folder.make(new, **many))
   data = datasets.load(_dataset(path))
   about = {'fingerprint': data.fingerprint, 'dataset': f'folder {path}'}
-  _once(masks(path), lambda new: saliency.make(data.train, new, **about))
+  once(masks(path), lambda new: saliency.make(data.train, new, **about))
   return path
 
 
@@ -77,7 +77,7 @@ def _dataset(path: str) -> Any:
   return cfg
 
 
-def _once(path: str, make: Callable[[str], None]) -> None:
+def once(path: str, make: Callable[[str], None]) -> None:
   """Makes a folder that is not there; another process may do so meanwhile."""
   if os.path.isdir(path):
     return

@@ -105,9 +105,13 @@ TORCH_FORMS = {
 def flops(run: run_lib.TrainRun, names: Collection[str]) -> dict[str, float]:
   """Operations of one call of each of our programs.
 
-  As a CPU would get it: a GPU's backend counts compiled programs alone.
+  As a CPU would get it, for a GPU's backend counts compiled programs alone; NaN
+  where JAX_PLATFORMS hides the CPU.
   """
-  device = jax.devices('cpu')[:1]
+  try:
+    device = jax.devices('cpu')[:1]
+  except RuntimeError:
+    return dict.fromkeys(names, float('nan'))
   return {
     name: programs.flops(programs.lower(PROGRAMS[name](run), device))
     for name in names

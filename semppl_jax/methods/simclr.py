@@ -93,7 +93,7 @@ def default() -> ml_collections.ConfigDict:
     'num_small': 0,  # V_S: SimCLR has none [P]
     'large_area': (0.08, 1.0),  # share of the image that a crop covers [P]
     'brightness': 0.8,  # strength: the largest change [P]
-    'brightness_mode': 'multiply',  # SimCLRv2's; add: the first SimCLR's [P]
+    'brightness_mode': 'multiply',  # as SimCLRv2's; the first SimCLR's adds [P]
     'contrast': 0.8,  # likewise [P]
     'saturation': 0.8,  # likewise [P]
     'hue': 0.2,  # likewise [P]

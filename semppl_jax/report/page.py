@@ -102,7 +102,7 @@ def _of_several(runs: Sequence[RunFiles]) -> Html:
 
 def _about(run: RunFiles) -> str:
   """The first line of its method's file: the name, and the paper."""
-  module = methods.METHODS.get(run.config.get('method'))
+  module = methods.METHODS.get(str(run.config.get('method')))
   return (module and module.__doc__ or '').partition('\n')[0]
 
 

@@ -121,7 +121,13 @@ def _standing(workdir: str | None) -> tuple[bool, Any]:
   if workdir is None:
     return False, None
   is_finished = os.path.exists(os.path.join(workdir, RESULTS))
-  there = metrics.read_json(os.path.join(workdir, INIT))
+  path = os.path.join(workdir, INIT)
+  there = metrics.read_json(path)
+  if not isinstance(there, dict | None):
+    raise UserError(
+      f'{path} does not say which weights the run was begun with: choose '
+      'another --workdir.'
+    )
   return is_finished or bool(checkpoint.steps(workdir)), there
 
 
@@ -137,7 +143,8 @@ def _load(run: Any, workdir: str | None, there: Any) -> Start:
   size = cfg.views.large_size
   images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
   like = jax.eval_shape(setup.nets.init, jax.random.key(0), images)
-  start = take(found, like, cfg, run.data.class_names, has_target)
+  target_tree = setup.nets.target_tree if has_target else None
+  start = take(found, like, cfg, run.data.class_names, target_tree)
   if then not in (None, start.fingerprint):
     raise UserError(
       f'init is {cfg.init!r}, which has other weights ({start.fingerprint}) '
@@ -152,7 +159,7 @@ def take(
   like: Trees,
   cfg: ml_collections.ConfigDict,
   class_names: Iterable[str],
-  has_target: bool,
+  target_tree: Callable[[haiku_trees.Tree], haiku_trees.Tree] | None,
 ) -> Start:
   """Chooses the modules of a checkpoint that a run's networks take.
 
@@ -162,7 +169,7 @@ def take(
     cfg: init, init_modules and the encoder of the run.
     class_names: of the run's data. A classifier of classes that are called
       otherwise is left, unless it is named.
-    has_target: whether the run has a target network.
+    target_tree: see `networks.Networks`; None: the run has no target network.
 
   Raises:
     UserError: another encoder, or a named module that does not fit.
@@ -187,11 +194,13 @@ def take(
     {module: x for module, x in tree.items() if _part(module) in taken}
     for tree in trees
   )
-  target = pick(found.target) if has_target and found.target else None
+  target = None
+  if target_tree and found.target:
+    target = tuple(map(target_tree, pick(found.target)))
   fingerprint = _fingerprint(found)
   line = f'init: {cfg.init}: {found}, fingerprint {fingerprint}; '
   line += '; '.join(_told(reasons, ours))
-  if has_target:
+  if target_tree:
     is_there = target is not None and target[0]
     whose = "the checkpoint's" if is_there else 'a copy of the online one'
     line += f'; target network: {whose}'
@@ -228,6 +237,11 @@ def _parts(trees: Trees) -> dict[str, _Shapes]:
 
 def _names(text: str, ours: Iterable[str]) -> list[str]:
   names = [name.strip() for name in text.split(',')]
+  if ALL in names:
+    raise UserError(
+      f'init_modules is {text!r}, but {ALL!r} stands alone: leave the others '
+      'out, or it.'
+    )
   known = sorted(ours, key=_place)
   for name in names:
     if name not in known:

@@ -59,7 +59,7 @@ def simclr_lars(
     *_decay_and_trust_ratio(
       weight_decay, trust_coefficient, _is_weight_but_classifiers
     ),
-    rate_last(optax.identity()),  # before the momentum
+    _times_rate(),  # before the momentum
     optax.trace(momentum),
   )
 
@@ -111,6 +111,10 @@ def rate_last(
     return jax.tree.map(lambda u: -learning_rate * u, updates), state
 
   return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _times_rate() -> optax.GradientTransformationExtraArgs:
+  return rate_last(optax.identity())
 
 
 def build(

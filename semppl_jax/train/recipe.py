@@ -280,7 +280,7 @@ def _encoder(seen: Look, known: Mapping[str, Any]) -> Choice:
       'encoder.name': found.architecture.encoder,
       'encoder.stem': found.architecture.stem,
     }
-    if 'projector/linear_1' in found.params:
+    if 'projector_hidden' in sizes and 'projector/linear_1' in found.params:
       hidden, size = sizes['projector_hidden'], sizes['embedding_size']
     reason = f'{init} is a {found.architecture}'
   heads = {

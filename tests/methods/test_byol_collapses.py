@@ -46,13 +46,18 @@ def _without_predictor(setup):
   return setup._replace(nets=setup.nets._replace(online=online))
 
 
-@pytest.mark.long  # three programs are compiled, three hundred steps taken
+def _both(setup):
+  return _without_predictor(_online_network_as_target(setup))
+
+
+@pytest.mark.long  # four programs are compiled, four hundred steps taken
 @pytest.mark.parametrize(
   'change, low, high',
   [
     (_as_it_is, 0.8, 1.1),
     (_online_network_as_target, 0.0, 0.15),
     (_without_predictor, 0.0, 0.15),
+    (_both, 0.0, 0.15),
   ],
 )
 def test_the_spread_of_embeddings(change, low, high):
@@ -68,3 +73,6 @@ def test_the_spread_of_embeddings(change, low, high):
       assert metrics['embedding_std'][0] > 0.7  # all begin alike
   # The target's, of which the first control has one that nothing regresses.
   assert low <= metrics['embedding_std'][0] <= high
+  # Which the loss does not show: it is smaller in a collapse.
+  loss = metrics['loss/regression'][0]
+  assert loss > 0.3 if change is _as_it_is else loss < 0.1

@@ -45,8 +45,9 @@ def _take(found, run, **changes):
   images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.float32)
   like = jax.eval_shape(run.setup.nets.init, jax.random.key(0), images)
   has_target = run.setup.method.target_views is not None
+  target_tree = run.setup.nets.target_tree if has_target else None
   names = run.data.class_names
-  return initial_weights.take(found, like, cfg, names, has_target)
+  return initial_weights.take(found, like, cfg, names, target_tree)
 
 
 def _roots(tree):
@@ -185,7 +186,7 @@ def test_only_what_init_modules_names(file):
   [
     ('encoder,classifier', 'has no classifier that fits: classifier/w is '),
     ('encoder,predicter', "no module of this run; .* mean 'predictor'"),
-    ('all,encoder', "'all' is no module of this run; known: all, encoder"),
+    ('all,encoder', "'all' stands alone"),
   ],
 )
 def test_named_modules_must_fit(modules, words, file):
@@ -285,6 +286,18 @@ def test_the_target_is_the_files_where_it_has_one(file):
   # And a run without one has none.
   start = _take(found, tiny.prepare('supervised'))
   assert start.target is None and 'target network:' not in start.line
+
+
+def test_a_target_with_heads_that_no_target_has(file):
+  """BYOL's files: predictor and classifier are in both networks."""
+  found = load_lib.load_checkpoint(file)
+  found = found._replace(target=(found.params, found.state))
+  run = tiny.prepare()
+  start = _take(found, run)
+  assert _roots(start.target[0]) == {_ENCODER, 'projector'}
+  assert 'target network: the checkpoint' in start.line
+  start = _take(found, run, init_modules='predictor,classifier')
+  assert 'target network: a copy' in start.line
 
 
 def test_the_fingerprint_is_of_both_networks(file):
@@ -470,6 +483,13 @@ def test_processes_must_find_the_same_weights(file, monkeypatch):
     UserError, match=r'in process 1 \(abc\) than in process 0'
   ):
     initial_weights.load(run, None)
+
+
+def test_a_start_that_says_nothing_is_refused(file, tmp_path):
+  (tmp_path / 'init.json').write_text('[1]')
+  run = run_lib.prepare(_config(file))
+  with pytest.raises(UserError, match='does not say which weights'):
+    initial_weights.load(run, str(tmp_path))
 
 
 # -- Settings --

@@ -222,5 +222,14 @@ def test_the_encoder_is_that_of_init(tmp_path, quick, monkeypatch, capsys):
   found = found._replace(params=bare(found.params), state=bare(found.state))
   load_lib.save_safetensors(file, found)
   assert recipe.complete(settings('DIR', init=file), None).projector.size == 128
+  # SimCLR's projector is of another kind, and its sizes are not SemPPL's.
+  run = tiny.prepare('simclr')
+  trees = jax.jit(run.setup.nets.init)(
+    jax.random.key(0), np.zeros((2, 8, 8, 3))
+  )
+  params, state = jax.tree.map(np.asarray, trees)
+  load_lib.save_safetensors(file, found._replace(params=params, state=state))
+  cfg = recipe.complete(settings('DIR', init=file), None)
+  assert (cfg.encoder.name, cfg.projector.size) == (tiny.ENCODER, 128)
   with pytest.raises(UserError, match='init: There is no checkpoint'):
     recipe.complete(settings('DIR', init='nowhere'), None)

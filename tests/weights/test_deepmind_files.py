@@ -88,7 +88,7 @@ def test_byols_names_in_the_file_are_its_own(online, target):
     b'numpy.core._multiarray_umath', b'frozendict', b'ScaleByLarsState',
   ):  # fmt: skip
     assert name in data
-  assert b'/~/initial_convX' not in data and b'multiarray\n' not in data
+  assert b'/~/initial_convq' not in data and b'multiarray\n' not in data
 
 
 @pytest.mark.parametrize('name', ['pretrain', 'uc', 'x.safetensors', '1 (2).x'])
