@@ -274,7 +274,7 @@ def test_the_target_is_the_files_where_it_has_one(file):
   _assert_equal(state.target_params, found.target[0])
   _assert_equal(state.target_state, found.target[1])
   # What is not taken of the online network is a copy.
-  assert "target network yes" in start.line
+  assert 'target network yes' in start.line
   start = _take(found, run, init_modules='encoder')
   state = state_of(run, start)
   assert _roots(start.target[0]) == {_ENCODER}
