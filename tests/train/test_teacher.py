@@ -288,7 +288,8 @@ def test_a_run_keeps_its_teacher_and_changes_nothing_of_it(
   kept.unlink()
   assert pretraining.pretrain(cfg, str(workdir)) == results
   text = page.write([str(workdir)], str(tmp_path / 'page.html'))
-  assert 'Distillation: a student' in open(text).read()
+  with open(text) as report:
+    assert 'Distillation: a student' in report.read()
 
 
 def test_another_teacher_in_the_folder_is_refused(run, file, tmp_path):
