@@ -70,7 +70,7 @@ def default() -> ml_collections.ConfigDict:
     'learning_rate': 0.05,  # for 256 images [P]
     'warmup_epochs': 0.0,  # none [P]
     'weight_decay': 1e-4,  # of all parameters [P]
-    'momentum': 0.9,  # [P]
+    'momentum': 0.9,  # of sgd_l2 [P]
   }
   return cfg
 
