@@ -248,12 +248,11 @@ def test_a_run_keeps_its_teacher_and_changes_nothing_of_it(
   kept = workdir / 'teacher.safetensors'
   assert load_lib.digest(load_lib.load_checkpoint(kept)) == wanted
   before = kept.read_bytes()
-  [line] = [
-    x
-    for x in preflight.check_run(cfg, str(workdir))
-    if x.startswith('teacher: ')
-  ]
+  lines = preflight.check_run(cfg, str(workdir))
+  [line] = [x for x in lines if x.startswith('teacher: ')]
   assert wanted in line
+  [memory] = [x for x in lines if x.startswith('memory: ')]
+  assert ' MB the teacher' in memory
   on_devices = []
   original = teacher_lib.Teacher.on_devices
 
