@@ -10,8 +10,10 @@ classes, what confirms early mistakes is kept out: target projections vote at
 first, votes are balanced, and negatives of the same pseudo-label are excluded
 once pseudo-labels are mostly right.
 
-Variants, one for each objective: semppl (default), byol, simclr, supervised;
-digits_relicv2.py and digits_contrastive.py beside it are SemPPL with terms off.
+Variants, one for each objective: semppl (default), byol, simclr, distill,
+simreg, supervised; digits_relicv2.py and digits_contrastive.py beside it are
+SemPPL with terms off. The teacher of distill and simreg is the small model that
+comes along, unless --config.teacher.checkpoint names another.
 
 Run: python -m semppl_jax.main --config=experiments/digits.py \
   --workdir=runs/digits
@@ -29,6 +31,8 @@ def get_config(method='semppl'):
     'semppl': _semppl,
     'byol': _byol,
     'simclr': _simclr,
+    'distill': _distill,
+    'simreg': _simreg,
     'supervised': _supervised,
   }
   if method not in variants:
@@ -99,6 +103,24 @@ def _simclr(cfg):
   cfg.views.contrast = 0.4
   cfg.loss.temperature = 0.5  # 0.1 and 0.25 were worse on seed 10
   cfg.projector.update(layers=2, hidden=256, size=64)
+  cfg.optimizer.scaling = 'linear'
+
+
+def _distill(cfg):
+  """Self-distillation: the student is as large as its teacher. Not tuned."""
+  _with_teacher(cfg)
+  cfg.loss.temperature = 0.1
+
+
+def _simreg(cfg):
+  """The student is as large as its teacher, too. Not tuned."""
+  _with_teacher(cfg)
+  cfg.projector.size = 64  # of the teacher's embedding
+
+
+def _with_teacher(cfg):
+  cfg.teacher.checkpoint = 'digits'
+  cfg.views.update(num_large=1, num_small=0)
   cfg.optimizer.scaling = 'linear'
 
 

@@ -24,6 +24,7 @@ from semppl_jax.train import (
 )
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
+from semppl_jax.train import teacher as teacher_lib
 from semppl_jax.workdir import lock, run_log, run_settings
 
 # Temporary memory beside the convolutions' outputs, as XLA compiles the step
@@ -54,10 +55,12 @@ def check_run(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
   if workdir:
     lock.check(workdir, cfg.to_dict(), ignore=config.COSMETIC)
   start = initial_weights.load(run, workdir)
+  teacher = teacher_lib.load(run, workdir)
   plausibility.tell(run)
   batch, data = _data(run)
-  lines = [_settings(run), data] + ([start.line] if start else [])
-  lines += [*_memory(run, batch), *_time(run)]
+  lines = [_settings(run), data]
+  lines += [one.line for one in (start, teacher) if one is not None]
+  lines += [*_memory(run, batch, teacher), *_time(run)]
   return lines + ([_disk(run, workdir)] if workdir else [])
 
 
@@ -128,7 +131,11 @@ def _number(processes: int) -> str:
   return 'one process' if processes == 1 else f'{processes} processes'
 
 
-def _memory(run: run_lib.TrainRun, batch: types.Batch) -> list[str]:
+def _memory(
+  run: run_lib.TrainRun,
+  batch: types.Batch,
+  teacher: teacher_lib.Teacher | None,
+) -> list[str]:
   cfg, number = run.cfg, len(run.devices)
   at_once = cfg.batch_size // (number * cfg.accumulate)
   # All parts of this step's batch are on the devices, and the next batch's.
@@ -137,10 +144,17 @@ def _memory(run: run_lib.TrainRun, batch: types.Batch) -> list[str]:
     parallel.local_devices(run.devices)
   )
   activations = int(at_once * floor(run) * _KEPT[cfg.remat])
-  need = device_memory.Need(int(state), activations)
+  need, beside = device_memory.Need(int(state), activations), ''
+  if teacher is not None:
+    its = teacher.need(run)
+    need = device_memory.Need(
+      need.state + its.state, need.temporary + its.temporary
+    )
+    beside = f', {_size(its.total)} the teacher'
   line = (
     f'memory: {at_once} images at once on each device take about '
     f'{_size(need.total)}, {_size(state)} of it the state and images that wait'
+    f'{beside}'
   )
   there = device_memory.capacity(run.devices[0])
   if there:

@@ -30,6 +30,7 @@ from semppl_jax.train import (
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
+from semppl_jax.train import teacher as teacher_lib
 from semppl_jax.workdir import lock, run_data, run_log
 from semppl_jax.workdir import metrics as metrics_lib
 from semppl_jax.workdir.names import RESULTS, UNREADABLE
@@ -60,9 +61,11 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   run = processes.run_on_all(lambda: run_lib.prepare(cfg))
   # Before the folder is claimed for settings that cannot work.
   start = initial_weights.load(run, workdir)
+  teacher = teacher_lib.load(run, workdir)
   plausibility.tell(run)
-  if start is not None:
-    run_log.info(start.line)
+  for one in (start, teacher):
+    if one is not None:
+      run_log.info(one.line)
   with lock.claimed(workdir, cfg.to_dict(), ignore=config.COSMETIC):
     results = os.path.join(workdir, RESULTS)
     done = processes.broadcast_from_first(
@@ -73,8 +76,9 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       run_log.info(f'{workdir}: this run is finished, at step {done["step"]}.')
       return done
     initial_weights.remember(workdir, start)
+    teacher_lib.remember(workdir, teacher)
     state, past = resume.with_checkpointer(
-      workdir, cfg, lambda saver: train(run, workdir, saver, start)
+      workdir, cfg, lambda saver: train(run, workdir, saver, start, teacher)
     )
     return finish(run, state, workdir, past)
 
@@ -84,6 +88,7 @@ def train(
   workdir: str,
   saver: checkpoint.Checkpointer,
   start: initial_weights.Start | None = None,
+  teacher: teacher_lib.Teacher | None = None,
 ) -> tuple[state_lib.TrainState, resume.History]:
   """All steps that are left, going back where the watchdog says so.
 
@@ -92,6 +97,7 @@ def train(
     workdir: of the run.
     saver: its checkpoints.
     start: see `restore_or_init`.
+    teacher: frozen, if the method has one.
 
   Returns:
     The final state, leaves [D, ...] on the devices, and what the run remembers,
@@ -101,8 +107,12 @@ def train(
       run.cfg, run.setup.total_steps, run.devices, workdir, saver,
       parts=run.cfg.accumulate, profile_steps=run.cfg.profile_steps,
   )  # fmt: skip
-  step = functools.partial(step_lib.train_step, setup=run.setup)
-  run_step = loop.mapped(job, step)
+  setup, constants = run.setup, ()
+  if teacher is not None:
+    setup = setup._replace(teacher=teacher.apply)
+    constants = (teacher.on_devices(run.devices),)
+  step = functools.partial(step_lib.train_step, setup=setup)
+  run_step = loop.mapped(job, step, *constants)
   state, past = restore_or_init(run, workdir, saver, start)
   while True:
     try:

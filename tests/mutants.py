@@ -32,6 +32,8 @@ TESTS = {
   'methods/semppl': ('train/test_step',),
   'methods/byol': ('losses/test_losses', 'methods/test_byol'),
   'methods/simclr': ('methods/test_simclr',),
+  'methods/distill': ('methods/test_distill',),
+  'methods/simreg': ('methods/test_simreg',),
   'models/heads': ('models/test_heads', 'models/test_networks'),
   'losses/regression': ('losses/test_losses',),
   'train/microbatch': ('train/test_microbatch', 'train/test_step'),

@@ -57,7 +57,8 @@ def default(method: str = 'semppl') -> ml_collections.ConfigDict:
   """All settings of an objective: the engine's and its own.
 
   Args:
-    method: a key of `methods.METHODS`: semppl, byol, simclr, supervised.
+    method: a key of `methods.METHODS`: semppl, byol, simclr, distill, simreg,
+      supervised.
 
   Raises:
     UserError: an unknown method.

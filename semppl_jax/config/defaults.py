@@ -184,14 +184,15 @@ def _views() -> dict[str, Any]:
 def _optimizer() -> dict[str, Any]:
   """Optimiser and learning rate."""
   return {
-    'name': 'lars',  # or adamw, sgd
+    'name': 'lars',  # or adamw, sgd, sgd_l2 (SGD with weight decay)
     'learning_rate': 0.3,  # of the peak, before its scaling [ours]
     # With the batch size: linear, times B / 256, or sqrt, times the root of B
     # (SimCLR's) [P]
     'scaling': 'linear',
     'warmup_epochs': 10.0,  # until the rate has its peak [ours]
-    'weight_decay': 1e-6,  # of lars, adamw; of weights only [ours]
-    'momentum': 0.9,  # of lars, sgd [ours]
+    # Of lars, adamw: of weights only; of sgd_l2: of all parameters [ours]
+    'weight_decay': 1e-6,
+    'momentum': 0.9,  # of lars, sgd, sgd_l2 [ours]
     'trust_coefficient': 1e-3,  # of lars [ours]
     # Of lars: False, the rate is applied after the momentum (BYOL's); True,
     # it is in what the momentum sums up (SimCLR's) [P]

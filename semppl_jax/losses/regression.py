@@ -1,4 +1,6 @@
-"""Regression of a target's embedding: BYOL's loss. Per image, no collectives.
+"""Regression of another network's embedding: BYOL's loss, SimReg's.
+
+Per image, no collectives.
 
 Shapes: b images on this device, V views of the online and W of the target
 network, d the embedding size.
@@ -33,3 +35,23 @@ def squared_distances(online: jax.Array, targets: jax.Array) -> jax.Array:
   distance = 2 - 2 * cosine  # [V, W, b]
   pairs = jnp.where(other_view[..., None], distance, 0.0)
   return pairs.sum(axis=(0, 1)) / other_view.sum()
+
+
+def same_view_distances(online: jax.Array, targets: jax.Array) -> jax.Array:
+  """Squared distance of unit embeddings of the same view, mean over views.
+
+  2 - 2 cos: SimReg (Navaneet et al., BMVC 2021). A network that is not trained
+  gives the target, so that both may see the same view.
+
+  Args:
+    online: [V, b, d] unit predictions.
+    targets: [V, b, d] unit embeddings of the same views.
+
+  Returns:
+    [b] float32, from 0 to 4.
+  """
+  chex.assert_equal_shape((online, targets))
+  cosine = jnp.einsum(
+    'vbd,vbd->vb', online, targets, precision=jax.lax.Precision.HIGHEST
+  )
+  return (2 - 2 * cosine).mean(axis=0)

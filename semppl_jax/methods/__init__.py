@@ -14,12 +14,22 @@ import ml_collections
 from semppl_jax.config import checks, defaults, validation
 from semppl_jax.config.upgrade import RENAMED
 from semppl_jax.errors import UserError
-from semppl_jax.methods import base, byol, semppl, simclr, supervised
+from semppl_jax.methods import (
+  base,
+  byol,
+  distill,
+  semppl,
+  simclr,
+  simreg,
+  supervised,
+)
 
 METHODS: dict[str, types.ModuleType] = {
   'semppl': semppl,  # ReLICv2 and multi-crop contrastive learning, too
   'byol': byol,
   'simclr': simclr,
+  'distill': distill,
+  'simreg': simreg,
   'supervised': supervised,
 }
 

@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from semppl_jax.errors import UserError
 from semppl_jax.models.heads import ProjectorPredictor
 from semppl_jax.types import Views
 
@@ -70,6 +71,8 @@ class Inputs(NamedTuple):
   batch: BatchWide
   shared: Shared  # from `prepare`
   keys: Keys
+  # [V, b, ...] of the frozen teacher, see Method.teacher; no gradient
+  teacher: jax.Array | None = None
 
 
 class Result(NamedTuple):
@@ -82,6 +85,13 @@ class Result(NamedTuple):
   labels: jax.Array | None = None
   # [.., b, ..] arrays for `update`, without gradient, b on axis 1.
   kept: Outputs = {}
+
+
+class FrozenTeacher(NamedTuple):
+  """What a loss compares with of a trained network that stays as it is."""
+
+  output: str  # 'logits' of its classifier, or 'embedding' of its encoder
+  size: int  # of the output's last axis, as the student needs it
 
 
 def all_views(views: Views) -> tuple[jax.Array, ...]:
@@ -122,6 +132,9 @@ class Method(NamedTuple):
     online_views: (Views) -> groups of views, each [v, b, S, S, 3].
     target_views: likewise of the target network, a moving average of the
       online one; None: there is no target network.
+    teacher: what a frozen teacher, the network of `teacher.checkpoint`, makes
+      in evaluation mode of the views that the online network sees; None: there
+      is no teacher.
     init: () -> the memory before the first step, of all devices together.
     prepare: (Memory, BatchWide) -> (Memory, Shared), once a step and before any
       loss.
@@ -144,6 +157,7 @@ class Method(NamedTuple):
   loss: Callable[[Inputs, Memory], Result]
   online_views: Callable[[Views], tuple[jax.Array, ...]] = all_views
   target_views: Callable[[Views], tuple[jax.Array, ...]] | None = None
+  teacher: FrozenTeacher | None = None
   init: Callable[[], Memory] = _no_memory
   prepare: Callable[[Memory, BatchWide], tuple[Memory, Shared]] = (
     _nothing_to_prepare
@@ -206,3 +220,38 @@ def projector_predictor(
   return ProjectorPredictor(
     cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
   )
+
+
+# Settings of objectives that have a frozen teacher. ---------------------------
+
+
+def teacher_section() -> dict[str, str]:
+  """Which network is the teacher."""
+  return {
+    # A file, a run's folder, the name of a released one; WORKDIR has a copy
+    # from the run's beginning on
+    'checkpoint': '',
+  }
+
+
+def weak_views() -> dict[str, Any]:
+  """One view, by crop and flip alone, which student and teacher both see."""
+  return {
+    'num_large': 1,  # V_L, large views of an image [P]
+    'num_small': 0,  # V_S: there are none [P]
+    'saliency': 0.0,  # probability: never [P]
+    'jitter': 0.0,  # probability: never [P]
+    'grayscale': 0.0,  # probability: never [P]
+    'blur': (0.0, 0.0),  # probability: never [P]
+    'solarize': (0.0, 0.0),  # probability: never [P]
+  }
+
+
+def check_teacher(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses a config that names no teacher."""
+  if not cfg.teacher.checkpoint:
+    raise UserError(
+      f"teacher.checkpoint is '', but method {cfg.method!r} learns from a "
+      'teacher: set --config.teacher.checkpoint=CHECKPOINT, a file or the '
+      'folder of a run.'
+    )

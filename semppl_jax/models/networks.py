@@ -29,6 +29,7 @@ from semppl_jax.models.heads import Outputs
 PRECISIONS = ('float32', 'bfloat16')
 
 Tree = Mapping[str, Mapping[str, jax.Array]]
+Trees = tuple[Tree, Tree]  # of params and of state
 # (embedding [.., n, e], is_training, is_online, BatchNorm's) -> outputs.
 Heads = Callable[..., Outputs]
 
@@ -215,7 +216,12 @@ def _policies(precision: str) -> Iterator[None]:
   # more than bfloat16's eight bits.
   norms = jmp.Policy(jnp.float32, jnp.float32, low)
   with contextlib.ExitStack() as stack:
-    for module in (encoders.ResNet, heads_lib.MLP, heads_lib.SimCLRMLP):
+    for module in (
+      encoders.ResNet,
+      heads_lib.MLP,
+      heads_lib.SimCLRMLP,
+      heads_lib.SimRegMLP,
+    ):
       stack.enter_context(hk.mixed_precision.push_policy(module, networks))
     stack.enter_context(hk.mixed_precision.push_policy(BatchNorm, norms))
     yield

@@ -5,14 +5,14 @@ Sizes are bytes on one device, by the compiler's own account.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 GIB = 2**30
 # An accelerator's allocator keeps some for itself.
-_USABLE = 0.92
+USABLE = 0.92
 
 
 class Need(NamedTuple):
@@ -61,7 +61,7 @@ def largest_batch(found: Need, per_device: int, available: int) -> int:
     per_device: images.
     available: of the device.
   """
-  room = _USABLE * available - found.state
+  room = USABLE * available - found.state
   return max(0, int(per_device * room / max(found.temporary, 1)))
 
 
@@ -78,20 +78,34 @@ def convolution_outputs(
     *arguments: arrays or their shapes.
     axis: name of the axis that the function may reduce over.
   """
-  trace = jax.make_jaxpr(function, axis_env=[(axis, 1)])
-  return _convolved(trace(*arguments).jaxpr)
+  return sum(_convolved(_trace(function, arguments, axis)))
 
 
-def _convolved(jaxpr: Any) -> int:
-  total = 0
+def largest_convolution_output(
+  function: Callable[..., Any], *arguments: Any, axis: str
+) -> int:
+  """Elements of the largest of them: a forward pass alone needs that, too.
+
+  Args:
+    function: see `convolution_outputs`.
+    *arguments: likewise.
+    axis: likewise.
+  """
+  return max(_convolved(_trace(function, arguments, axis)), default=0)
+
+
+def _trace(function: Callable[..., Any], arguments: tuple, axis: str) -> Any:
+  return jax.make_jaxpr(function, axis_env=[(axis, 1)])(*arguments).jaxpr
+
+
+def _convolved(jaxpr: Any) -> Iterator[int]:
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'conv_general_dilated':
-      total += math.prod(equation.outvars[0].aval.shape)
+      yield math.prod(equation.outvars[0].aval.shape)
     for inner in jax.tree.leaves(list(equation.params.values())):
       inner = getattr(inner, 'jaxpr', inner)  # a closed jaxpr has it inside
       if hasattr(inner, 'eqns'):
-        total += _convolved(inner)
-  return total
+        yield from _convolved(inner)
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -86,27 +86,54 @@ def load(run: Any, workdir: str | None) -> Start | None:
   if is_begun:
     return None
   start = processes.run_on_all(lambda: _load(run, workdir, there))
-  every = processes.allgather_json(start.fingerprint)
-  for number, fingerprint in enumerate(every):
-    if fingerprint != every[0]:
-      raise UserError(
-        f'init is {run.cfg.init!r}, which has other weights in process '
-        f'{number} ({fingerprint}) than in process 0 ({every[0]}): give all '
-        'processes the same file.'
-      )
+  check_everywhere('init', run.cfg.init, start.fingerprint)
   return start
 
 
-def read(init: str, target: bool = False) -> load_lib.Checkpoint:
-  """The checkpoint that `init` names, see `load_checkpoint`.
+def read(
+  path: str, target: bool = False, setting: str = 'init'
+) -> load_lib.Checkpoint:
+  """The checkpoint that a setting names, see `load_checkpoint`.
 
   Raises:
     CheckpointError: its line, with the setting in front.
   """
   try:
-    return load_lib.load_checkpoint(init, target=target)
+    return load_lib.load_checkpoint(path, target=target)
   except CheckpointError as error:
-    raise CheckpointError(f'init: {error}') from error
+    raise CheckpointError(f'{setting}: {error}') from error
+
+
+def check_everywhere(setting: str, path: str, fingerprint: str) -> None:
+  """Refuses weights that are not the same in all processes of the job."""
+  every = processes.allgather_json(fingerprint)
+  for number, theirs in enumerate(every):
+    if theirs != every[0]:
+      raise UserError(
+        f'{setting} is {path!r}, which has other weights in process '
+        f'{number} ({theirs}) than in process 0 ({every[0]}): give all '
+        'processes the same file.'
+      )
+
+
+def check_as_begun(
+  setting: str, path: str, fingerprint: str, workdir: str | None, then: Any
+) -> None:
+  """Refuses others than those that a folder's run was begun with.
+
+  Args:
+    setting: that names the weights.
+    path: its value, or where they lie instead.
+    fingerprint: of the weights that are there now.
+    workdir: of the run.
+    then: the fingerprint that the folder notes; None: nothing was begun.
+  """
+  if then not in (None, fingerprint):
+    raise UserError(
+      f'{setting} is {path!r}, which has other weights ({fingerprint}) than '
+      f'those that --workdir {workdir} was begun with ({then}): bring them '
+      'back, or choose another --workdir.'
+    )
 
 
 def remember(workdir: str, start: Start | None) -> None:
@@ -145,12 +172,7 @@ def _load(run: Any, workdir: str | None, there: Any) -> Start:
   like = jax.eval_shape(setup.nets.init, jax.random.key(0), images)
   target_tree = setup.nets.target_tree if has_target else None
   start = take(found, like, cfg, run.data.class_names, target_tree)
-  if then not in (None, start.fingerprint):
-    raise UserError(
-      f'init is {cfg.init!r}, which has other weights ({start.fingerprint}) '
-      f'than those that --workdir {workdir} was begun with ({then}): bring '
-      'them back, or choose another --workdir.'
-    )
+  check_as_begun('init', cfg.init, start.fingerprint, workdir, then)
   return start
 
 

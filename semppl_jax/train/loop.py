@@ -122,13 +122,17 @@ def _sender(job: LoopSettings) -> Callable[[Any], Any]:
 
 
 def mapped(
-  job: LoopSettings, step_fn: Callable[..., tuple]
+  job: LoopSettings, step_fn: Callable[..., tuple], *constants: Any
 ) -> Callable[..., tuple]:
   """A step on all devices, compiled once, at its first call.
 
   Args:
     job: on which devices.
-    step_fn: (state, batch, key) -> (state, metrics, ...) on one of them.
+    step_fn: (state, batch, key, *constants) -> (state, metrics, ...) on one of
+      them.
+    *constants: trees of leaves [D, ...] that lie on the devices, the same at
+      every step. Arguments, so that they are no part of the program; they are
+      not donated.
 
   Returns:
     (state, batch on the devices, signal received here, key) -> its results.
@@ -138,7 +142,8 @@ def mapped(
 
   def run_step(state, batch, received, key):
     stop_request = np.full(number, received, np.int32)
-    return _guarded(on_all, (state, (batch, stop_request), key), job)
+    inputs = (batch, stop_request, constants)
+    return _guarded(on_all, (state, inputs, key), job)
 
   return run_step
 
@@ -152,13 +157,14 @@ def _key(seed: int, rollbacks: int) -> jax.Array:
 def _with_stop_signal(step_fn: Callable[..., tuple]) -> Callable[..., tuple]:
   """A step that also tells every host which signal one of them has received.
 
-  Its input is (batch, stop_request [] int32, 0: none); all hosts read the same
-  number from the same step's metrics, and so stop after the same step.
+  Its input is (batch, stop_request [] int32, 0: none, constants); all hosts
+  read the same number from the same step's metrics, and so stop after the same
+  step.
   """
 
   def step(state, inputs, key):
-    batch, stop_request = inputs
-    state, metrics, *outputs = step_fn(state, batch, key)
+    batch, stop_request, constants = inputs
+    state, metrics, *outputs = step_fn(state, batch, key, *constants)
     return (
       state,
       metrics | {run_log.STOP: parallel.pmax(stop_request)},

@@ -3,7 +3,8 @@
 None has a clock: what `build` gives takes the learning rate as an argument,
 `update(grads, state, params, learning_rate=rate)`, so that the train state's
 step is the only one. Trees are Haiku's, {module: {name: array}}. Biases and
-BatchNorm's parameters take part in neither weight decay nor LARS's trust ratio.
+BatchNorm's parameters take part in neither weight decay nor LARS's trust ratio;
+`sgd_l2` alone lets them decay.
 """
 
 from collections.abc import Mapping
@@ -95,7 +96,23 @@ def sgd(
   return optax.trace(momentum, nesterov)
 
 
-OPTIMIZERS = {'lars': lars, 'adamw': adamw, 'sgd': sgd}
+def sgd_l2(
+  *, weight_decay: float, momentum: float
+) -> optax.GradientTransformation:
+  """Gradient descent with momentum and L2 decay, as torch's `SGD` has it.
+
+  All parameters decay, biases and BatchNorm's too.
+
+  Args:
+    weight_decay: times the parameter, added to the gradient.
+    momentum: decay of the trace.
+  """
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay), optax.trace(momentum)
+  )
+
+
+OPTIMIZERS = {'lars': lars, 'adamw': adamw, 'sgd': sgd, 'sgd_l2': sgd_l2}
 
 
 def rate_last(

@@ -72,6 +72,8 @@ def _passes(method: base.Method, section: ml_collections.ConfigDict) -> float:
   count = _large_views(method.online_views(views), section.large_size)
   if method.target_views:  # no backward pass: a third of the work
     count += _large_views(method.target_views(views), section.large_size) / 3
+  if method.teacher:  # likewise, as if it was as large as the student
+    count += _large_views(method.online_views(views), section.large_size) / 3
   return count
 
 

@@ -133,6 +133,7 @@ def build_optimizer(
     },
     'adamw': decay | {'b1': opt.b1, 'b2': opt.b2},
     'sgd': momentum,
+    'sgd_l2': decay | momentum,
   }
   return optimizers.build(opt.name, **own.get(opt.name, {}))
 

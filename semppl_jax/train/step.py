@@ -6,6 +6,7 @@ network; m microbatches.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import haiku as hk
@@ -35,6 +36,9 @@ class StepSetup(NamedTuple):
   optimizer: optax.GradientTransformationExtraArgs  # takes its learning rate
   total_steps: int
   warmup_steps: int
+  # (params, state, images [V, b, S, S, 3]) -> [V, b, ...] in evaluation mode,
+  # what the method compares with; None: there is no teacher
+  teacher: Callable[..., jax.Array] | None = None
 
 
 class Part(NamedTuple):
@@ -50,6 +54,7 @@ def train_step(
   state: TrainState,
   batch: types.Batch,
   base_key: jax.Array,
+  teacher: networks_lib.Trees | None = None,
   *,
   setup: StepSetup,
 ) -> tuple[TrainState, base.Metrics, jax.Array]:
@@ -65,6 +70,7 @@ def train_step(
     state: see TrainState.
     batch: b images with their labels and ids; with m > 1 leaves [m, b/m, ...].
     base_key: the run's key, the same at every step and on every device.
+    teacher: (params, state) of the frozen teacher, if the method has one.
     setup: objective, networks, optimiser and settings.
 
   Returns:
@@ -85,9 +91,11 @@ def train_step(
   memory, shared = method.prepare(state.memory, batch_wide)
 
   # Online network, loss and gradient, microbatch after microbatch.
+  whole = memory, shared, batch_wide
+
   def loss_and_grad(bn_state, part):
     grads, aux = jax.grad(loss_fn, has_aux=True)(
-      state.online_params, bn_state, part, memory, shared, batch_wide, setup
+      state.online_params, bn_state, part, *whole, setup, teacher
     )
     bn_state, metrics, per_image = aux
     return bn_state, (grads, metrics), per_image
@@ -202,6 +210,27 @@ def forward_target(
   return target_state, target
 
 
+def forward_teacher(
+  teacher: networks_lib.Trees | None,
+  views: tuple[jax.Array, ...],
+  setup: StepSetup,
+) -> jax.Array | None:
+  """What the frozen teacher makes of the online network's views.
+
+  Args:
+    teacher: (params, state).
+    views: groups [v, b, S, S, 3].
+    setup: its network.
+
+  Returns:
+    [V, b, ...] without gradient; None: the method has no teacher.
+  """
+  if setup.method.teacher is None:
+    return None
+  outputs = [setup.teacher(*teacher, group) for group in views if len(group)]
+  return jax.lax.stop_gradient(jnp.concatenate(outputs))
+
+
 def gather_batch(
   target: base.Outputs | None, batch: types.Batch, step: jax.Array
 ) -> base.BatchWide:
@@ -238,6 +267,7 @@ def loss_fn(
   shared: base.Shared,
   batch_wide: base.BatchWide,
   setup: StepSetup,
+  teacher: networks_lib.Trees | None = None,
 ) -> tuple[jax.Array, tuple]:
   """This device's part of the loss; its mean over devices is the loss.
 
@@ -246,13 +276,9 @@ def loss_fn(
     what the objective keeps, embeddings [V, b, d] whose spread is watched).
   """
   cfg, method = setup.cfg, setup.method
-  views = make_views(part.batch, part.keys, setup)
+  views = method.online_views(make_views(part.batch, part.keys, setup))
   outputs, bn_state = multicrop.forward_views(
-    setup.nets.online,
-    params,
-    bn_state,
-    method.online_views(views),
-    one_pass=cfg.views.one_pass,
+    setup.nets.online, params, bn_state, views, one_pass=cfg.views.one_pass
   )
   result = method.loss(
     base.Inputs(
@@ -263,6 +289,7 @@ def loss_fn(
       batch=batch_wide,
       shared=shared,
       keys=part.keys,
+      teacher=forward_teacher(teacher, views, setup),
     ),
     memory,
   )

@@ -87,7 +87,8 @@ def _with_selective_kernels(
 def head_sizes(params: haiku_trees.Tree) -> dict[str, Any]:
   """networks.build's arguments for the heads that a tree has.
 
-  SimCLR's projector shows itself by its names; else it is SemPPL's, and BYOL's.
+  SimCLR's and SimReg's projectors show themselves by their names; else it is
+  SemPPL's, and BYOL's.
   """
 
   def shape(module):
@@ -102,6 +103,11 @@ def head_sizes(params: haiku_trees.Tree) -> dict[str, Any]:
     layers = sum(name.startswith('projector/linear_') for name in params)
     projector = heads_lib.SimCLRProjector(
       layers, size('projector/linear_0'), size(f'projector/linear_{layers - 1}')
+    )
+    return {'heads': projector} | classes
+  if 'projector/linear_3' in params:
+    projector = heads_lib.SimRegProjector(
+      size('projector/linear'), size('projector/linear_3')
     )
     return {'heads': projector} | classes
   return {

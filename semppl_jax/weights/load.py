@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from semppl_jax.errors import CheckpointError
+from semppl_jax.models import heads as heads_lib
 from semppl_jax.models import networks
 from semppl_jax.models.encoders import Architecture
 from semppl_jax.weights import (
@@ -57,13 +58,21 @@ class Checkpoint(NamedTuple):
     kind = f'{self.kind}, {self.note}' if self.note else self.kind
     return f'{self.architecture}, step {step}, {heads} ({kind})'
 
-  def network(self) -> networks.Networks:
-    """The functions that take `params` and `state`, with all their heads."""
+  def network(self, precision: str = 'float32') -> networks.Networks:
+    """The functions that take `params` and `state`, with all their heads.
+
+    Args:
+      precision: of activations, see networks.build.
+    """
+    heads = architecture_lib.head_sizes(self.params)
+    if 'projector' not in {haiku_trees.root(module) for module in self.params}:
+      heads['heads'] = heads_lib.no_heads
     return networks.build(
       **self.architecture._asdict(),
-      **architecture_lib.head_sizes(self.params),
+      **heads,
       bn_eps=self.bn_eps,
       bn_decay=self.bn_decay,
+      precision=precision,
     )
 
 

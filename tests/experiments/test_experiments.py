@@ -24,15 +24,17 @@ from experiments import (
   folder,
   imagenet,
   imagenet_byol,
+  imagenet_distill,
   imagenet_simclr,
   stl10,
 )
 from semppl_jax import config, pretraining
 from semppl_jax.config import eval_config
 from semppl_jax.distributed import parallel
+from semppl_jax.errors import UserError
 from semppl_jax.methods import semppl
 from semppl_jax.train import run as run_lib
-from semppl_jax.train import schedules
+from semppl_jax.train import schedules, teacher
 from semppl_jax.train import step as step_lib
 from semppl_jax.weights import releases
 from tests.helpers import tfds_data, tiny
@@ -48,6 +50,8 @@ def test_every_experiment_is_valid_on_1_and_8_devices(name):
   validate = config.validate
   if cfg.task in eval_config.TASKS + eval_config.TABLES:
     cfg.checkpoint, validate = 'some/file', eval_config.validate
+  if 'teacher' in cfg:
+    cfg.teacher.checkpoint = 'some/file'
   if config.open_keys(cfg):
     return  # test_recipe completes it
   for num_devices in (1, 8):
@@ -133,6 +137,16 @@ def test_objectives_on_the_digits_share_what_is_the_engines():
     digits.get_config('byo')
 
 
+def test_students_of_the_digits_see_one_view_and_have_a_teacher():
+  for method in ('distill', 'simreg'):
+    cfg = digits.get_config(method)
+    assert (cfg.views.num_large, cfg.views.num_small) == (1, 0)
+    assert cfg.views.jitter == 0 and cfg.optimizer.scaling == 'linear'
+    # The model that comes along fits.
+    run = run_lib.prepare(cfg)
+    assert teacher.load(run, None).checkpoint.step == 703
+
+
 def test_supervised_has_no_other_term():
   cfg = digits_supervised.get_config()
   assert cfg.method == 'supervised' and cfg.labels.share == 1
@@ -183,6 +197,30 @@ def test_imagenet_of_other_methods_is_valid_at_full_size(module):
       config.validate(cfg, num_devices)
   with pytest.raises(ValueError, match='Unknown variant .*; known: '):
     module.get_config('resnet_50')
+
+
+def test_imagenets_students():
+  found = {}
+  for variant in imagenet_distill.VARIANTS:
+    cfg = imagenet_distill.get_config(variant)
+    encoder = cfg.encoder
+    found[variant] = (
+      encoder.name, encoder.width, encoder.selective_kernels,
+      cfg.loss.temperature,
+    )  # fmt: skip
+    assert cfg.batch_size == 4096 and not config.uses_labels(cfg)
+    assert (cfg.views.num_large, cfg.views.large_area) == (1, (0.08, 1.0))
+    with pytest.raises(UserError, match=r'checkpoint is .., but method'):
+      config.validate(cfg, 8)
+  assert found == {
+    'resnet_50_1x': ('resnet50', 1, False, 1.0),
+    'sk_resnet_50_2x': ('resnet50', 2, True, 1.0),
+    'sk_resnet_152_3x': ('resnet152', 3, True, 0.1),  # itself
+  }
+  with pytest.raises(ValueError, match='Unknown variant .*; known: '):
+    imagenet_distill.get_config('resnet_50')
+  steps = schedules.to_steps(400, num_examples=1_281_167, batch_size=4096)
+  assert steps == 125_113  # as its lab note says
 
 
 def test_simclrs_networks_are_its_releases():

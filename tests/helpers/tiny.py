@@ -51,6 +51,8 @@ def make_config(method='semppl', **changes):
   if method == 'simclr':
     cfg.views.num_small = 0  # it takes two views
     cfg.optimizer.scaling = 'linear'  # of the rate for AdamW below
+  if 'teacher' in cfg:
+    cfg.teacher.checkpoint = 'FILE'  # `prepare` does not read it
   if method == 'semppl':
     cfg.loss.update(num_negatives=4, num_semantic_positives=2)
     cfg.queue.update(capacity=16, block_size=3)
@@ -135,17 +137,17 @@ def remember_steps(monkeypatch):
   """Runs with the same settings share one traced step, as its tests allow."""
   make, made = loop.mapped, {}
 
-  def mapped(job, step):
+  def mapped(job, step, *constants):
     setup = step.keywords['setup']
     key = (step.func, str(setup.cfg), tuple(job.devices))
     if key not in made:
-      made[key] = make(job, step)
+      made[key] = make(job, step, *constants)
     return made[key]
 
   monkeypatch.setattr(loop, 'mapped', mapped)
 
 
-def light_step(state, batch, key, *, setup):
+def light_step(state, batch, key, *constants, setup):
   """In place of the step, where it does not matter: it compiles at once.
 
   Every array of the state then tells of all batches and their order.

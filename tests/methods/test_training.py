@@ -31,6 +31,6 @@ def test_digits_are_learnt(name, tmp_path):
   )
   results, last = _train(name, tmp_path / 'run', _STEPS)
   assert results['knn_top1'] > untrained['knn_top1'] + 0.05
-  if name != 'supervised':  # which has no unit embeddings
+  if 'embedding_std' in last:  # where unit embeddings are trained
     # A falling loss is true of a collapse, too.
     assert last['embedding_std'] > 0.3

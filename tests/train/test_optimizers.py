@@ -180,6 +180,23 @@ def test_lars_decays_weights_before_the_trust_ratio():
   np.testing.assert_array_equal(updates['a']['b'], [0.0])
 
 
+def test_sgd_with_decay_of_all_parameters_by_hand():
+  """As torch.optim.SGD: m = mu m + (g + wd w), w -= rate m."""
+  params = {'a': {'w': jnp.array([2.0])}, 'batch_norm': {'scale': jnp.ones(1)}}
+  grads = jax.tree.map(lambda x: jnp.full_like(x, 0.5), params)
+  optimizer = optimizers.build('sgd_l2', weight_decay=0.1, momentum=0.5)
+  opt_state = optimizer.init(params)
+  for rate in (1.0, 2.0):
+    updates, opt_state = optimizer.update(
+      grads, opt_state, params, learning_rate=rate
+    )
+    params = optax.apply_updates(params, updates)
+  # w: 2 - 0.7 = 1.3; then m = 0.35 + 0.63 = 0.98, and w = 1.3 - 1.96.
+  np.testing.assert_allclose(params['a']['w'], [-0.66], rtol=1e-5)
+  # 1 - 0.6 = 0.4; then m = 0.3 + 0.54 = 0.84.
+  np.testing.assert_allclose(params['batch_norm']['scale'], [-1.28], rtol=1e-5)
+
+
 def test_adamw_against_numpy():
   rng = np.random.default_rng(0)
   params = {'a': {'w': rng.normal(size=3), 'b': rng.normal(size=3)}}
