@@ -103,7 +103,8 @@ def _classifier() -> dict[str, Any]:
     'on': 'encoder',
     # truncated_normal, Haiku's; zeros, SimCLRv2's and PAWS's [P]
     'init': 'truncated_normal',
-    # SimCLRv2's TF1 code does not fine-tune the projector, its TF2 code does
+    # True: its layers stay as they are, as in SimCLRv2's TF1 code; its TF2 code
+    # trains them [P]
     'freeze_projector': False,
   }
 
