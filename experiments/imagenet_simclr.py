@@ -20,8 +20,8 @@ memory of the paper, and marked [ours].
 Data: `tfds build imagenet2012 --data_dir=DIR --file_format=array_record`.
 Run: python -m semppl_jax.main --config=experiments/imagenet_simclr.py:VARIANT \
   --config.dataset.path=DIR --workdir=WORKDIR
-Then: experiments/eval_linear.py:imagenet. Fine-tuning there begins at the
-encoder's output, not at the projector's first layer as in the papers.
+Then: experiments/eval_linear.py:imagenet, eval_semi_supervised.py:simclrv2_1pct
+and simclrv2_10pct.
 
 Batch 4096 (two views an image), 250,227 steps; all projections of a batch are
 gathered, 4 MB. Cost: by its passes 0.35 times a step of SemPPL (docs/cost.md),

@@ -15,6 +15,7 @@ from semppl_jax.errors import UserError
 # Of one data set; and of many, which end in a table.
 TASKS = ('linear', 'semi_supervised', 'knn', 'classifier')
 TABLES = ('robustness', 'transfer')
+TRAIN_A_CLASSIFIER = ('linear', 'semi_supervised', 'transfer')
 
 # Settings that change how a run is watched, not what it computes.
 COSMETIC = config.COSMETIC + (
@@ -49,6 +50,7 @@ def default() -> ml_collections.ConfigDict:
   cfg.encoder = _encoder()
   # online: computed at every step; cached: once, for crops of the middle
   cfg.features = 'online'
+  cfg.classifier = _classifier()
   cfg.crops = _crops()
   cfg.optimizer = _optimizer()
   cfg.grid = _grid()
@@ -93,14 +95,32 @@ def _crops() -> dict[str, Any]:
   }
 
 
-def _optimizer() -> dict[str, Any]:
-  """Gradient descent."""
+def _classifier() -> dict[str, Any]:
+  """The classifier that linear and semi_supervised train."""
   return {
+    # encoder, or the projector's first layer, projector/1, or a later one: the
+    # layers after it are dropped. SimCLRv2 and PAWS fine-tune from the first
+    'on': 'encoder',
+    # truncated_normal, Haiku's; zeros, SimCLRv2's and PAWS's [P]
+    'init': 'truncated_normal',
+    # True: its layers stay as they are, as in SimCLRv2's TF1 code; its TF2 code
+    # trains them [P]
+    'freeze_projector': False,
+  }
+
+
+def _optimizer() -> dict[str, Any]:
+  """Gradient descent, or SimCLR's LARS."""
+  return {
+    'name': 'sgd',  # or lars, SimCLRv2's; the classifier is outside of it [P]
     'learning_rate': 0.3,  # of the classifier, for 256 images [P]
-    'encoder_learning_rate': 0.03,  # of fine-tuning, likewise [ours]
+    # Of fine-tuning, of what the classifier is on, likewise [ours]
+    'encoder_learning_rate': 0.03,
+    'scaling': 'linear',  # with the batch size; sqrt: rates for one image [P]
     'warmup_epochs': 0.0,  # until the rates have their peak [P]
-    'momentum': 0.9,  # of gradient descent [P]
-    'nesterov': True,  # momentum in Nesterov's form [P]
+    'momentum': 0.9,  # of both optimisers [P]
+    'nesterov': True,  # momentum in Nesterov's form; lars has none [P]
+    'trust_coefficient': 1e-3,  # of lars [P]
   }
 
 
@@ -164,6 +184,7 @@ _RANGES = config.SHARED_RANGES | {
   'crops.center': (0.01, 1),
   'optimizer.encoder_learning_rate': (0, None),
   'optimizer.momentum': (0, 1),
+  'optimizer.trust_coefficient': (0, None),
   'knn.k': (1, None),
   'transfer.num_l2': (1, None),
   'transfer.max_iterations': (1, None),
@@ -172,6 +193,9 @@ _RANGES = config.SHARED_RANGES | {
 _CHOICES = config.SHARED_CHOICES | {
   'task': TASKS + TABLES,
   'features': ('online', 'cached'),
+  'classifier.init': ('truncated_normal', 'zeros'),
+  'optimizer.name': ('sgd', 'lars'),
+  'optimizer.scaling': ('linear', 'sqrt'),
   'encoder.padding': ('', 'same', 'symmetric'),
   'robustness.missing': ('error', 'skip'),
   'transfer.missing': ('error', 'skip'),
@@ -207,10 +231,30 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'follow is on, but task {cfg.task} looks at one checkpoint: set '
       'follow=False.'
     )
+  _check_classifier(cfg)
   config.check_rising(cfg, 'crops.area', most=1)
   config.check_rising(cfg, 'crops.aspect')
   config.check_rising(cfg, 'transfer.l2')
   _check_grid(cfg)
+
+
+def _check_classifier(cfg: ml_collections.ConfigDict) -> None:
+  on = cfg.classifier.on
+  if on != 'encoder' and cfg.task not in ('linear', 'semi_supervised'):
+    raise UserError(
+      f'classifier.on is {on!r}, but task {cfg.task} trains no classifier on a '
+      'projector: leave it at encoder.'
+    )
+  if on == 'encoder' and cfg.classifier.freeze_projector:
+    raise UserError(
+      'classifier.freeze_projector is on, but classifier.on is encoder: set '
+      'classifier.on=projector/1, or freeze_projector=False.'
+    )
+  if cfg.optimizer.name == 'lars' and cfg.optimizer.nesterov:
+    raise UserError(
+      "optimizer.name is lars, which has no Nesterov's momentum: set "
+      'optimizer.nesterov=False.'
+    )
 
 
 def _check_grid(cfg: ml_collections.ConfigDict) -> None:

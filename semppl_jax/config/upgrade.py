@@ -32,6 +32,16 @@ _ADDED_TO_SEMPPL = {
   'queue.target_query_epochs': 0.0,
   'queue.balance': 0.0,
 }
+# Likewise, of evaluations.
+_ADDED_TO_EVALUATIONS = {
+  'classifier.on': 'encoder',
+  'classifier.init': 'truncated_normal',
+  'classifier.freeze_projector': False,
+  'optimizer.name': 'sgd',
+  'optimizer.scaling': 'linear',
+  'optimizer.trust_coefficient': 1e-3,
+  'weights.classifier_on': 'encoder',
+}
 # What `supervised` has no use for.
 _NOT_SUPERVISED = (
   'loss',
@@ -47,26 +57,37 @@ def upgrade(settings: Any) -> Any:
   """A run's settings as today's version would have written them.
 
   Args:
-    settings: of config.json, nested dicts; of an evaluation, or of whatever
-      else a file may hold, they are left alone.
+    settings: of config.json, nested dicts; whatever else a file may hold is
+      left alone.
 
   Returns:
     A copy.
   """
-  if not isinstance(settings, dict) or settings.get('task') != 'pretrain':
+  if not isinstance(settings, dict):
+    return settings
+  is_evaluation = 'checkpoint' in settings
+  if not is_evaluation and settings.get('task') != 'pretrain':
     return settings
   new = {
     key: dict(x) if isinstance(x, dict) else x for key, x in settings.items()
   }
+  if is_evaluation:
+    new.setdefault('classifier', {})
+    _add(new, _ADDED_TO_EVALUATIONS)
+    return new
   if 'method' not in new:
     new = _name_method(new)
   added = _ADDED_TO_SEMPPL if new['method'] == 'semppl' else {}
-  for key, value in (_ADDED | added).items():
+  _add(new, _ADDED | added)
+  return new
+
+
+def _add(new: dict[str, Any], added: Mapping[str, Any]) -> None:
+  for key, value in added.items():
     section, _, name = key.rpartition('.')
     inside = new.get(section) if section else new
     if isinstance(inside, dict):
       inside.setdefault(name, value)
-  return new
 
 
 def _name_method(new: dict[str, Any]) -> dict[str, Any]:

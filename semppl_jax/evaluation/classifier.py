@@ -1,4 +1,7 @@
-"""A classifier trained on the encoder of a checkpoint; and what it says."""
+"""A classifier trained on a checkpoint's encoder, or on its projector's layers.
+
+And what it says.
+"""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +16,6 @@ from semppl_jax.evaluation import classifier_step
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.evaluation.setup import EvalRun
 from semppl_jax.train import loop, resume, schedules
-from semppl_jax.weights import haiku_trees
 
 
 def hyperparameters(
@@ -29,8 +31,8 @@ def hyperparameters(
     run: settings.
     labels: [N], -1: not to be trained on; the others make an epoch.
     encode: see classifier_step.Hyperparameters.
-    rate: learning rate of the classifier, for 256 images.
-    encoder_rate: of the encoder; None: it is frozen.
+    rate: learning rate of the classifier, see optimizer.scaling.
+    encoder_rate: of what the classifier is on; None: it is frozen.
   """
   to_steps = functools.partial(
     schedules.to_steps,
@@ -66,16 +68,14 @@ def fit(
   Returns:
     The last state, leaves [D, ...], and the seconds of training.
   """
-  is_encoder = lambda module: module.split('/')[0] not in haiku_trees.HEADS
-  encoder, bn_state = (
-    {m: x for m, x in tree.items() if is_encoder(m)}
-    for tree in (run.checkpoint.params, run.checkpoint.state)
+  params, bn_state = map(
+    run.nets.features_tree, (run.checkpoint.params, run.checkpoint.state)
   )
   fresh = classifier_step.init(
     hparams,
-    encoder,
+    params,
     bn_state,
-    embedding_size=setup_lib.output_size(run),
+    embedding_size=setup_lib.features_size(run),
     num_classes=run.data.num_classes,
   )
   from_host = functools.partial(
@@ -141,7 +141,9 @@ def cached(run: EvalRun) -> tuple[sources.Records, np.ndarray]:
     for tree in (run.checkpoint.params, run.checkpoint.state)
   )
   rows = sources.Rows(run.data.train, labelled)
-  features, readable = setup_lib.embed(run, rows, params, bn_state)  # [L, e]
+  features, readable = setup_lib.embed(
+    run, rows, params, bn_state, 'features'
+  )  # [L, e]
   place = np.full(len(run.labels), -1)
   place[labelled] = np.arange(len(labelled))
   labels = run.labels.copy()
@@ -161,7 +163,7 @@ def predict(
 ) -> Predictions:
   """What the classifier says of all images of a source, in order."""
   features, readable = setup_lib.embed(
-    run, source, state.online_params, state.online_state
+    run, source, state.online_params, state.online_state, 'features'
   )
   head = parallel.unreplicate({'classifier': state.online_params['classifier']})
   logits = np.asarray(jax.jit(classifier_step.logits)(head, features))

@@ -1,8 +1,9 @@
 """The update of a classifier on an encoder: linear evaluation, fine-tuning.
 
 That of DeepMind's SemPPL release: cross-entropy, gradient descent with Nesterov
-momentum, a cosine schedule. Pure; runs inside `parallel.map_step`. B images
-over D devices, b = B/D here; e the embedding size; K classes.
+momentum, a cosine schedule; or that of SimCLRv2's, with LARS, from a layer of
+the projector on. Pure; runs inside `parallel.map_step`. B images over D
+devices, b = B/D here; e the size of what the classifier sees; K classes.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from semppl_jax.augment import crops
 from semppl_jax.distributed import parallel
 from semppl_jax.losses import classification
 from semppl_jax.train import optimizers, schedules
+from semppl_jax.weights import haiku_trees
 
 Metrics = dict[str, jax.Array]
 
@@ -30,8 +32,8 @@ class ClassifierState(NamedTuple):
   """One device's state; on the host every leaf has a leading device axis."""
 
   step: jax.Array  # [] int32. The only clock
-  online_params: hk.Params  # encoder and classifier
-  online_state: hk.State  # the encoder's running statistics
+  online_params: hk.Params  # what the classifier is on, and the classifier
+  online_state: hk.State  # running statistics of the former
   opt_state: optax.OptState  # of what is trained
 
 
@@ -39,20 +41,30 @@ class Hyperparameters(NamedTuple):
   """What is fixed for a whole training: nothing here is traced."""
 
   cfg: ml_collections.FrozenConfigDict
-  # (params, state, images, is_training) -> (embedding [b, e], state); None:
-  # the batch holds embeddings, not images.
+  # (params, state, images, is_training) -> (features [b, e], state); None: the
+  # batch holds features, not images. See networks.Networks.features.
   encode: Callable[..., tuple[jax.Array, Any]] | None
-  learning_rate: float  # of the classifier, for 256 images
-  encoder_learning_rate: float | None  # None: the encoder is frozen
+  learning_rate: float  # of the classifier; see optimizer.scaling
+  # Of what the classifier is on; None: it is frozen.
+  encoder_learning_rate: float | None
   total_steps: int
   warmup_steps: int
 
   @property
-  def optimizer(self) -> optax.GradientTransformation:
-    """Without its learning rate."""
+  def optimizer(self) -> optax.GradientTransformationExtraArgs:
+    """Its update takes `learning_rate`."""
     settings = self.cfg.optimizer
-    return optimizers.sgd(
-      momentum=settings.momentum, nesterov=settings.nesterov
+    if settings.name == 'sgd':
+      return optimizers.build(
+        'sgd', momentum=settings.momentum, nesterov=settings.nesterov
+      )
+    # SimCLR's, which leaves the classifier out.
+    return optimizers.build(
+      'lars',
+      rate_in_momentum=True,
+      weight_decay=0.0,
+      momentum=settings.momentum,
+      trust_coefficient=settings.trust_coefficient,
     )
 
 
@@ -68,13 +80,16 @@ def init(
 
   Args:
     hparams: what is trained.
-    params: the encoder's.
-    bn_state: the encoder's.
+    params: of the encoder, and of the projector up to the classifier's place.
+    bn_state: likewise.
     embedding_size: e.
     num_classes: K. The classifier's weights are Haiku's default, as in the
-      release, from the config's seed.
+      release, from the config's seed; or zero.
   """
-  head = hk.transform(lambda x: hk.Linear(num_classes, name=_HEAD)(x))
+  w_init = jnp.zeros if hparams.cfg.classifier.init == 'zeros' else None
+  head = hk.transform(
+    lambda x: hk.Linear(num_classes, w_init=w_init, name=_HEAD)(x)
+  )
   key = jax.random.key(hparams.cfg.seed)
   whole = dict(params) | head.init(key, jnp.zeros((1, embedding_size)))
   trained, _ = _split(whole, hparams)
@@ -99,7 +114,7 @@ def train_step(
     state: see ClassifierState.
     batch: b images, all with a label; without crops.augment crops of their
       middle, [b, S, S, 3] float32 in [0, 1]; without an encoder their
-      embeddings, [b, e].
+      features, [b, e].
     base_key: the run's key, the same at every step and on every device.
     hparams: the settings.
 
@@ -118,9 +133,13 @@ def train_step(
     batch_size=hparams.cfg.batch_size,
     total_steps=hparams.total_steps,
     warmup_steps=hparams.warmup_steps,
+    scaling=hparams.cfg.optimizer.scaling,
   )
-  updates, opt_state = hparams.optimizer.update(grads, state.opt_state, trained)
-  rates = {module: -share * _rate(module, hparams) for module in updates}
+  updates, opt_state = hparams.optimizer.update(
+    grads, state.opt_state, trained, learning_rate=share
+  )
+  # Each module's own, which is constant, may come after any momentum.
+  rates = {module: _rate(module, hparams) for module in updates}
   updates = {
     module: {name: rates[module] * u for name, u in leaves.items()}
     for module, leaves in updates.items()
@@ -138,19 +157,19 @@ def train_step(
   return new_state, metrics
 
 
-def logits(params: Mapping[str, Any], embedding: jax.Array) -> jax.Array:
+def logits(params: Mapping[str, Any], features: jax.Array) -> jax.Array:
   """The classifier: [n, e] -> [n, K]."""
-  return embedding @ params[_HEAD]['w'] + params[_HEAD]['b']
+  return features @ params[_HEAD]['w'] + params[_HEAD]['b']
 
 
 def _loss_fn(trained, fixed, bn_state, images, labels, hparams):
   params = fixed | trained
-  embedding = images
+  features = images
   if hparams.encode is not None:
     tunes = hparams.encoder_learning_rate is not None
-    encoder = {m: x for m, x in params.items() if m != _HEAD}
-    embedding, bn_state = hparams.encode(encoder, bn_state, images, tunes)
-  scores = logits(params, embedding)  # [b, K]
+    below = {m: x for m, x in params.items() if m != _HEAD}
+    features, bn_state = hparams.encode(below, bn_state, images, tunes)
+  scores = logits(params, features)  # [b, K]
   loss = classification.cross_entropy(scores, labels).mean()
   right = (scores.argmax(axis=-1) == labels).mean(dtype=jnp.float32)
   return loss, (bn_state, {'loss': loss, 'accuracy': right})
@@ -159,7 +178,7 @@ def _loss_fn(trained, fixed, bn_state, images, labels, hparams):
 def _inputs(batch, base_key, step, hparams):
   cfg = hparams.cfg.crops
   if hparams.encode is None or not cfg.augment:
-    return batch.images  # embeddings, or crops of the middle
+    return batch.images  # features, or crops of the middle
   step_key = jax.random.fold_in(base_key, step)
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   return crops.train_crops(
@@ -180,7 +199,11 @@ def _split(
 ) -> tuple[dict, dict]:
   """(what is trained, what is not)."""
   tunes = hparams.encoder_learning_rate is not None
-  is_trained = lambda module: tunes or module == _HEAD
+  fixed = {'projector'} if hparams.cfg.classifier.freeze_projector else set()
+
+  def is_trained(module):
+    return module == _HEAD or tunes and haiku_trees.root(module) not in fixed
+
   return (
     {m: x for m, x in params.items() if is_trained(m)},
     {m: x for m, x in params.items() if not is_trained(m)},

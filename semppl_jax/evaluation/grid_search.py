@@ -97,7 +97,9 @@ def _held_out(
   labels = run.labels.copy()
   labels[rows] = -1
   held_out = sources.Rows(run.data.train, rows)
-  hparams = classifier_lib.hyperparameters(run, labels, run.nets.encode, *rates)
+  hparams = classifier_lib.hyperparameters(
+    run, labels, run.nets.features, *rates
+  )
   if steps is not None:
     hparams = hparams._replace(total_steps=steps)
   try:

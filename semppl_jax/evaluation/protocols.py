@@ -1,7 +1,8 @@
 """What a checkpoint is worth: the tasks of evaluation.
 
 linear: DeepMind's protocol, a classifier on the frozen encoder;
-semi_supervised: all weights fine-tuned on the labelled images;
+semi_supervised: all weights fine-tuned on the labelled images, from the encoder
+or from a layer of the projector on;
 knn: neighbours among the labelled images;
 classifier: the one that the checkpoint has.
 Each writes results.json with top1, top5 and loss on the test images, and
@@ -24,8 +25,9 @@ from semppl_jax.evaluation import knn as knn_lib
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.evaluation.classifier import Predictions
 from semppl_jax.evaluation.setup import EvalRun
+from semppl_jax.weights import architecture as architecture_lib
 from semppl_jax.weights import match_names
-from semppl_jax.workdir import metrics, run_log
+from semppl_jax.workdir import metrics, run_data, run_log
 from semppl_jax.workdir.names import RESULTS
 
 
@@ -58,6 +60,7 @@ def run_task(
     run_log.info(match_names.explain(run.checkpoint.mapping))
   with setup_lib.claimed_workdir(run, workdir):
     done = metrics.read_json(os.path.join(workdir, RESULTS))
+    run_data.check(workdir, run, finished=done is not None)
     if done is not None:
       run_log.info(f'{workdir}: this evaluation is finished.')
       return done
@@ -99,7 +102,7 @@ def _evaluate(run: EvalRun, workdir: str) -> dict[str, Any]:
 def linear(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   """Trains a classifier on the frozen encoder; asks it of the test images."""
   source, labels = run.data.train, run.labels
-  encode: Callable[..., Any] | None = run.nets.encode
+  encode: Callable[..., Any] | None = run.nets.features
   if run.cfg.features == 'cached':
     (source, labels), encode = classifier_lib.cached(run), None
   hparams = classifier_lib.hyperparameters(
@@ -108,6 +111,7 @@ def linear(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   state, seconds = classifier_lib.fit(run, hparams, source, labels, workdir)
   predictions = classifier_lib.predict(run, state, run.data.test)
   return predictions, {
+    'classifier_on': run.cfg.classifier.on,
     'steps': hparams.total_steps,
     'training_seconds': seconds,
   }
@@ -123,13 +127,14 @@ def semi_supervised(
   """
   rates, held_out_top1 = grid_search.search(run, os.path.join(workdir, 'grid'))
   hparams = classifier_lib.hyperparameters(
-    run, run.labels, run.nets.encode, *rates
+    run, run.labels, run.nets.features, *rates
   )
   state, seconds = classifier_lib.fit(
     run, hparams, run.data.train, run.labels, workdir
   )
   predictions = classifier_lib.predict(run, state, run.data.test)
   return predictions, {
+    'classifier_on': run.cfg.classifier.on,
     'steps': hparams.total_steps,
     'learning_rate': rates[0],
     'encoder_learning_rate': rates[1],
@@ -193,6 +198,12 @@ def _check_heads(run: EvalRun) -> None:
   if head and head not in has:
     raise CheckpointError(
       f'{cfg.checkpoint} has no {head}, but knn.of is {cfg.knn.of}.'
+    )
+  if head and run.checkpoint.classifier_on != architecture_lib.ENCODER:
+    raise CheckpointError(
+      f'{cfg.checkpoint} has no layers after {run.checkpoint.classifier_on}, '
+      f'where its classifier is, but knn.of is {cfg.knn.of}: set it to '
+      'embedding.'
     )
   if cfg.task != 'classifier':
     return

@@ -16,7 +16,8 @@ from semppl_jax.data import labels as labels_lib
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import features as features_lib
-from semppl_jax.models import encoders, networks
+from semppl_jax.models import networks
+from semppl_jax.weights import architecture as architecture_lib
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import lock, run_log
 
@@ -71,10 +72,30 @@ def prepare_without_data(
     data=None,
     labels=np.zeros(0, np.int32),
     checkpoint=loaded,
-    nets=loaded.network(),
+    nets=networks_of(cfg, loaded),
     devices=devices,
     unreadable=run_log.Unreadable(),
   )
+
+
+def networks_of(
+  cfg: ml_collections.ConfigDict, checkpoint: load_lib.Checkpoint
+) -> networks.Networks:
+  """The checkpoint's; with `features` of what the task trains a classifier on.
+
+  Raises:
+    UserError: classifier.on names a layer that the checkpoint does not have.
+  """
+  if cfg.task not in eval_config.TRAIN_A_CLASSIFIER:
+    return checkpoint.network()
+  wanted = cfg.classifier.on
+  there = architecture_lib.layers(checkpoint.params)
+  if wanted not in there:
+    raise UserError(
+      f'classifier.on is {wanted!r}, which {cfg.checkpoint} does not have; it '
+      f'has {", ".join(there)}.'
+    )
+  return checkpoint._replace(classifier_on=wanted).network()
 
 
 def _check_architecture(
@@ -113,9 +134,14 @@ def claimed_workdir(
   return lock.claimed(workdir, settings, ignore=eval_config.COSMETIC)
 
 
-def output_size(run: EvalRun) -> int:
-  """e, the size of the encoder's embedding."""
-  return encoders.output_size(run.checkpoint.architecture)
+def features_size(run: EvalRun) -> int:
+  """The size of what the classifier sees."""
+  forward = functools.partial(run.nets.features, is_training=False)
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+  features, _ = jax.eval_shape(
+    forward, run.checkpoint.params, run.checkpoint.state, images
+  )
+  return features.shape[-1]
 
 
 def replicated(run: EvalRun, tree: Any) -> Any:
@@ -134,7 +160,8 @@ def embed(
     source: N records, by index.
     params: leaves [D, ...].
     bn_state: leaves [D, ...].
-    of: 'embedding' (the encoder's), 'projection' or 'prediction'.
+    of: 'embedding' (the encoder's), 'features' (what the classifier sees),
+      'projection' or 'prediction'.
 
   Returns:
     [N, e] float32, and which images could be decoded, [N] bool.
@@ -158,6 +185,8 @@ def _forward(
     params, bn_state = state
     if of == 'embedding':
       return (nets.encode(params, bn_state, views, False)[0],)
+    if of == 'features':
+      return (nets.features(params, bn_state, views, False)[0],)
     if of == 'projection':
       params, bn_state = map(nets.target_tree, (params, bn_state))
       return (nets.target(params, bn_state, views, False)[0]['projection'],)

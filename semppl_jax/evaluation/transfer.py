@@ -220,12 +220,15 @@ def _fine_tune(
   measure, steps = measures.MEASURES[SETS[name].measure], run.cfg.transfer.steps
   # BYOL's, of BatchNorm's running averages: at least ten steps of an epoch.
   decay = max(1 - 10 * run.cfg.batch_size / len(run.labels), 0.9)
-  nets = run.checkpoint._replace(bn_decay=decay).network()
+  checkpoint = run.checkpoint._replace(bn_decay=decay)
+  nets = setup_lib.networks_of(run.cfg, checkpoint)
   run = run._replace(nets=nets)
   rates, score = grid_search.search(
     run, str(folder / 'grid'), rows=validation, steps=steps, measure=measure
   )
-  hparams = classifier_lib.hyperparameters(run, run.labels, nets.encode, *rates)
+  hparams = classifier_lib.hyperparameters(
+    run, run.labels, nets.features, *rates
+  )
   hparams = hparams._replace(total_steps=steps)
   state, _ = classifier_lib.fit(
     run, hparams, run.data.train, run.labels, str(folder)

@@ -31,10 +31,14 @@ class MLP(hk.Module):
     super().__init__(name=name)
     self._hidden, self._size, self._bn = hidden, size, bn
 
-  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """[.., n, e] -> [.., n, d]."""
+  def __call__(
+    self, x: jax.Array, is_training: bool, until: int = 2
+  ) -> jax.Array:
+    """[.., n, e] -> [.., n, d]; until=1: the hidden layer, [.., n, hidden]."""
     x = hk.Linear(self._hidden)(x)  # [.., n, hidden]
     x = jax.nn.relu(BatchNorm(**self._bn)(x, is_training))
+    if until == 1:
+      return x
     return hk.Linear(self._size, with_bias=False)(x)  # [.., n, d]
 
 
@@ -69,6 +73,17 @@ class ProjectorPredictor:
       outputs['prediction'] = predictor(outputs['projection'], is_training)
     return outputs
 
+  def layer(
+    self,
+    number: int,
+    embedding: jax.Array,
+    is_training: bool,
+    bn: Mapping[str, Any],
+  ) -> jax.Array:
+    """[.., n, e] -> the projector's layer 1 or 2, [.., n, h]; none after it."""
+    projector = MLP(self.hidden, self.size, bn, 'projector')
+    return projector(embedding, is_training, until=number)
+
 
 class SimCLRMLP(hk.Module):
   """Linear without bias - BatchNorm - ReLU, layer after layer, as in SimCLR.
@@ -86,11 +101,19 @@ class SimCLRMLP(hk.Module):
     super().__init__(name=name)
     self._sizes, self._bn = tuple(sizes), bn
 
-  def __call__(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
-    """[.., n, e] -> h_0, the input itself, h_1, ..., h_L, [.., n, d]."""
+  def __call__(
+    self, x: jax.Array, is_training: bool, until: int | None = None
+  ) -> list[jax.Array]:
+    """[.., n, e] -> h_0, the input itself, h_1, ..., h_L, [.., n, d].
+
+    Args:
+      x: h_0.
+      is_training: see BatchNorm.
+      until: j: h_j is the last, and no layer after it is made; None: L.
+    """
     init = hk.initializers.RandomNormal(0.01)
     outputs = [x]
-    for layer, size in enumerate(self._sizes):
+    for layer, size in enumerate(self._sizes[:until]):
       last = layer == len(self._sizes) - 1
       linear = hk.Linear(
         size, with_bias=False, w_init=init, name=f'linear_{layer}'
@@ -127,10 +150,47 @@ class SimCLRProjector:
     bn: Mapping[str, Any],
   ) -> Outputs:
     """[.., n, e] -> projection [.., n, d]."""
+    return {'projection': self.layer(self.layers, embedding, is_training, bn)}
+
+  def layer(
+    self,
+    number: int,
+    embedding: jax.Array,
+    is_training: bool,
+    bn: Mapping[str, Any],
+  ) -> jax.Array:
+    """[.., n, e] -> layer 1 to L, [.., n, h]; none after it."""
     hidden = self.hidden or embedding.shape[-1]
     sizes = [hidden] * (self.layers - 1) + [self.size]
     projector = SimCLRMLP(sizes, bn, 'projector')
-    return {'projection': projector(embedding, is_training)[-1]}
+    return projector(embedding, is_training, until=number)[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectorLayer:
+  """Middle layer of a projector (SimCLRv2's `ft_proj_selector`), none after it.
+
+  What a classifier is on that is fine-tuned from the middle of the head. A
+  value, so that networks of equal settings are equal.
+
+  Attributes:
+    projector: whose layer.
+    number: j from 1 on, h_j; the last one is the projection.
+  """
+
+  projector: ProjectorPredictor | SimCLRProjector
+  number: int
+
+  def __call__(
+    self,
+    embedding: jax.Array,
+    is_training: bool,
+    is_online: bool,
+    bn: Mapping[str, Any],
+  ) -> Outputs:
+    """[.., n, e] -> hidden [.., n, h]."""
+    hidden = self.projector.layer(self.number, embedding, is_training, bn)
+    return {'hidden': hidden}
 
 
 class SimRegMLP(hk.Module):

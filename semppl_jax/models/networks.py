@@ -57,6 +57,10 @@ class Networks(NamedTuple):
     encode: (params, state, images, is_training) -> (embedding [n, e], state),
       the encoder alone; takes any tree that has one.
     target_tree: the part of an online tree that the target network has too.
+    features: (params, state, images, is_training) -> (what the classifier sees
+      [n, h], state): the embedding, or the output that `classifier_on` names;
+      takes any tree that has what `features_tree` gives.
+    features_tree: the part of a tree that `features` needs.
   """
 
   init: Callable[..., tuple[Tree, Tree]]
@@ -64,6 +68,8 @@ class Networks(NamedTuple):
   target: Callable[..., tuple[Outputs, Tree]]
   encode: Callable[..., tuple[jax.Array, Tree]]
   target_tree: Callable[[Tree], Tree]
+  features: Callable[..., tuple[jax.Array, Tree]]
+  features_tree: Callable[[Tree], Tree]
 
 
 @functools.lru_cache(16)  # what was compiled for one run serves the next
@@ -78,6 +84,7 @@ def build(
   embedding_size: int = 256,
   heads: Heads | None = None,
   num_classes: int = 0,
+  classifier_on: str = 'embedding',
   classifier_detached: bool = True,
   bn_decay: float = 0.9,
   bn_eps: float = 1e-5,
@@ -102,7 +109,8 @@ def build(
       predictor.
     num_classes: K of the monitoring classifier; 0: no classifier, but what the
       heads make.
-    classifier_detached: the classifier sends no gradient into the encoder.
+    classifier_on: the output that it sees, the embedding or one of the heads'.
+    classifier_detached: the classifier sends no gradient into what it sees.
     bn_decay: decay of BatchNorm's running averages, per pass in training mode.
     bn_eps: added to BatchNorm's variances.
     cross_replica: average training statistics over `parallel.AXIS`.
@@ -143,15 +151,21 @@ def build(
     outputs = heads(embedding, is_training, True, bn)
     outputs = {'embedding': embedding, **outputs}
     if num_classes:
-      seen = embedding
+      seen = outputs[classifier_on]
       if classifier_detached:
-        seen = jax.lax.stop_gradient(embedding)
+        seen = jax.lax.stop_gradient(seen)
       outputs['logits'] = hk.Linear(num_classes, name='classifier')(seen)
     return outputs
 
   def target(images, is_training, bn):
     embedding = encode(images, is_training, bn)
     return heads(embedding, is_training, False, bn)
+
+  def features(images, is_training, bn):
+    embedding = encode(images, is_training, bn)
+    if classifier_on == 'embedding':
+      return embedding
+    return heads(embedding, is_training, True, bn)[classifier_on]
 
   def init(forward, key, images):
     # The axis may be unbound here. Only the images' shape is of use: a compiled
@@ -161,15 +175,15 @@ def build(
     return params, hk.data_structures.map(_begin, state)
 
   @functools.cache
-  def target_modules():
+  def modules(forward):
     # What its own initialisation makes, in params and in state.
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-    own = functools.partial(init, target)
+    own = functools.partial(init, forward)
     trees = jax.eval_shape(own, jax.random.key(0), images)
     return frozenset().union(*trees)
 
-  def target_tree(tree):
-    return {k: leaves for k, leaves in tree.items() if k in target_modules()}
+  def part(forward, tree):
+    return {k: leaves for k, leaves in tree.items() if k in modules(forward)}
 
   synced = bn | {'cross_replica_axis': parallel.AXIS if cross_replica else None}
   apply = functools.partial(_apply, bn=synced, precision=precision)
@@ -178,7 +192,9 @@ def build(
     online=apply(online),
     target=apply(target),
     encode=apply(encode),
-    target_tree=target_tree,
+    target_tree=functools.partial(part, target),
+    features=apply(features),
+    features_tree=functools.partial(part, features),
   )
 
 

@@ -204,6 +204,8 @@ def take(
   reasons = {}
   for part in sorted(theirs.keys() | ours.keys(), key=_place):
     reason = _misfit(theirs.get(part), ours.get(part))
+    if part == 'classifier' and not reason and found.classifier_on != _ENCODER:
+      reason = f'it is on {found.classifier_on} there, and on the encoder here'
     if part in needed and reason:
       raise UserError(f'init {cfg.init!r} has no {part} that fits: {reason}.')
     if named and part not in named:

@@ -84,11 +84,47 @@ def _with_selective_kernels(
   )
 
 
-def head_sizes(params: haiku_trees.Tree) -> dict[str, Any]:
+ENCODER = 'encoder'  # what a classifier is on, unless a file says otherwise
+
+
+def layers(params: haiku_trees.Tree) -> list[str]:
+  """What a classifier can be on: 'encoder', 'projector/1', ..., h_0, h_1, ...
+
+  The projector's last layer that is there is the projection, unless the layers
+  after it were dropped. SimReg's projector is for a teacher's space only.
+  """
+  if 'projector/linear_0' in params:
+    count = _simclr_layers(params)
+  elif _is_simreg(params):
+    count = 0
+  else:
+    own = ('projector/linear', 'projector/linear_1')
+    count = sum(module in params for module in own)
+  return [ENCODER, *(f'projector/{j + 1}' for j in range(count))]
+
+
+def _is_simreg(params: haiku_trees.Tree) -> bool:
+  return 'projector/linear_3' in params and 'projector/linear_0' not in params
+
+
+def _simclr_layers(params: haiku_trees.Tree) -> int:
+  return sum(name.startswith('projector/linear_') for name in params)
+
+
+def head_sizes(
+  params: haiku_trees.Tree, classifier_on: str = ENCODER
+) -> dict[str, Any]:
   """networks.build's arguments for the heads that a tree has.
 
   SimCLR's and SimReg's projectors show themselves by their names; else it is
   SemPPL's, and BYOL's.
+
+  Args:
+    params: the tree.
+    classifier_on: one of its `layers`; what comes after it counts for nothing.
+
+  Raises:
+    CheckpointError: there is no such layer.
   """
 
   def shape(module):
@@ -99,21 +135,31 @@ def head_sizes(params: haiku_trees.Tree) -> dict[str, Any]:
     return shape(module)[-1] or 1
 
   classes = {'num_classes': shape('classifier')[-1]}
+  hidden, last = size('projector/linear'), size('projector/linear_1')
+  sizes = {'projector_hidden': hidden, 'embedding_size': last}
   if 'projector/linear_0' in params:
-    layers = sum(name.startswith('projector/linear_') for name in params)
-    projector = heads_lib.SimCLRProjector(
-      layers, size('projector/linear_0'), size(f'projector/linear_{layers - 1}')
+    count = _simclr_layers(params)
+    hidden, last = (size(f'projector/linear_{j}') for j in (0, count - 1))
+    sizes = {'heads': heads_lib.SimCLRProjector(count, hidden, last)}
+  elif _is_simreg(params):
+    last = size('projector/linear_3')
+    sizes = {'heads': heads_lib.SimRegProjector(hidden, last)}
+  if classifier_on == ENCODER:
+    return sizes | classes
+  if classifier_on not in layers(params):
+    raise CheckpointError(
+      f'says that its classifier is on {printable(classifier_on)!r}, but has '
+      f'{", ".join(layers(params))}.'
     )
-    return {'heads': projector} | classes
-  if 'projector/linear_3' in params:
-    projector = heads_lib.SimRegProjector(
-      size('projector/linear'), size('projector/linear_3')
-    )
-    return {'heads': projector} | classes
-  return {
-    'projector_hidden': size('projector/linear'),
-    'embedding_size': size('projector/linear_1'),
-  } | classes
+  # Sizes of layers that were dropped do not matter.
+  projector = heads_lib.ProjectorPredictor(hidden, last, 0)
+  if 'heads' in sizes:
+    # The projection's BatchNorm alone has no offset.
+    is_cut = 'offset' in params.get(f'projector/batch_norm_{count - 1}', {})
+    projector = heads_lib.SimCLRProjector(count + is_cut, hidden, last)
+  number = int(classifier_on.removeprefix('projector/'))
+  heads = heads_lib.ProjectorLayer(projector, number)
+  return {'heads': heads, 'classifier_on': 'hidden'} | classes
 
 
 def expected(arch: Architecture, sizes: Mapping[str, Any]) -> Expected:

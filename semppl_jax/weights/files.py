@@ -56,6 +56,7 @@ class Settings(NamedTuple):
   bn_decay: float | None = None
   image_size: int | None = None  # what it was trained to see, in pixels
   center: float | None = None  # side of that / shorter side of an image
+  classifier_on: str | None = None  # see architecture.layers
 
 
 class Contents(NamedTuple):
@@ -165,8 +166,15 @@ def write_release(path: str | os.PathLike, contents: Contents) -> None:
   Leaves get the leading device axis that the release takes off again.
 
   Raises:
-    CheckpointError: it cannot be written.
+    CheckpointError: it cannot be written, or has a classifier on a layer of the
+      projector, which that code does not know.
   """
+  classifier_on = contents.settings.classifier_on
+  if classifier_on not in (None, 'encoder'):
+    raise CheckpointError(
+      f"{path} cannot be written: DeepMind's code has no classifier on "
+      f'{classifier_on}; choose a .safetensors file.'
+    )
 
   def add_axis(tree):
     return {
@@ -358,6 +366,9 @@ def _run_settings(path: pathlib.Path) -> Settings:
     ):
       if isinstance(config.get(section), dict) and name in config[section]:
         found[key] = config[section][name]
+    # Of the run's own classifier, not of the one that it began with.
+    own = config.get('classifier')
+    found['classifier_on'] = own.get('on') if isinstance(own, dict) else None
   return _settings(found)
 
 
@@ -379,6 +390,8 @@ def _settings(found: Any) -> Settings:
       continue
     if type(value) not in (int, float) or not 0 <= value < math.inf:
       raise CheckpointError(f'its {key} is no number of at least 0.')
+  if not isinstance(said.classifier_on, (str, type(None))):
+    raise CheckpointError('its classifier_on is no text.')
   size, center = said.image_size, said.center
   if size is not None and not (type(size) is int and 1 <= size <= 10_000):
     raise CheckpointError('its image_size is no number of pixels.')

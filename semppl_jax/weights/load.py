@@ -47,12 +47,16 @@ class Checkpoint(NamedTuple):
   # (params, state) of the target network, if the file has it
   target: tuple[haiku_trees.Tree, haiku_trees.Tree] | None = None
   says_padding: bool = True  # False: the architecture's is a guess
+  # What the classifier is on, one of architecture.layers; of a projector the
+  # layers after it are not there.
+  classifier_on: str = architecture_lib.ENCODER
 
   def __str__(self) -> str:
     has = {haiku_trees.root(module) for module in self.params}
-    heads = ', '.join(
-      f'{head} {"yes" if head in has else "no"}' for head in haiku_trees.HEADS
-    )
+    words = {head: 'yes' if head in has else 'no' for head in haiku_trees.HEADS}
+    if self.classifier_on != architecture_lib.ENCODER:
+      words['classifier'] = f'on {self.classifier_on}'
+    heads = ', '.join(f'{head} {word}' for head, word in words.items())
     heads += ', target network yes' if self.target else ''
     step = 'unknown' if self.step is None else f'{self.step:,}'
     kind = f'{self.kind}, {self.note}' if self.note else self.kind
@@ -64,7 +68,7 @@ class Checkpoint(NamedTuple):
     Args:
       precision: of activations, see networks.build.
     """
-    heads = architecture_lib.head_sizes(self.params)
+    heads = architecture_lib.head_sizes(self.params, self.classifier_on)
     if 'projector' not in {haiku_trees.root(module) for module in self.params}:
       heads['heads'] = heads_lib.no_heads
     return networks.build(
@@ -141,6 +145,7 @@ def settings(weights: Checkpoint) -> files_lib.Settings:
     weights.bn_decay,
     weights.image_size,
     weights.center,
+    weights.classifier_on,
   )
 
 
@@ -181,14 +186,15 @@ def _check(
   architecture = architecture._replace(
     padding=known_padding or architecture.padding
   )
-  expected = architecture_lib.expected(
-    architecture, architecture_lib.head_sizes(params)
+  sizes = architecture_lib.head_sizes(
+    params, said.classifier_on or architecture_lib.ENCODER
   )
+  expected = architecture_lib.expected(architecture, sizes)
   mapping = _match(params, expected, architecture, mapping_file)
   fitting = _fitting((params, state), mapping, expected)
   checked = Checkpoint(*fitting, architecture, found.step, found.kind, mapping)
   names = found.class_names
-  number = architecture_lib.head_sizes(fitting[0])['num_classes']
+  number = sizes['num_classes']
   if names and number not in (0, len(names)):
     raise CheckpointError(
       f'names {len(names)} classes, but its classifier has {number}.'
@@ -199,7 +205,7 @@ def _check(
     target=found.target and _target(found.target, mapping, expected),
     says_padding=known_padding is not None,
   )
-  told = ('bn_eps', 'bn_decay', 'image_size', 'center')
+  told = ('bn_eps', 'bn_decay', 'image_size', 'center', 'classifier_on')
   values = {key: getattr(said, key) for key in told}
   return checked._replace(**{k: v for k, v in values.items() if v is not None})
 

@@ -20,7 +20,7 @@ def check(workdir: str, run: Any, finished: bool) -> None:
 
   Args:
     workdir: of the run.
-    run: a `run.TrainRun`.
+    run: a `run.TrainRun` or an `EvalRun`.
     finished: whether it has results; then other data are told, not refused.
 
   Raises:

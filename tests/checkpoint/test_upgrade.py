@@ -15,6 +15,7 @@ import pytest
 import semppl_jax
 from semppl_jax import checkpoint, config, pretraining
 from semppl_jax.checkpoint import upgrade as leaf_names
+from semppl_jax.config import eval_config
 from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.report import page, predictions
@@ -128,6 +129,22 @@ _ODD |= {'init': '', 'init_modules': 'all'}
 )
 def test_what_is_no_training_is_left_alone(odd):
   assert upgrade(odd) == odd
+
+
+def test_an_evaluation_gets_what_came_later():
+  before = {'task': 'knn', 'checkpoint': 'x', 'optimizer': {'name': 'lars'}}
+  after = upgrade(before | {'weights': {'digest': '0'}})
+  assert after['classifier'] == {
+    'on': 'encoder', 'init': 'truncated_normal', 'freeze_projector': False
+  }  # fmt: skip
+  assert after['optimizer']['name'] == 'lars'  # what it says holds
+  assert after['optimizer']['scaling'] == 'linear'
+  assert after['weights'] == {'digest': '0', 'classifier_on': 'encoder'}
+  assert 'weights' not in upgrade(before) and 'classifier' not in before
+  # All of it is today's defaults.
+  usual = dict(diff.flat(eval_config.default().to_dict()))
+  for key, value in diff.flat(upgrade({'checkpoint': 'x', 'optimizer': {}})):
+    assert usual.get(key) == value or key == 'checkpoint'
 
 
 def test_sections_that_are_none_are_left_alone():

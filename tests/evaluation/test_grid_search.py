@@ -72,7 +72,7 @@ def make_run(pairs=PAIRS, **holdout):
     cfg=space(grid=grid, optimizer=optimizer, seed=0),
     labels=LABELS,
     data=space(train=source),
-    nets=space(encode=None),
+    nets=space(features=None),
   )
 
 

@@ -362,11 +362,11 @@ def test_the_network_is_compiled_once(prepared, tmp_path, monkeypatch):
   def prepare_without_data(cfg):
     run = original(cfg)
 
-    def encode(*args):
+    def features(*args):
       traced.append(args[2].shape)
-      return run.nets.encode(*args)
+      return run.nets.features(*args)
 
-    return run._replace(nets=run.nets._replace(encode=encode))
+    return run._replace(nets=run.nets._replace(features=features))
 
   monkeypatch.setattr(setup_lib, 'prepare_without_data', prepare_without_data)
   robustness.run(prepared, str(tmp_path))

@@ -84,6 +84,23 @@ def test_variants_of_evaluations(task):
     module.get_config('mnist')
 
 
+@pytest.mark.parametrize('labels, epochs', [('1pct', 60), ('10pct', 30)])
+def test_fine_tuning_is_simclrv2s(labels, epochs):
+  """Its README's commands."""
+  cfg = eval_semi_supervised.get_config(f'simclrv2_{labels}')
+  cfg.checkpoint = 'some/file'
+  eval_config.validate(cfg, 8)
+  assert cfg.labels.subset == f'imagenet2012_subset/{labels}'
+  assert (cfg.batch_size, cfg.num_epochs) == (1024, epochs)
+  assert (cfg.classifier.on, cfg.classifier.init) == ('projector/1', 'zeros')
+  assert not cfg.grid.learning_rates
+  optimizer = cfg.optimizer
+  assert optimizer.name == 'lars' and not optimizer.warmup_epochs
+  rates = optimizer.learning_rate, optimizer.encoder_learning_rate
+  scaled = [x * schedules.SCALINGS[optimizer.scaling](1024) for x in rates]
+  assert scaled == [0.16, 0.16]
+
+
 def test_linear_evaluation_is_the_releases_protocol():
   """Its configs/eval.py and its dataset.py."""
   cfg = eval_linear.get_config()

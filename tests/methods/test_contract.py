@@ -78,7 +78,15 @@ def _networks(method, monitored, bn_in_training):
       if name.split('/')[0] in ('encoder', 'projector')
     }
 
-  return networks.Networks(init, build(True), build(False), None, target_tree)
+  return networks.Networks(
+    init=init,
+    online=build(True),
+    target=build(False),
+    encode=None,
+    target_tree=target_tree,
+    features=None,
+    features_tree=None,
+  )
 
 
 def _teacher(method):

@@ -93,6 +93,58 @@ def test_loss_through_it_and_its_gradient_are_the_releases(release):
   np.testing.assert_allclose(grads, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+@pytest.mark.parametrize('number', [1, 2, 3])
+def test_a_middle_layer_is_the_releases_and_needs_no_later_one(
+  number, mode, release
+):
+  """`ft_proj_selector`, from a tree that has the layers up to it alone."""
+  file, *trees = release
+  layer = heads.ProjectorLayer(heads.SimCLRProjector(3, 0, 5), number)
+
+  def forward(x, is_training):
+    return layer(x, is_training, True, _BN)['hidden']
+
+  params, before, after = (
+    {m: x for m, x in tree.items() if int(m.split('/')[1][-1]) < number}
+    for tree in trees
+  )
+  transformed = hk.transform_with_state(forward)
+  made, _ = transformed.init(jax.random.key(0), file['h'], True)
+  assert set(made) == set(params) and len(params) == 2 * number
+  state = before if mode == 'train' else after
+  is_training = mode == 'train'
+  found, _ = transformed.apply(params, state, None, file['h'], is_training)
+  wanted = file[f'{mode}/selector{number}']
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_byols_projector_by_hand():
+  """The first: Linear, BatchNorm of the batch, ReLU; the second: projection."""
+  random = np.random.RandomState(0)
+  draw = lambda *shape: random.standard_normal(shape).astype(np.float32)
+  x, w, b, last = draw(6, 4), draw(4, 3), draw(3), draw(3, 2)
+  scale, offset = draw(1, 3), draw(1, 3)
+  params = {
+    'projector/linear': {'w': w, 'b': b},
+    'projector/batch_norm': {'scale': scale, 'offset': offset},
+    'projector/linear_1': {'w': last},
+  }
+  hidden = x @ w + b
+  hidden = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)
+  hidden = np.maximum(hidden * scale + offset, 0)
+  assert hidden.min() == 0 < hidden.max()
+  for number, modules, wanted in ((1, 2, hidden), (2, 3, hidden @ last)):
+    layer = heads.ProjectorLayer(heads.ProjectorPredictor(3, 2, 7), number)
+    forward = hk.transform_with_state(
+      lambda x, layer=layer: layer(x, True, True, _BN)['hidden']
+    )
+    fresh, state = forward.init(jax.random.key(0), x)
+    assert set(fresh) == set(list(params)[:modules])
+    found, _ = forward.apply(params, state, None, x)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   'projector, sizes',
   [

@@ -56,6 +56,8 @@ def _linear_networks(num_features=48, size=8):
     target=functools.partial(apply, predictor=False),
     encode=None,
     target_tree=lambda tree: {'projector': tree['projector']},
+    features=None,
+    features_tree=None,
   )
   return nets, params, features
 
