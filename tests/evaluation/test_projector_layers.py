@@ -320,7 +320,7 @@ def test_training_begins_with_its_encoder_and_not_its_classifier(tuned):
   like = jax.eval_shape(run.setup.nets.init, jax.random.key(0), images)
   take = functools.partial(
     initial_weights.take, like=like, cfg=run.cfg, class_names=(),
-    has_target=False,
+    target_tree=None,
   )  # fmt: skip
   fitting = take(found._replace(params=params)).line
   assert 'classifier (it is on projector/1 there' in fitting
