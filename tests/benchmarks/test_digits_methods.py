@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import digits_methods, drawn_folders, start_from
+from benchmarks import digits_methods, drawn_folders, simclrv2, start_from
 from semppl_jax.train import run as run_lib
 
 
@@ -68,3 +68,16 @@ def test_the_table_of_rates_by_hand():
   lines = start_from.summarise(results).splitlines()
   assert lines[2] == '| digits | random weights | 1 | 10.0 / 20.0 |'
   assert lines[3] == '| digits | checkpoint | 0.3 | 30.0 / 40.0 |'
+
+
+def test_the_table_of_stages_by_hand():
+  stages = {
+    'pretrained': {'knn_top1': 0.5, 'linear_labelled_top1': 0.6},
+    'fine-tuned': {'top1': 0.7},
+    'distilled': {'classifier_top1': 0.8, 'knn_top1': 0.9},
+  }
+  better = stages | {'fine-tuned': {'top1': 0.9}}
+  table = simclrv2.summarise({'SimCLR': {0: stages, 1: better}})
+  row = table.splitlines()[2]
+  cells = '50.0 ± 0.0 | 60.0 ± 0.0 | 80.0 ± 10.0 | 80.0 ± 0.0 | 90.0 ± 0.0'
+  assert row == f'| SimCLR | 2 | {cells} |'

@@ -69,8 +69,9 @@ def test_all_panels_and_legends():
       'augmentation positives',
       'semantic positives',
       'classifier, cross-entropy',
-      "regression of the target's projection",
+      "regression of the target's or teacher's embedding",
       'contrastive, both views',
+      'cross-entropy with the teacher',
     ],
     'Invariance terms': [
       'invariance, augmentation positives',
@@ -79,7 +80,7 @@ def test_all_panels_and_legends():
     'Embedding spread': [],
   }
   found = curves(rows(3), shares=True)
-  assert [len(legend) for legend in found.values()] == [4, 4]
+  assert [len(legend) for legend in found.values()] == [5, 4]
 
 
 def test_terms_of_any_objective_are_drawn():
@@ -103,6 +104,7 @@ def test_missing_and_null_series_are_left_out():
     'votes, labelled images',
     'other view found, all images',
     'classifier, labelled images',
+    'student chooses as its teacher',
   ]
 
 
