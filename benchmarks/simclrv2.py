@@ -2,11 +2,12 @@
 
   python -m benchmarks.simclrv2 --workdir=runs/simclrv2
 
-From SimCLR's and from SemPPL's encoder, 2 labels per class, 5 seeds; a seed
-decides weights, batches and which images have labels, the same in all stages.
+From SimCLR's and from SemPPL's encoder, and from SimCLR's of twice the width,
+2 labels per class, 5 seeds; a seed decides weights, batches and which images
+have labels, the same in all stages.
 The commands of a row are those of docs/simclrv2.md: fine-tuning from the
 projector's first layer on the 20 labels, its learning rates chosen on 4 of
-them, then a student of the same size that learns the fine-tuned network's
+them, then a student of the usual width that learns the fine-tuned network's
 probabilities. Test top-1 in percent. Resumable; --part=0/2 and --part=1/2 share
 the work, then once more without --part.
 """
@@ -23,7 +24,12 @@ from semppl_jax import pretraining
 from semppl_jax.evaluation import protocols
 from semppl_jax.workdir import tables
 
-STARTS = ('SimCLR', 'SemPPL')
+# Method and width of the encoder that a row begins with.
+STARTS = {
+  'SimCLR': ('SimCLR', 1),
+  'SemPPL': ('SemPPL', 1),
+  'SimCLR 2x': ('SimCLR', 2),
+}
 COLUMNS = {
   'pre-trained, kNN': ('pretrained', 'knn_top1'),
   'pre-trained, linear on the labels': ('pretrained', 'linear_labelled_top1'),
@@ -37,8 +43,11 @@ Results = dict[str, dict[int, dict[str, Any]]]  # by start, seed and stage
 
 def stages(workdir: str, start: str, seed: int) -> dict[str, Any]:
   """Results of the three stages of one row and seed; trained, or found."""
-  place = lambda stage: os.path.join(workdir, f'{start}-{seed}', stage)
-  cfg = digits_methods.config(start, seed)
+  row = f'{start}-{seed}'.replace(' ', '_')
+  place = lambda stage: os.path.join(workdir, row, stage)
+  method, width = STARTS[start]
+  cfg = digits_methods.config(method, seed)
+  cfg.encoder.width = width
   found = {'pretrained': pretraining.pretrain(cfg, place('pretrained'))}
 
   cfg = eval_semi_supervised.get_config('digits_20')
