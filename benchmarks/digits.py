@@ -17,9 +17,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from absl import logging
 
+from benchmarks import scores
 from experiments import digits, digits_relicv2, digits_supervised
 from semppl_jax import pretraining
 from semppl_jax.workdir import metrics
@@ -78,9 +78,7 @@ def summarise(results: Results) -> str:
   for (labels, method), rows in results.items():
     cells = [labels, method, str(len(rows))]
     for key in COLUMNS:
-      values = 100 * np.array([row[key] for row in rows.values()])
-      error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
-      cells.append(f'{values.mean():.1f} ± {error:.1f}')
+      cells.append(scores.percent([row[key] for row in rows.values()]))
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
 
@@ -92,11 +90,10 @@ def leads(results: Results) -> str:
     ours, other = (results.get((labels, m), {}) for m in list(METHODS)[:2])
     seeds = sorted(ours.keys() & other.keys())
     for key, name in COLUMNS.items() if len(seeds) > 1 else ():
-      gains = 100 * np.array([ours[s][key] - other[s][key] for s in seeds])
-      error = gains.std(ddof=1) / len(gains) ** 0.5
+      gains = [ours[s][key] - other[s][key] for s in seeds]
       lines.append(
-        f'{labels}, {name}: {gains.mean():+.1f} ± {error:.1f}, ahead on '
-        f'{sum(gains > 0)} of {len(gains)} seeds; worst seed '
+        f'{labels}, {name}: {scores.percent(gains, "+")}, ahead on '
+        f'{sum(gain > 0 for gain in gains)} of {len(gains)} seeds; worst seed '
         f'{100 * min(ours[s][key] for s in seeds):.1f}'
       )
   return '\n'.join(lines) + '\n'

@@ -12,10 +12,9 @@ import importlib
 import os
 from typing import Any
 
-import numpy as np
 from absl import logging
 
-from benchmarks import digits
+from benchmarks import digits, scores
 from semppl_jax.evaluation import protocols
 from semppl_jax.workdir import metrics
 
@@ -46,11 +45,7 @@ def summarise(results: dict[str, list[float]]) -> str:
   """Mean and standard error of top-1 as a Markdown table, in percent."""
   lines = ['| evaluation | seeds | top-1 |', '| --- | --- | --- |']
   for name, top1 in results.items():
-    values = 100 * np.array(top1)
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
-    lines.append(
-      f'| {name} | {len(values)} | {values.mean():.1f} ± {error:.1f} |'
-    )
+    lines.append(f'| {name} | {len(top1)} | {scores.percent(top1)} |')
   return '\n'.join(lines) + '\n'
 
 

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from benchmarks import command
+from benchmarks import command, scores
 from experiments import digits, digits_relicv2
 from semppl_jax import pretraining
-from semppl_jax.evaluation import knn, logistic, measures
+from semppl_jax.data import sources
+from semppl_jax.evaluation import features, final_scores
 from semppl_jax.train import resume
 from semppl_jax.train import run as run_lib
 from semppl_jax.workdir import metrics, tables
@@ -53,27 +54,25 @@ def config(method: str, seed: int) -> Any:
 
 def pixels(run: run_lib.TrainRun) -> dict[str, float]:
   """The columns with all pixels of an image as its embedding."""
-  train, test = (
-    np.stack([source[i]['image'] for i in range(len(source))]).reshape(
-      len(source), -1
-    ) / np.float32(255)
-    for source in (run.data.train, run.data.test)
-  )  # fmt: skip
-  has_label = run.labels >= 0
-  of_some = train[has_label], run.labels[has_label]
-  c = run.cfg.evaluation.probe_c
-  predictions = {
-    'knn_top1': knn.predict(test, train, run.labels, run.cfg.evaluation.k),
-    'linear_labelled_top1': logistic.linear_probe(*of_some, test, c),
-    'linear_all_top1': logistic.linear_probe(
-      train, run.data.train.labels, test, c
-    ),
-  }
-  truth = run.data.test.labels
-  return {
-    name: measures.accuracy(predicted, truth)
-    for name, predicted in predictions.items()
-  }
+  found = final_scores.scores(
+    *map(_pixels, (run.data.train, run.data.test)),
+    labels=run.labels,
+    truth=run.data.train.labels,
+    test_truth=run.data.test.labels,
+    cfg=run.cfg,
+  )
+  return {key: found[key] for key in COLUMNS}
+
+
+def _pixels(source: sources.Source) -> features.Features:
+  images = np.stack([source[i]['image'] for i in range(len(source))])
+  nothing = np.full(len(images), -1, np.int32)
+  return features.Features(
+    embeddings=images.reshape(len(images), -1) / np.float32(255),
+    votes=nothing,
+    guesses=nothing,
+    readable=np.ones(len(images), bool),
+  )
 
 
 def one_cell(workdir: str, name: str, seed: int) -> dict[str, Any]:
@@ -104,9 +103,7 @@ def summarise(results: dict[str, dict[int, dict[str, Any]]]) -> str:
   for name, by_seed in results.items():
     cells = [name, str(len(by_seed))]
     for key in COLUMNS:
-      values = 100 * np.array([row[key] for row in by_seed.values()])
-      error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
-      cells.append(f'{values.mean():.1f} ± {error:.1f}')
+      cells.append(scores.percent([row[key] for row in by_seed.values()]))
     seconds = [row.get('step_seconds') for row in by_seed.values()]
     cells.append('' if None in seconds else f'{np.median(seconds):.3f}')
     rows.append(cells)

@@ -21,10 +21,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from absl import logging
 
-from benchmarks import drawn_folders, emoji_folder
+from benchmarks import drawn_folders, emoji_folder, scores
 from experiments import folder
 from semppl_jax import config, pretraining
 from semppl_jax.data import datasets
@@ -129,7 +128,7 @@ def summarise(results: Results) -> str:
   lines = ['| ' + ' | '.join(heads) + ' |', '| --- ' * len(heads) + '|']
   for method, rows in results.items():
     row = [method, str(len(rows))]
-    row += [_mean([r[key] for r in rows.values()], '') for key in COLUMNS]
+    row += [scores.percent([r[key] for r in rows.values()]) for key in COLUMNS]
     lines.append('| ' + ' | '.join(row) + ' |')
   return '\n'.join(lines) + '\n'
 
@@ -145,16 +144,10 @@ def leads(results: Results) -> str:
       gains = [ours[s][key] - rows[s][key] for s in ours if s in rows]
       ahead = sum(gain > 0 for gain in gains)
       said.append(
-        f'{column} {_mean(gains, "+")} ({ahead} of {len(gains)} sets)'
+        f'{column} {scores.percent(gains, "+")} ({ahead} of {len(gains)} sets)'
       )
     lines.append(f'over {method}: {", ".join(said)}')
   return '\n'.join(lines) + '\n'
-
-
-def _mean(values: list[float], sign: str) -> str:
-  found = 100 * np.array(values)
-  error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0.0
-  return f'{found.mean():{sign}.1f} ± {error:.1f}'
 
 
 def main() -> None:

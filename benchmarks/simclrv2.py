@@ -15,10 +15,9 @@ the work, then once more without --part.
 import os
 from typing import Any
 
-import numpy as np
 from absl import logging
 
-from benchmarks import command, digits_methods
+from benchmarks import command, digits_methods, scores
 from experiments import digits, eval_semi_supervised
 from semppl_jax import pretraining
 from semppl_jax.evaluation import protocols
@@ -71,9 +70,9 @@ def summarise(results: Results) -> str:
   for start, by_seed in results.items():
     row = [start, str(len(by_seed))]
     for stage, key in COLUMNS.values():
-      values = 100 * np.array([found[stage][key] for found in by_seed.values()])
-      error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
-      row.append(f'{values.mean():.1f} ± {error:.1f}')
+      row.append(
+        scores.percent([found[stage][key] for found in by_seed.values()])
+      )
     rows.append(row)
   return tables.markdown(['begins with', 'seeds', *COLUMNS], rows)
 
