@@ -11,7 +11,7 @@
 #   PYTHON   interpreter with semppl_jax's packages (python3)
 #   TORCH    interpreter with PyTorch ("": without; else the same, if it is there)
 #   WHEELS   a folder with wheels of what is missing
-#   MINUTES  8, whole ones
+#   MINUTES  8, whole ones; torch.compile alone takes more than four
 set -uo pipefail
 OUT=${1:?OUT, a folder for the results}
 mkdir -p "$OUT"
@@ -19,7 +19,6 @@ PYTHON=${PYTHON:-python3}
 END=$((SECONDS + 60 * ${MINUTES:-8} - 10))
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 export JAX_COMPILATION_CACHE_DIR=$OUT/cache
-export TORCHINDUCTOR_CACHE_DIR=$OUT/inductor
 
 if [ -n "${WHEELS:-}" ]; then
   timeout 60 "$PYTHON" -m pip install --quiet --no-index \
@@ -68,29 +67,16 @@ else
   DIGITS=()
 fi
 # Compiling takes most of the time: what begins with the same step finds it in
-# the cache. torch.compile works beside the first parts, for it takes longer than
-# any; what is compiled last is what most likely has no time left.
+# the cache. What is compiled last is what most likely has no time left.
 FIRST=${BATCHES[0]}
 LOW=(--precision=bfloat16 --batch_size="$FIRST")
-BESIDE=
-if [ -n "$TORCH" ] && [ -z "${TINY:-}" ]; then
-  "$PYTHON" -m benchmarks.step --only_torch --programs=step "${SIZES[@]}" \
-    "${LOW[@]}" --torch="$TORCH" > "$OUT/torch_first.txt" 2>&1 &
-  BESIDE=$!
-fi
 step "bfloat16_$FIRST" 160 "${LOW[@]}" --torch=
-part kernels 100 "$PYTHON" -m benchmarks.kernels --json="$OUT/kernels.json" \
-  "${SIZES[@]}" "${LOW[@]}"
-if [ -n "$BESIDE" ]; then
-  for _ in $(seq 120); do
-    kill -0 "$BESIDE" 2>/dev/null && [ $((END - SECONDS)) -gt 100 ] && sleep 1
-  done
-  kill "$BESIDE" 2>/dev/null && echo 'torch.compile has not ended'
-  tail -n 3 "$OUT/torch_first.txt"
+if [ -n "$TORCH" ] && [ -z "${TINY:-}" ]; then
   step torch 120 "${LOW[@]}" --torch="$TORCH" --torch_form=channels_last
-  step torch_compiled 120 "${LOW[@]}" --torch="$TORCH"
 fi
 step float32 160 --batch_size="$FIRST" --torch=
+part kernels 100 "$PYTHON" -m benchmarks.kernels --json="$OUT/kernels.json" \
+  "${SIZES[@]}" "${LOW[@]}"
 part knn 60 "$PYTHON" -m benchmarks.knn --rounds=1 "${KEYS[@]}"
 SEMPPL_TEST_PLATFORM=$TEST_ON JAX_DEFAULT_MATMUL_PRECISION=highest \
   part tests 90 "$PYTHON" -m pytest -q tests/models/test_batch_norm.py \
@@ -100,4 +86,7 @@ part digits 90 "$PYTHON" -m semppl_jax.main --config=experiments/digits.py \
 for batch in "${BATCHES[@]:1}"; do
   step "bfloat16_$batch" 160 --precision=bfloat16 --batch_size="$batch" --torch=
 done
+if [ -n "$TORCH" ] && [ -z "${TINY:-}" ]; then
+  step torch_compiled 400 "${LOW[@]}" --torch="$TORCH"
+fi
 cat "$OUT/summary.txt"

@@ -222,16 +222,10 @@ def _arguments() -> argparse.Namespace:
     help='an interpreter that has PyTorch; "": without',
   )  # fmt: skip
   parser.add_argument('--torch_form', choices=TORCH_FORMS, default='usual')
-  parser.add_argument(
-    '--only_torch', action='store_true',
-    help="PyTorch's first calls alone: what it compiled is in its cache then",
-  )  # fmt: skip
   args = parser.parse_args()
   names = args.programs.split(',')
   if not set(names) <= set(PROGRAMS):
     parser.error(f'--programs: some of {",".join(PROGRAMS)}')
-  if args.only_torch and not (args.torch and args.batch_size):
-    parser.error('--only_torch: with --torch and --batch_size')
   if args.torch and args.encoder not in TORCH_ENCODERS:
     parser.error(f'with PyTorch: --encoder={" or ".join(TORCH_ENCODERS)}')
   return args
@@ -274,6 +268,7 @@ def main() -> None:
   batch_size = args.batch_size or largest(args, 0.45 if args.torch else 0.85)
   run = programs.prepare(settings(args, batch_size))
   names = args.programs.split(',')
+  operations = flops(run, names)
   server = None
   if args.torch:
     gpu = ['--device=cuda'] if device.platform == 'gpu' else []
@@ -285,13 +280,6 @@ def main() -> None:
       *TORCH_FORMS[args.torch_form],
       *gpu,
     )
-  if args.only_torch:
-    for name in set(names) & set(TORCH_PROGRAMS):
-      runner = turns.Theirs(name, server, TORCH_PROGRAMS[name])
-      print(f'PyTorch {name}: first call {runner.first:.0f} s', flush=True)
-    server.close()
-    return
-  operations = flops(run, names)
   seconds, compiled = measure(run, server, names, args.rounds, args.ahead)
   if server:
     server.close()
