@@ -23,7 +23,7 @@ from semppl_jax.memory import pseudo_labels
 from semppl_jax.methods import base
 from semppl_jax.models import multicrop
 from semppl_jax.models import networks as networks_lib
-from semppl_jax.train import microbatch, optimizers, schedules
+from semppl_jax.train import constraints, microbatch, optimizers, schedules
 from semppl_jax.train.state import TrainState
 
 
@@ -389,6 +389,13 @@ def apply_gradients(
     grads, state.opt_state, state.online_params, learning_rate=rate
   )
   online_params = optax.apply_updates(state.online_params, updates)
+  online_params = constraints.unit_rows(online_params, setup.method.unit_rows)
+  online_params, opt_state = constraints.keep_frozen(
+    state.step,
+    (state.online_params, state.opt_state),
+    (online_params, opt_state),
+    setup.method.frozen,
+  )
   updated = state._replace(online_params=online_params, opt_state=opt_state)
   if setup.method.target_views is None:
     return updated, metrics
