@@ -273,3 +273,8 @@ def fetch(queue: LabelQueue, slots: jax.Array) -> jax.Array:
 def fill(queue: LabelQueue) -> jax.Array:
   """Share of slots that are filled, [] float32."""
   return jnp.mean(queue.labels >= 0, dtype=jnp.float32)
+
+
+def is_full(queue: LabelQueue) -> jax.Array:
+  """Whether all slots are filled, [] bool."""
+  return jnp.all(queue.labels >= 0)

@@ -22,12 +22,14 @@ from semppl_jax.methods import (
   simclr,
   simreg,
   supervised,
+  swav,
 )
 
 METHODS: dict[str, types.ModuleType] = {
   'semppl': semppl,  # ReLICv2 and multi-crop contrastive learning, too
   'byol': byol,
   'simclr': simclr,
+  'swav': swav,
   'distill': distill,
   'simreg': simreg,
   'supervised': supervised,
