@@ -10,7 +10,7 @@ classes, what confirms early mistakes is kept out: target projections vote at
 first, votes are balanced, and negatives of the same pseudo-label are excluded
 once pseudo-labels are mostly right.
 
-Variants, one for each objective: semppl (default), byol, simclr, distill,
+Variants, one for each objective: semppl (default), byol, simclr, swav, distill,
 simreg, supervised; digits_relicv2.py and digits_contrastive.py beside it are
 SemPPL with terms off. The teacher of distill and simreg is the small model that
 comes along, unless --config.teacher.checkpoint names another.
@@ -31,6 +31,7 @@ def get_config(method='semppl'):
     'semppl': _semppl,
     'byol': _byol,
     'simclr': _simclr,
+    'swav': _swav,
     'distill': _distill,
     'simreg': _simreg,
     'supervised': _supervised,
@@ -104,6 +105,15 @@ def _simclr(cfg):
   cfg.loss.temperature = 0.5  # 0.1 and 0.25 were worse on seed 10
   cfg.projector.update(layers=2, hidden=256, size=64)
   cfg.optimizer.scaling = 'linear'
+
+
+def _swav(cfg):
+  """Few prototypes, which a batch can share. Not tuned."""
+  cfg.views.brightness = 0.4
+  cfg.views.contrast = 0.4
+  cfg.projector.update(hidden=256, size=64)
+  cfg.prototypes.number = 32
+  cfg.optimizer.update(start_learning_rate=0.0, final_learning_rate=0.0)
 
 
 def _distill(cfg):

@@ -231,8 +231,8 @@ def advice(cfg: ml_collections.ConfigDict) -> tuple[str, ...]:
   """
   ways = {
     'sinkhorn.epsilon=0.03': cfg.sinkhorn.epsilon > 0.03,
-    'a longer prototypes.freeze_epochs': True,
     'a later queue.start_epoch': cfg.queue.capacity > 0,
+    'a longer prototypes.freeze_epochs': True,
     'a smaller prototypes.number': True,
   }
   return tuple(way for way, helps in ways.items() if helps)

@@ -97,7 +97,8 @@ class Watchdog:
     warmup_steps: of the learning rate.
     chance: {metric: its value, in nats, of a network that cannot tell an
       image's views from other images}.
-    advice: settings to try if one pseudo-label takes over.
+    advice: settings to try if one pseudo-label takes over or, where none is
+      watched, if views are told apart by chance.
     largest_class: share of the most frequent label among the training labels;
       pseudo-labels may be that one-sided by right.
     memory: of the watchdog that saw the steps before, see `memory`.
@@ -118,10 +119,9 @@ class Watchdog:
     self._watched = watched
     self._warmup_steps = warmup_steps
     self._chance = dict(chance)
-    self._advice = {
-      'labels': tuple(advice),
-      'chance': ('a larger watchdog.chance_patience, if it was falling',),
-    }
+    patience = 'a larger watchdog.chance_patience, if it was falling'
+    own = () if 'labels' in watched else advice
+    self._advice = {'labels': tuple(advice), 'chance': (patience, *own)}
     self._largest_class = largest_class
     memory = memory or {}
     # Of each thing that is watched: so many steps in a row it has been bad, and

@@ -16,6 +16,8 @@ _NUMBERS = {
   'Loss terms': ('loss/',),
   'Invariance terms': ('invariance/',),
   'Embedding spread': ('embedding_std',),
+  'Entropy of assignments': ('assignment_entropy', 'marginal_entropy'),
+  'Prototypes in use': ('prototypes_used',),
 }
 _SHARES = {
   'Accuracy during training': (
@@ -30,6 +32,7 @@ _SHARES = {
     'queue_fill',
     'positive_share',
     'top_label_share',
+    'top_prototype_share',
   ),
 }
 NAMES = {
@@ -39,6 +42,7 @@ NAMES = {
   'loss/classifier': 'classifier, cross-entropy',
   'loss/regression': "regression of the target's or teacher's embedding",
   'loss/contrastive': 'contrastive, both views',
+  'loss/swapped': "prediction of another view's assignment",
   'loss/distillation': 'cross-entropy with the teacher',
   'invariance/augmentation': 'invariance, augmentation positives',
   'invariance/semantic': 'invariance, semantic positives',
@@ -52,6 +56,10 @@ NAMES = {
   'queue_fill': 'queue fill',
   'positive_share': 'images with a positive',
   'top_label_share': 'most frequent pseudo-label',
+  'assignment_entropy': 'of an image, mean',
+  'marginal_entropy': 'of all images together',
+  'prototypes_used': 'largest of some image',
+  'top_prototype_share': 'most frequent prototype',
 }
 
 

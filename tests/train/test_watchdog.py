@@ -305,6 +305,18 @@ def test_a_loss_that_may_still_fall_can_be_given_time():
     assert 'nothing of the kind' not in said
 
 
+def test_a_loss_at_chance_has_the_methods_advice_where_no_label_trains():
+  dog = watchdog.Watchdog(
+    config.default().watchdog, watched=['chance'], chance={'loss/swapped': 3.0},
+    advice=['a lower one', 'a longer one'],
+  )  # fmt: skip
+  with pytest.raises(watchdog.AlarmError) as caught:
+    for step in range(1, 99):
+      dog.check(step, {'loss': 3.0, 'grad_norm': 1.0, 'loss/swapped': 3.0})
+  said = str(watchdog.stopped(caught.value, None, config.default()))
+  assert 'chance_patience, if it was falling or a lower one or a longer' in said
+
+
 def test_an_alarm_says_its_kind():
   with pytest.raises(watchdog.AlarmError) as caught:
     _feed(_dog(), _LATE, *[{'top_label_share': 1.0}] * 3)

@@ -71,6 +71,7 @@ def test_all_panels_and_legends():
       'classifier, cross-entropy',
       "regression of the target's or teacher's embedding",
       'contrastive, both views',
+      "prediction of another view's assignment",
       'cross-entropy with the teacher',
     ],
     'Invariance terms': [
@@ -78,16 +79,18 @@ def test_all_panels_and_legends():
       'invariance, semantic positives',
     ],
     'Embedding spread': [],
+    'Entropy of assignments': ['of an image, mean', 'of all images together'],
+    'Prototypes in use': [],
   }
   found = curves(rows(3), shares=True)
-  assert [len(legend) for legend in found.values()] == [5, 4]
+  assert [len(legend) for legend in found.values()] == [5, 5]
 
 
 def test_terms_of_any_objective_are_drawn():
-  found = [{'step': 1, 'loss': 1.0, 'loss/swapped': 2.0, 'entropy': 3.0}]
+  found = [{'step': 1, 'loss': 1.0, 'loss/other': 2.0, 'entropy': 3.0}]
   assert panels.numbers(found) == {
     'Total loss': {'loss': 'total'},
-    'Loss terms': {'loss/swapped': 'swapped'},
+    'Loss terms': {'loss/other': 'other'},
   }
   assert panels.shares(found) == {}
 
@@ -97,7 +100,7 @@ def test_missing_and_null_series_are_left_out():
   for row in found:
     del row['invariance/augmentation'], row['invariance/semantic']
   drawn = curves(found)
-  assert set(drawn) == {'Total loss', 'Loss terms', 'Embedding spread'}
+  assert 'Invariance terms' not in drawn
   assert 'semantic positives' not in drawn['Loss terms']
   drawn = curves(found, shares=True)
   assert drawn['Accuracy during training'] == [
