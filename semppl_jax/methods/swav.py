@@ -117,6 +117,10 @@ def default() -> ml_collections.ConfigDict:
   cfg = ml_collections.ConfigDict()
   cfg.batch_size = 4096  # B, global [P]
   cfg.num_epochs = 800.0  # passes over all training images [P]
+  cfg.encoder = {
+    # LARC would move scales of 0 by their gradient itself [P]
+    'zero_init_residual': False,
+  }
   cfg.views = {
     'num_large': 2,  # V_L, large views of an image [P]
     'num_small': 6,  # V_S, small views, of the online network [P]
