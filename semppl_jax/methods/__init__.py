@@ -17,7 +17,9 @@ from semppl_jax.errors import UserError
 from semppl_jax.methods import (
   base,
   byol,
+  dino,
   distill,
+  mira,
   semppl,
   simclr,
   simreg,
@@ -28,6 +30,8 @@ METHODS: dict[str, types.ModuleType] = {
   'semppl': semppl,  # ReLICv2 and multi-crop contrastive learning, too
   'byol': byol,
   'simclr': simclr,
+  'dino': dino,
+  'mira': mira,
   'distill': distill,
   'simreg': simreg,
   'supervised': supervised,

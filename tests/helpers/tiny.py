@@ -51,6 +51,8 @@ def make_config(method='semppl', **changes):
   if method == 'simclr':
     cfg.views.num_small = 0  # it takes two views
     cfg.optimizer.scaling = 'linear'  # of the rate for AdamW below
+  if 'prototypes' in cfg:
+    cfg.prototypes.update(number=12, freeze_epochs=0.5)
   if 'teacher' in cfg:
     cfg.teacher.checkpoint = 'FILE'  # `prepare` does not read it
   if method == 'semppl':
