@@ -214,7 +214,7 @@ def _params(read):
 def _batch(file, step):
   """In place of images, the pixels of all their views."""
   views = [
-    np.moveaxis(file[name][step], (1, 3), (0, 5)).reshape(4, -1)
+    np.moveaxis(file[name][step], (1, 2), (0, 4)).reshape(4, -1)
     for name in ('large', 'small')
   ]
   return types.Batch(
