@@ -87,6 +87,7 @@ def _evaluate(run: EvalRun, workdir: str) -> dict[str, Any]:
     'unreadable_images': len(run.unreadable),
     'checkpoint': str(run.checkpoint),
     'checkpoint_step': run.checkpoint.step,
+    'network': run.checkpoint.weights_of,
     'seconds': time.monotonic() - begun,
     'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }
@@ -144,27 +145,53 @@ def semi_supervised(
 
 
 def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
-  """Votes of the nearest labelled images; ranks of the classes as logits."""
+  """Votes of the nearest labelled images; ranks of the classes as logits.
+
+  With knn.more_k the votes of other numbers of neighbours, too, whose scores
+  are top1_kN and top5_kN.
+  """
   del workdir  # nothing is trained
+  settings = run.cfg.knn
   labelled = np.flatnonzero(run.labels >= 0)
   params, bn_state = (
     setup_lib.replicated(run, tree)
     for tree in (run.checkpoint.params, run.checkpoint.state)
   )
   embed = lambda source: setup_lib.embed(
-    run, source, params, bn_state, run.cfg.knn.of
+    run, source, params, bn_state, settings.of
   )
   keys, known = embed(sources.Rows(run.data.train, labelled))
+  _check_neighbours(run, int(known.sum()))
   queries, readable = embed(run.data.test)
-  ranks = knn_lib.ranks(
+  weighted = settings.vote == 'weighted'
+  ranks, *others = knn_lib.ranks_of_each(
     queries,
     keys,
     np.where(known, run.labels[labelled], -1),
-    k=run.cfg.knn.k,
+    ks=(settings.k, *settings.more_k),
     num_classes=run.data.num_classes,
+    temperature=settings.temperature if weighted else None,
   )
-  k = min(run.cfg.knn.k, int(known.sum()))
-  return Predictions(ranks, readable), {'k': k}
+  extra = {'k': min(settings.k, int(known.sum())), 'vote': settings.vote}
+  truth = np.where(readable, run.data.test.labels, -1)
+  for k, other in zip(settings.more_k, others, strict=True):
+    found = metrics.classification(other, truth)
+    extra |= {f'{name}_k{k}': found[name] for name in ('top1', 'top5')}
+  return Predictions(ranks, readable), extra
+
+
+def _check_neighbours(run: EvalRun, count: int) -> None:
+  """Refuses more neighbours than there are.
+
+  But for one majority, as it was before there were others: then all vote.
+  """
+  settings = run.cfg.knn
+  most = max(settings.k, *settings.more_k, 0)
+  if most > count and (settings.vote == 'weighted' or settings.more_k):
+    raise UserError(
+      f'{most} neighbours of knn.k and knn.more_k are more than the {count} '
+      f'labelled images that can be read: set at most {count}.'
+    )
 
 
 def classifier(
@@ -208,7 +235,7 @@ def _check_heads(run: EvalRun) -> None:
   if cfg.task != 'classifier':
     return
   if 'classifier' not in has:
-    raise CheckpointError(f'{cfg.checkpoint} has no classifier.')
+    raise setup_lib.no_classifier(run)
   classes = run.checkpoint.params['classifier']['w'].shape[1]
   if classes != run.data.num_classes:
     raise CheckpointError(
