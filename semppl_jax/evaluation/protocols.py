@@ -52,6 +52,7 @@ def run_task(
   """
   run = setup_lib.prepare(cfg, step)
   _check_heads(run)
+  _check_neighbours(run)
   run_log.info(f'{cfg.checkpoint}: {run.checkpoint}')
   run_log.info(
     f'Test images: the middle {cfg.crops.center:.1%} at {cfg.crops.size} px.'
@@ -161,7 +162,6 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
     run, source, params, bn_state, settings.of
   )
   keys, known = embed(sources.Rows(run.data.train, labelled))
-  _check_neighbours(run, int(known.sum()))
   queries, readable = embed(run.data.test)
   weighted = settings.vote == 'weighted'
   ranks, *others = knn_lib.ranks_of_each(
@@ -178,20 +178,6 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
     found = metrics.classification(other, truth)
     extra |= {f'{name}_k{k}': found[name] for name in ('top1', 'top5')}
   return Predictions(ranks, readable), extra
-
-
-def _check_neighbours(run: EvalRun, count: int) -> None:
-  """Refuses more neighbours than there are.
-
-  But for one majority, as it was before there were others: then all vote.
-  """
-  settings = run.cfg.knn
-  most = max(settings.k, *settings.more_k, 0)
-  if most > count and (settings.vote == 'weighted' or settings.more_k):
-    raise UserError(
-      f'{most} neighbours of knn.k and knn.more_k are more than the {count} '
-      f'labelled images that can be read: set at most {count}.'
-    )
 
 
 def classifier(
@@ -242,3 +228,19 @@ def _check_heads(run: EvalRun) -> None:
       f'the classifier in {cfg.checkpoint} has {classes} classes, '
       f'dataset {cfg.dataset.name!r} has {run.data.num_classes}.'
     )
+
+
+def _check_neighbours(run: EvalRun) -> None:
+  """Refuses more neighbours than there are labelled images.
+
+  But for one majority, as before there were other votes: then all vote.
+  """
+  cfg, count = run.cfg, int(np.sum(run.labels >= 0))
+  if cfg.task != 'knn' or cfg.knn.vote == 'majority' and not cfg.knn.more_k:
+    return
+  for name, values in (('k', (cfg.knn.k,)), ('more_k', cfg.knn.more_k)):
+    if max(values, default=0) > count:
+      raise UserError(
+        f'knn.{name} is {cfg.knn[name]}, but there are {count} labelled '
+        'images: set it to no more.'
+      )
