@@ -149,7 +149,7 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   """Votes of the nearest labelled images; ranks of the classes as logits.
 
   With knn.more_k the votes of other numbers of neighbours, too, whose scores
-  are top1_kN and top5_kN.
+  are kN_top1 and kN_top5.
   """
   del workdir  # nothing is trained
   settings = run.cfg.knn
@@ -176,7 +176,7 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   truth = np.where(readable, run.data.test.labels, -1)
   for k, other in zip(settings.more_k, others, strict=True):
     found = metrics.classification(other, truth)
-    extra |= {f'{name}_k{k}': found[name] for name in ('top1', 'top5')}
+    extra |= {f'k{k}_{name}': found[name] for name in ('top1', 'top5')}
   return Predictions(ranks, readable), extra
 
 

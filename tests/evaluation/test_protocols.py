@@ -420,9 +420,9 @@ def test_votes_of_several_numbers_of_neighbours(small, tmp_path):
   for k in (1, 40):
     cfg = make_config('knn', knn__k=k, **changes)
     alone = protocols.run_task(cfg, str(tmp_path / str(k)))
-    assert found[f'top1_k{k}'] == alone['top1']
-    assert found[f'top5_k{k}'] == alone['top5']
-    assert 'top1_k1' not in alone
+    assert found[f'k{k}_top1'] == alone['top1']
+    assert found[f'k{k}_top5'] == alone['top5']
+    assert 'k1_top1' not in alone
 
 
 def test_a_votes_temperature_counts(small, tmp_path):
