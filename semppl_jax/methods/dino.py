@@ -89,6 +89,11 @@ def build(
     update=update,
     shards=Memory(-1),
     chance={'loss/swapped': math.log(number)},  # all assignments are uniform
+    advice=(
+      'a lower loss.target_temperature',
+      'a longer prototypes.freeze_epochs',
+      'a smaller prototypes.number',
+    ),
     frozen={'prototypes': facts.steps(cfg.prototypes.freeze_epochs)},
   )
 
@@ -111,6 +116,7 @@ def default() -> ml_collections.ConfigDict:
     'num_small': 6,  # V_S, small views, of the online network [ours]
     'large_area': (0.14, 1.0),  # share of the image that a crop covers [ours]
     'small_area': (0.05, 0.14),  # likewise, of small views [ours]
+    'brightness_mode': 'multiply',  # as torchvision's [P]
     'small_blur': 0.5,  # probability of blur in small views [P]
     'small_solarize': 0.0,  # probability: never [P]
     'one_pass': True,  # views of a size share statistics [P]
@@ -129,6 +135,9 @@ def default() -> ml_collections.ConfigDict:
   }
   cfg.ema = {
     'base': 0.996,  # of the target network; rises to 1 [P]
+  }
+  cfg.evaluation = {
+    'network': 'target',  # [P]
   }
   cfg.loss = {
     'temperature': 0.1,  # tau, divides the online network's scores [P]

@@ -69,6 +69,11 @@ def build(
     target_views=base.large_views,
     prepare=prepare,
     chance={'loss/swapped': math.log(number)},  # all assignments are uniform
+    advice=(
+      'a larger loss.beta',
+      'a longer prototypes.freeze_epochs',
+      'a smaller prototypes.number',
+    ),
     frozen={'prototypes': facts.steps(cfg.prototypes.freeze_epochs)},
     accumulates=False,  # a part of the batch lacks the others' assignments
   )
@@ -91,6 +96,7 @@ def default() -> ml_collections.ConfigDict:
     'num_small': 6,  # V_S, small views, of the online network [P]
     'large_area': (0.14, 1.0),  # share of the image that a crop covers [P]
     'small_area': (0.05, 0.14),  # likewise, of small views [P]
+    'brightness_mode': 'multiply',  # as torchvision's [P]
     'small_blur': 0.5,  # probability of blur in small views [P]
     'small_solarize': 0.0,  # probability: never [P]
   }
@@ -106,6 +112,9 @@ def default() -> ml_collections.ConfigDict:
   }
   cfg.ema = {
     'base': 0.99,  # of the target network; rises to 1 [P]
+  }
+  cfg.evaluation = {
+    'network': 'target',  # [P]
   }
   cfg.loss = {
     'temperature': 0.1,  # tau, divides the online network's scores [P]
