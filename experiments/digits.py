@@ -10,10 +10,10 @@ classes, what confirms early mistakes is kept out: target projections vote at
 first, votes are balanced, and negatives of the same pseudo-label are excluded
 once pseudo-labels are mostly right.
 
-Variants, one for each objective: semppl (default), byol, simclr, swav, distill,
-simreg, supervised; digits_relicv2.py and digits_contrastive.py beside it are
-SemPPL with terms off. The teacher of distill and simreg is the small model that
-comes along, unless --config.teacher.checkpoint names another.
+Variants, one for each objective: semppl (default), byol, simclr, swav, dino,
+mira, distill, simreg, supervised; digits_relicv2.py and digits_contrastive.py
+beside it are SemPPL with terms off. The teacher of distill and simreg is the
+small model that comes along, unless --config.teacher.checkpoint names another.
 
 Run: python -m semppl_jax.main --config=experiments/digits.py \
   --workdir=runs/digits
@@ -32,6 +32,8 @@ def get_config(method='semppl'):
     'byol': _byol,
     'simclr': _simclr,
     'swav': _swav,
+    'dino': _dino,
+    'mira': _mira,
     'distill': _distill,
     'simreg': _simreg,
     'supervised': _supervised,
@@ -114,6 +116,24 @@ def _swav(cfg):
   cfg.projector.update(hidden=256, size=64)
   cfg.prototypes.number = 32
   cfg.optimizer.update(start_learning_rate=0.0, final_learning_rate=0.0)
+
+
+def _dino(cfg):
+  """Fewer prototypes than images in a batch. A first guess, not tuned."""
+  _prototypes(cfg)
+  cfg.loss.target_temperature_epochs = 10
+
+
+def _mira(cfg):
+  """Likewise."""
+  _prototypes(cfg)
+
+
+def _prototypes(cfg):
+  cfg.projector.update(hidden=256, size=64)
+  cfg.prototypes.number = 64
+  cfg.ema.base = 0.97
+  cfg.views.brightness_mode = 'add'
 
 
 def _distill(cfg):

@@ -17,7 +17,9 @@ from semppl_jax.errors import UserError
 from semppl_jax.methods import (
   base,
   byol,
+  dino,
   distill,
+  mira,
   semppl,
   simclr,
   simreg,
@@ -30,6 +32,8 @@ METHODS: dict[str, types.ModuleType] = {
   'byol': byol,
   'simclr': simclr,
   'swav': swav,
+  'dino': dino,
+  'mira': mira,
   'distill': distill,
   'simreg': simreg,
   'supervised': supervised,
@@ -75,6 +79,11 @@ def build(
   if hasattr(module, 'validate_with_data'):
     module.validate_with_data(cfg, facts)
   method = module.build(cfg, facts)
+  if cfg.evaluation.network == 'target' and method.target_views is None:
+    raise UserError(
+      f"evaluation.network is 'target', but method {cfg.method!r} has no "
+      'target network: set it to online.'
+    )
   if cfg.accumulate > 1 and not method.accumulates:
     raise UserError(
       f'accumulate is {cfg.accumulate}, but method {cfg.method!r} needs the '

@@ -148,14 +148,16 @@ class Method(NamedTuple):
     shards: a tree like the memory: along which axis a leaf is split over the
       devices; -1: it is not.
     predict: (outputs of one view, [1, b, ...], Memory) -> labels [b] int32, -1:
-      none, of images in evaluation; None: the classifier predicts.
+      none, of images in evaluation; None: the classifier predicts. Outputs are
+      those of the network that evaluation.network names: of the target network
+      what the heads make with is_online=False, and 'embedding'.
     embedding: the output whose spread shows a collapse, of the target network
       if it has it; None: not watched.
     chance: {metric: its value, in nats, if views are told apart by chance}.
     labels_train: pseudo-labels of the method's own take part in its loss, so
       that one of them may take over.
-    advice: settings to try if one does or, where none trains, if the loss stays
-      at what chance gives; the best first.
+    advice: settings to try if one does, the best first; without pseudo-labels,
+      if embeddings collapse or views are told apart by chance.
     frozen: {Haiku module of the online network: first so many steps in which
       neither its weights nor the optimiser's state of them change}.
     unit_rows: Haiku modules of the online network whose matrices [K, d] have

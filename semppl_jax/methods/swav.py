@@ -163,9 +163,9 @@ def default() -> ml_collections.ConfigDict:
     'name': 'larc',  # all parameters alike [P]
     'learning_rate': 0.3,  # for 256 images: 4.8 for 4096 [P]
     'warmup_epochs': 10.0,  # until the rate has its peak [P]
-    'warmup_kind': 'swav',  # the first step has the start, the last the peak
-    'start_learning_rate': 0.01875,  # for 256 images: 0.3 for 4096 [P]
-    'final_learning_rate': 0.0003,  # for 256 images: 0.0048 for 4096 [P]
+    'warmup_kind': 'swav',  # whose last step has the peak [P]
+    'start_learning_rate': 0.3 / 16,  # where the warm-up begins: 0.3 [P]
+    'final_learning_rate': 3e-4,  # where the cosine ends: 0.0048 [P]
     'weight_decay': 1e-6,  # of all parameters [P]
     'momentum': 0.9,  # of larc [P]
     'trust_coefficient': 1e-3,  # of larc [P]

@@ -16,7 +16,7 @@ _NUMBERS = {
   'Loss terms': ('loss/',),
   'Invariance terms': ('invariance/',),
   'Embedding spread': ('embedding_std',),
-  'Entropy of assignments': ('assignment_entropy', 'marginal_entropy'),
+  'Assignments to prototypes': ('assignment_entropy', 'marginal_entropy'),
   'Prototypes in use': ('prototypes_used',),
 }
 _SHARES = {
@@ -32,8 +32,8 @@ _SHARES = {
     'queue_fill',
     'positive_share',
     'top_label_share',
-    'top_prototype_share',
   ),
+  'Prototypes': ('top_prototype_share',),
 }
 NAMES = {
   'loss': 'total',
@@ -42,11 +42,13 @@ NAMES = {
   'loss/classifier': 'classifier, cross-entropy',
   'loss/regression': "regression of the target's or teacher's embedding",
   'loss/contrastive': 'contrastive, both views',
-  'loss/swapped': "prediction of another view's assignment",
   'loss/distillation': 'cross-entropy with the teacher',
+  'loss/swapped': "swapped prediction, another view's assignment",
   'invariance/augmentation': 'invariance, augmentation positives',
   'invariance/semantic': 'invariance, semantic positives',
   'embedding_std': 'embedding spread',
+  'assignment_entropy': "entropy of an image's assignment",
+  'marginal_entropy': 'entropy of their mean',
   'pseudo_label_accuracy': 'pseudo-labels, unlabelled images',
   'labelled_vote_accuracy': 'votes, labelled images',
   'contrastive_accuracy': 'other view found, all images',
@@ -56,9 +58,7 @@ NAMES = {
   'queue_fill': 'queue fill',
   'positive_share': 'images with a positive',
   'top_label_share': 'most frequent pseudo-label',
-  'assignment_entropy': 'of an image, mean',
-  'marginal_entropy': 'of all images together',
-  'prototypes_used': 'largest of some image',
+  'prototypes_used': 'nearest of some image',
   'top_prototype_share': 'most frequent prototype',
 }
 
