@@ -134,6 +134,10 @@ def _prototypes(cfg):
   cfg.prototypes.number = 64
   cfg.ema.base = 0.97
   cfg.views.brightness_mode = 'add'
+  # As for the others; those of the methods are LARS's.
+  cfg.optimizer.update(
+    warmup_kind='byol', start_learning_rate=0.0, final_learning_rate=0.0
+  )
 
 
 def _distill(cfg):
