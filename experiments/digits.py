@@ -115,7 +115,7 @@ def _swav(cfg):
   cfg.views.contrast = 0.4
   cfg.projector.update(hidden=256, size=64)
   cfg.prototypes.number = 32
-  cfg.optimizer.update(start_learning_rate=0.0, final_learning_rate=0.0)
+  _usual_rates(cfg)
 
 
 def _dino(cfg):
@@ -134,7 +134,11 @@ def _prototypes(cfg):
   cfg.prototypes.number = 64
   cfg.ema.base = 0.97
   cfg.views.brightness_mode = 'add'
-  # As for the others; those of the methods are LARS's.
+  _usual_rates(cfg)
+
+
+def _usual_rates(cfg):
+  """As for the others; those of the methods are of LARS and LARC."""
   cfg.optimizer.update(
     warmup_kind='byol', start_learning_rate=0.0, final_learning_rate=0.0
   )

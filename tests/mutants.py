@@ -32,6 +32,7 @@ TESTS = {
   'methods/semppl': ('train/test_step',),
   'methods/byol': ('losses/test_losses', 'methods/test_byol'),
   'methods/simclr': ('methods/test_simclr',),
+  'methods/swav': ('methods/test_swav',),
   'methods/dino': ('methods/test_dino',),
   'methods/mira': ('methods/test_mira',),
   'methods/distill': ('methods/test_distill',),
@@ -46,6 +47,7 @@ TESTS = {
   'losses/contrastive': ('losses/test_losses', 'methods/test_simclr'),
   'losses/clustering': (
     'losses/test_clustering',
+    'losses/test_sinkhorn',
     'methods/test_dino',
     'methods/test_mira',
   ),
