@@ -133,6 +133,9 @@ def _encoder() -> dict[str, Any]:
     'selective_kernels': False,  # True: SimCLRv2's [ours]
     # Of convolutions with a stride: same, or symmetric: SimCLRv2's [P]
     'padding': 'same',
+    # The scale of a bottleneck block's last BatchNorm begins as 0; False: as 1,
+    # SwAV's and DINO's [P]
+    'zero_init_residual': True,
     'bn_decay': 0.9,  # of BatchNorm's running averages [P]
     'bn_eps': 1e-5,  # added to BatchNorm's variances [P]
   }
@@ -177,23 +180,40 @@ def _views() -> dict[str, Any]:
     'blur_sigma': (0.1, 2.0),  # pixels, lowest and highest [P]
     'solarize': (0.0, 0.2),  # probability in views of type A, of type B [P]
     'solarize_threshold': 0.5,  # brighter values are inverted [P]
+    # Probability of blur in small views; None: as in large ones, by type [ours]
+    'small_blur': config_dict.placeholder(float),
+    # Probability of solarize in small views; None: likewise [ours]
+    'small_solarize': config_dict.placeholder(float),
     'one_pass': False,  # views of a size share statistics [ours]
+    # True: all views, of every size, share the statistics of the heads'
+    # BatchNorms, as in SwAV and DINO [P]
+    'heads_joint': False,
   }
 
 
 def _optimizer() -> dict[str, Any]:
   """Optimiser and learning rate."""
   return {
-    'name': 'lars',  # or adamw, sgd, sgd_l2 (SGD with weight decay)
+    # Or adamw, sgd, sgd_l2 (SGD with weight decay), larc (SwAV's)
+    'name': 'lars',
     'learning_rate': 0.3,  # of the peak, before its scaling [ours]
     # With the batch size: linear, times B / 256, or sqrt, times the root of B
     # (SimCLR's) [P]
     'scaling': 'linear',
     'warmup_epochs': 10.0,  # until the rate has its peak [ours]
-    # Of lars, adamw: of weights only; of sgd_l2: of all parameters [ours]
+    # Of the warm-up's steps: byol, the first has the start, the one after the
+    # last has the peak; swav (DINO's, too), the first and the last have them;
+    # mira, none has them [P]
+    'warmup_kind': 'byol',
+    'start_learning_rate': 0.0,  # where the warm-up begins, scaled alike [P]
+    'final_learning_rate': 0.0,  # where the cosine ends, scaled alike [P]
+    # The largest norm of a gradient, of each parameter by itself (DINO's); 0:
+    # any [ours]
+    'clip': 0.0,
+    # Of lars, adamw: of weights only; of sgd_l2, larc: of all parameters [ours]
     'weight_decay': 1e-6,
-    'momentum': 0.9,  # of lars, sgd, sgd_l2 [ours]
-    'trust_coefficient': 1e-3,  # of lars [ours]
+    'momentum': 0.9,  # of lars, sgd, sgd_l2, larc [ours]
+    'trust_coefficient': 1e-3,  # of lars, larc [ours]
     # Of lars: False, the rate is applied after the momentum (BYOL's); True,
     # it is in what the momentum sums up (SimCLR's) [P]
     'rate_in_momentum': False,
@@ -237,6 +257,9 @@ def _watchdog() -> dict[str, Any]:
 def _evaluation() -> dict[str, Any]:
   """The evaluation at the end."""
   return {
+    # online, or target: whose encoder and predictions are evaluated, at the end
+    # and by the evaluation tasks unless they are told otherwise [ours]
+    'network': 'online',
     'batch_size': 256,  # images at once, in the evaluation at the end
     'center': 0.875,  # side of the crop / shorter side of the image [P]
     # So many unlabelled training images are looked at in the end: their

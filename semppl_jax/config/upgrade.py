@@ -19,12 +19,21 @@ RENAMED = {
 _ADDED = {
   'views.background': 'grey',
   'evaluation.baseline_images': 10_000,
+  'evaluation.network': 'online',
   'minutes': 10.0,
   'init': '',
   'init_modules': 'all',
   'optimizer.scaling': 'linear',
   'optimizer.rate_in_momentum': False,
   'views.brightness_mode': 'add',
+  'views.heads_joint': False,
+  'encoder.zero_init_residual': True,
+  'optimizer.warmup_kind': 'byol',
+  'optimizer.start_learning_rate': 0.0,
+  'optimizer.final_learning_rate': 0.0,
+  'optimizer.clip': 0.0,
+  'views.small_blur': None,
+  'views.small_solarize': None,
 }
 # Likewise, of SemPPL's own.
 _ADDED_TO_SEMPPL = {
@@ -41,6 +50,11 @@ _ADDED_TO_EVALUATIONS = {
   'optimizer.scaling': 'linear',
   'optimizer.trust_coefficient': 1e-3,
   'weights.classifier_on': 'encoder',
+  'weights.network': 'online',
+  'evaluation.network': '',
+  'knn.vote': 'majority',
+  'knn.temperature': 0.07,
+  'knn.more_k': [],
 }
 # What `supervised` has no use for.
 _NOT_SUPERVISED = (

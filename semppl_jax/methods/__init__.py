@@ -17,17 +17,23 @@ from semppl_jax.errors import UserError
 from semppl_jax.methods import (
   base,
   byol,
+  dino,
   distill,
+  mira,
   semppl,
   simclr,
   simreg,
   supervised,
+  swav,
 )
 
 METHODS: dict[str, types.ModuleType] = {
   'semppl': semppl,  # ReLICv2 and multi-crop contrastive learning, too
   'byol': byol,
   'simclr': simclr,
+  'swav': swav,
+  'dino': dino,
+  'mira': mira,
   'distill': distill,
   'simreg': simreg,
   'supervised': supervised,
@@ -73,6 +79,11 @@ def build(
   if hasattr(module, 'validate_with_data'):
     module.validate_with_data(cfg, facts)
   method = module.build(cfg, facts)
+  if cfg.evaluation.network == 'target' and method.target_views is None:
+    raise UserError(
+      f"evaluation.network is 'target', but method {cfg.method!r} has no "
+      'target network: set it to online.'
+    )
   if cfg.accumulate > 1 and not method.accumulates:
     raise UserError(
       f'accumulate is {cfg.accumulate}, but method {cfg.method!r} needs the '

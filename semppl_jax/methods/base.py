@@ -53,12 +53,17 @@ class Keys(NamedTuple):
 
 
 class BatchWide(NamedTuple):
-  """What every device knows of the whole batch, however it is split."""
+  """What is known before any loss, of the whole batch, however it is split."""
 
   target: Outputs | None  # [W, B, ...] no gradient; None: no target network
   labels: jax.Array  # [B] int32, -1: unlabelled
   ids: jax.Array  # [B] int32, an image's number in its data set
   step: jax.Array  # [] int32, the clock of all that changes in training
+  # [W, B/D, ...] the rows of `target` that this device made, in all its
+  # microbatches: for what is too large to be gathered
+  local_target: Outputs | None = None
+  # Weights of the online network as the step finds them, no gradient
+  params: chex.ArrayTree = ()
 
 
 class Inputs(NamedTuple):
@@ -143,13 +148,20 @@ class Method(NamedTuple):
     shards: a tree like the memory: along which axis a leaf is split over the
       devices; -1: it is not.
     predict: (outputs of one view, [1, b, ...], Memory) -> labels [b] int32, -1:
-      none, of images in evaluation; None: the classifier predicts.
+      none, of images in evaluation; None: the classifier predicts. Outputs are
+      those of the network that evaluation.network names: of the target network
+      what the heads make with is_online=False, and 'embedding'.
     embedding: the output whose spread shows a collapse, of the target network
       if it has it; None: not watched.
     chance: {metric: its value, in nats, if views are told apart by chance}.
     labels_train: pseudo-labels of the method's own take part in its loss, so
       that one of them may take over.
-    advice: settings to try if one does, the best first.
+    advice: settings to try if one does, the best first; without pseudo-labels,
+      if embeddings collapse or views are told apart by chance.
+    frozen: {Haiku module of the online network: first so many steps in which
+      neither its weights nor the optimiser's state of them change}.
+    unit_rows: Haiku modules of the online network whose matrices [K, d] have
+      rows of length 1: made so at the beginning and after every update.
     accumulates: whether a batch may be taken in parts.
   """
 
@@ -169,6 +181,8 @@ class Method(NamedTuple):
   chance: Mapping[str, float] = {}
   labels_train: bool = False
   advice: tuple[str, ...] = ()
+  frozen: Mapping[str, int] = {}
+  unit_rows: tuple[str, ...] = ()
   accumulates: bool = True
 
 

@@ -23,7 +23,7 @@ from semppl_jax.memory import pseudo_labels
 from semppl_jax.methods import base
 from semppl_jax.models import multicrop
 from semppl_jax.models import networks as networks_lib
-from semppl_jax.train import microbatch, schedules
+from semppl_jax.train import constraints, microbatch, optimizers, schedules
 from semppl_jax.train.state import TrainState
 
 
@@ -85,7 +85,7 @@ def train_step(
 
   # Target network: no gradient.
   target_state, target = forward_target(state, batch, keys, setup)
-  batch_wide = gather_batch(target, batch, state.step)
+  batch_wide = gather_batch(target, batch, state)
 
   # The objective's memory sees the whole batch before any loss.
   memory, shared = method.prepare(state.memory, batch_wide)
@@ -195,12 +195,13 @@ def forward_target(
 
   def forward(bn_state, part):
     views = make_views(*part, setup)
-    outputs, bn_state = multicrop.forward_views(
+    outputs, bn_state = _forward_views(
       setup.nets.target,
+      setup.nets.target_heads,
       state.target_params,
       bn_state,
       target_views(views),
-      one_pass=setup.cfg.views.one_pass,
+      setup,
     )
     return bn_state, (), outputs
 
@@ -208,6 +209,26 @@ def forward_target(
     forward, state.target_state, (batch, keys)
   )
   return target_state, target
+
+
+def _forward_views(
+  network: Callable[..., tuple[base.Outputs, hk.State]],
+  heads: Callable[..., tuple[base.Outputs, hk.State]],
+  params: hk.Params,
+  bn_state: hk.State,
+  views: tuple[jax.Array, ...],
+  setup: StepSetup,
+) -> tuple[base.Outputs, hk.State]:
+  """Outputs [V, b, ...] of a network, whole or encoder and heads apart."""
+  joint = setup.cfg.views.heads_joint
+  return multicrop.forward_views(
+    setup.nets.encode if joint else network,
+    params,
+    bn_state,
+    views,
+    one_pass=setup.cfg.views.one_pass,
+    heads=heads if joint else None,
+  )
 
 
 def forward_teacher(
@@ -232,20 +253,24 @@ def forward_teacher(
 
 
 def gather_batch(
-  target: base.Outputs | None, batch: types.Batch, step: jax.Array
+  target: base.Outputs | None, batch: types.Batch, state: TrainState
 ) -> base.BatchWide:
   """The whole batch, in its order, from all devices' microbatches.
+
+  What the method does not read of it is not gathered: compiling leaves it out.
 
   Args:
     target: leaves [m, W, b, ...].
     batch: leaves [m, b, ...].
-    step: [] int32.
+    state: before the step.
   """
   return base.BatchWide(
     target=target and _gather_images(target),
     labels=parallel.all_gather(batch.labels, axis=1).reshape(-1),  # [B]
     ids=parallel.all_gather(batch.ids, axis=1).reshape(-1),  # [B]
-    step=step,
+    step=state.step,
+    local_target=target and jax.tree.map(_join_parts, target),
+    params=state.online_params,
   )
 
 
@@ -253,10 +278,14 @@ def _gather_images(tree: base.Outputs) -> base.Outputs:
   """[m, views, b, ...] here -> [views, B, ...] of all devices."""
 
   def gather(x):
-    joined = parallel.all_gather(x, axis=2)  # [m, views, B/m, ...]
-    return jnp.concatenate(list(joined), axis=1)
+    return _join_parts(parallel.all_gather(x, axis=2))
 
   return jax.tree.map(gather, tree)
+
+
+def _join_parts(x: jax.Array) -> jax.Array:
+  """[m, views, n, ...] -> [views, m n, ...]: microbatches in their order."""
+  return jnp.concatenate(list(x), axis=1)
 
 
 def loss_fn(
@@ -277,8 +306,9 @@ def loss_fn(
   """
   cfg, method = setup.cfg, setup.method
   views = method.online_views(make_views(part.batch, part.keys, setup))
-  outputs, bn_state = multicrop.forward_views(
-    setup.nets.online, params, bn_state, views, one_pass=cfg.views.one_pass
+  nets = setup.nets
+  outputs, bn_state = _forward_views(
+    nets.online, nets.online_heads, params, bn_state, views, setup
   )
   result = method.loss(
     base.Inputs(
@@ -378,13 +408,25 @@ def apply_gradients(
     total_steps=setup.total_steps,
     warmup_steps=setup.warmup_steps,
     scaling=cfg.optimizer.scaling,
+    start=cfg.optimizer.start_learning_rate,
+    final=cfg.optimizer.final_learning_rate,
+    warmup_kind=cfg.optimizer.warmup_kind,
   )
+  metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': rate}
+  if cfg.optimizer.clip:
+    grads = optimizers.clip_each(grads, cfg.optimizer.clip)
   updates, opt_state = setup.optimizer.update(
     grads, state.opt_state, state.online_params, learning_rate=rate
   )
   online_params = optax.apply_updates(state.online_params, updates)
+  online_params = constraints.unit_rows(online_params, setup.method.unit_rows)
+  online_params, opt_state = constraints.keep_frozen(
+    state.step,
+    (state.online_params, state.opt_state),
+    (online_params, opt_state),
+    setup.method.frozen,
+  )
   updated = state._replace(online_params=online_params, opt_state=opt_state)
-  metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': rate}
   if setup.method.target_views is None:
     return updated, metrics
 
