@@ -178,6 +178,9 @@ def _views() -> dict[str, Any]:
     'solarize': (0.0, 0.2),  # probability in views of type A, of type B [P]
     'solarize_threshold': 0.5,  # brighter values are inverted [P]
     'one_pass': False,  # views of a size share statistics [ours]
+    # True: all views, of every size, share the statistics of the heads'
+    # BatchNorms, as in SwAV and DINO [P]
+    'heads_joint': False,
   }
 
 

@@ -25,6 +25,7 @@ _ADDED = {
   'optimizer.scaling': 'linear',
   'optimizer.rate_in_momentum': False,
   'views.brightness_mode': 'add',
+  'views.heads_joint': False,
 }
 # Likewise, of SemPPL's own.
 _ADDED_TO_SEMPPL = {

@@ -53,12 +53,17 @@ class Keys(NamedTuple):
 
 
 class BatchWide(NamedTuple):
-  """What every device knows of the whole batch, however it is split."""
+  """What is known before any loss, of the whole batch, however it is split."""
 
   target: Outputs | None  # [W, B, ...] no gradient; None: no target network
   labels: jax.Array  # [B] int32, -1: unlabelled
   ids: jax.Array  # [B] int32, an image's number in its data set
   step: jax.Array  # [] int32, the clock of all that changes in training
+  # [W, B/D, ...] the rows of `target` that this device made, in all its
+  # microbatches: for what is too large to be gathered
+  local_target: Outputs | None = None
+  # Weights of the online network as the step finds them, no gradient
+  params: chex.ArrayTree = ()
 
 
 class Inputs(NamedTuple):

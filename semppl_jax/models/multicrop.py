@@ -7,8 +7,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from semppl_jax.models.heads import Outputs
-
 
 def forward_views(
   apply: Callable[..., Any],
@@ -17,7 +15,8 @@ def forward_views(
   groups: tuple[jax.Array, ...],
   *,
   one_pass: bool,
-) -> tuple[Outputs, Any]:
+  heads: Callable[..., Any] | None = None,
+) -> tuple[dict[str, jax.Array], Any]:
   """Passes views through a network in training mode, in order.
 
   Each view has BatchNorm statistics of its own, over its B images on all
@@ -26,11 +25,15 @@ def forward_views(
 
   Args:
     apply: (params, bn_state, images [v, b, S, S, 3], is_training) -> (outputs
-      [v, b, ...], bn_state), see networks.Networks.
+      [v, b, ...], bn_state), see networks.Networks; with `heads` the encoder
+      alone.
     params: the network's weights.
     bn_state: its running statistics.
     groups: arrays [views, b, S, S, 3], one for each size of view.
     one_pass: all views of a size share their statistics, as views x b images.
+    heads: (params, bn_state, embeddings [1, V b, e], is_training) -> (outputs
+      [1, V b, ...], bn_state): the heads by themselves, whose BatchNorms see
+      all views together, of whatever size; None: they are part of `apply`.
 
   Returns:
     Outputs with a leading axis of all views, [V, b, ...], and the new state.
@@ -47,7 +50,14 @@ def forward_views(
     outputs.append(
       jax.tree.map(lambda x, s=lead: x.reshape(s + x.shape[2:]), output)
     )
-  return jax.tree.map(lambda *x: jnp.concatenate(x), *outputs), bn_state
+  joined = jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
+  if heads is None:
+    return joined, bn_state
+  lead, rows = joined.shape[:2], joined.reshape(1, -1, joined.shape[-1])
+  outputs, bn_state = heads(params, bn_state, rows, True)
+  return jax.tree.map(
+    lambda x: x.reshape(lead + x.shape[2:]), outputs
+  ), bn_state
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:

@@ -85,7 +85,7 @@ def train_step(
 
   # Target network: no gradient.
   target_state, target = forward_target(state, batch, keys, setup)
-  batch_wide = gather_batch(target, batch, state.step)
+  batch_wide = gather_batch(target, batch, state)
 
   # The objective's memory sees the whole batch before any loss.
   memory, shared = method.prepare(state.memory, batch_wide)
@@ -195,12 +195,13 @@ def forward_target(
 
   def forward(bn_state, part):
     views = make_views(*part, setup)
-    outputs, bn_state = multicrop.forward_views(
+    outputs, bn_state = _forward_views(
       setup.nets.target,
+      setup.nets.target_heads,
       state.target_params,
       bn_state,
       target_views(views),
-      one_pass=setup.cfg.views.one_pass,
+      setup,
     )
     return bn_state, (), outputs
 
@@ -208,6 +209,26 @@ def forward_target(
     forward, state.target_state, (batch, keys)
   )
   return target_state, target
+
+
+def _forward_views(
+  network: Callable[..., tuple[base.Outputs, hk.State]],
+  heads: Callable[..., tuple[base.Outputs, hk.State]],
+  params: hk.Params,
+  bn_state: hk.State,
+  views: tuple[jax.Array, ...],
+  setup: StepSetup,
+) -> tuple[base.Outputs, hk.State]:
+  """Outputs [V, b, ...] of a network, whole or encoder and heads apart."""
+  joint = setup.cfg.views.heads_joint
+  return multicrop.forward_views(
+    setup.nets.encode if joint else network,
+    params,
+    bn_state,
+    views,
+    one_pass=setup.cfg.views.one_pass,
+    heads=heads if joint else None,
+  )
 
 
 def forward_teacher(
@@ -232,20 +253,24 @@ def forward_teacher(
 
 
 def gather_batch(
-  target: base.Outputs | None, batch: types.Batch, step: jax.Array
+  target: base.Outputs | None, batch: types.Batch, state: TrainState
 ) -> base.BatchWide:
   """The whole batch, in its order, from all devices' microbatches.
+
+  What the method does not read of it is not gathered: compiling leaves it out.
 
   Args:
     target: leaves [m, W, b, ...].
     batch: leaves [m, b, ...].
-    step: [] int32.
+    state: before the step.
   """
   return base.BatchWide(
     target=target and _gather_images(target),
     labels=parallel.all_gather(batch.labels, axis=1).reshape(-1),  # [B]
     ids=parallel.all_gather(batch.ids, axis=1).reshape(-1),  # [B]
-    step=step,
+    step=state.step,
+    local_target=target and jax.tree.map(_join_parts, target),
+    params=state.online_params,
   )
 
 
@@ -253,10 +278,14 @@ def _gather_images(tree: base.Outputs) -> base.Outputs:
   """[m, views, b, ...] here -> [views, B, ...] of all devices."""
 
   def gather(x):
-    joined = parallel.all_gather(x, axis=2)  # [m, views, B/m, ...]
-    return jnp.concatenate(list(joined), axis=1)
+    return _join_parts(parallel.all_gather(x, axis=2))
 
   return jax.tree.map(gather, tree)
+
+
+def _join_parts(x: jax.Array) -> jax.Array:
+  """[m, views, n, ...] -> [views, m n, ...]: microbatches in their order."""
+  return jnp.concatenate(list(x), axis=1)
 
 
 def loss_fn(
@@ -277,8 +306,9 @@ def loss_fn(
   """
   cfg, method = setup.cfg, setup.method
   views = method.online_views(make_views(part.batch, part.keys, setup))
-  outputs, bn_state = multicrop.forward_views(
-    setup.nets.online, params, bn_state, views, one_pass=cfg.views.one_pass
+  nets = setup.nets
+  outputs, bn_state = _forward_views(
+    nets.online, nets.online_heads, params, bn_state, views, setup
   )
   result = method.loss(
     base.Inputs(

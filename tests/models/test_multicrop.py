@@ -28,6 +28,30 @@ def test_outputs_stand_where_their_views_stood(one_pass, seen):
   )
 
 
+def test_heads_see_all_views_of_all_sizes_together():
+  large = jnp.arange(2 * 3 * 4 * 4 * 3, dtype=float).reshape(2, 3, 4, 4, 3)
+  small = -jnp.arange(3 * 3 * 2 * 2 * 3, dtype=float).reshape(3, 3, 2, 2, 3)
+
+  def encode(params, state, images, is_training):
+    assert is_training
+    sums = params * images.sum(axis=(-3, -2, -1))
+    return sums[..., None], (*state, images.shape[:2])
+
+  def heads(params, state, embedding, is_training):
+    assert is_training and params == 2.0
+    return {'projection': embedding + 1}, (*state, embedding.shape)
+
+  outputs, state = multicrop.forward_views(
+    encode, 2.0, (), (large, small), one_pass=True, heads=heads
+  )
+  assert state == ((1, 6), (1, 9), (1, 15, 1))
+  expected = [2 * views.sum(axis=(2, 3, 4)) + 1 for views in (large, small)]
+  assert outputs['projection'].shape == (5, 3, 1)
+  np.testing.assert_allclose(
+    outputs['projection'][..., 0], np.concatenate(expected), rtol=1e-6
+  )
+
+
 def test_a_spread_by_hand():
   same = jnp.ones((1, 4, 9)) / 3
   assert multicrop.embedding_std(same) == 0
