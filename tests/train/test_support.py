@@ -17,7 +17,7 @@ from semppl_jax.augment import views as views_lib
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base
-from semppl_jax.train import optimizers, pass_time
+from semppl_jax.train import device_memory, optimizers, pass_time
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -261,3 +261,16 @@ def test_a_check_counts_it(monkeypatch):
   assert preflight.support_floor(run) == 4 * preflight.floor(large)
   kept = int(4 * preflight.floor(large) * preflight._KEPT[False])
   assert f', {preflight._size(kept)} the support' in lines[3]
+
+
+def test_too_little_memory_counts_it(monkeypatch):
+  cfg = make_config(num_devices=1, **ANY)
+  run = run_lib.prepare(cfg)
+  batch = next(run_lib.input_batches(run, 0))[0]
+  state = preflight._bytes(preflight._state(run)) + 2 * preflight._bytes(batch)
+  kept = preflight._KEPT[False]
+  need = state + kept * preflight.support_floor(run)
+  there = int((need + 4.5 * kept * preflight.floor(run)) / 0.92)
+  monkeypatch.setattr(device_memory, 'capacity', lambda device: there)
+  with pytest.raises(UserError, match='about 4 images would fit'):
+    preflight.check_run(cfg, None)
