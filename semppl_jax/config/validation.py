@@ -72,6 +72,9 @@ RANGES = SHARED_RANGES | {
   'support.saturation': (0, None),
   'support.hue': (0, None),
   'support.grayscale': (0, 1),
+  'optimizer.start_learning_rate': (0, None),
+  'optimizer.final_learning_rate': (0, None),
+  'optimizer.clip': (0, None),
   'optimizer.weight_decay': (0, None),
   'optimizer.momentum': (0, 1),
   'optimizer.trust_coefficient': (0, None),
@@ -84,6 +87,7 @@ CHOICES = SHARED_CHOICES | {
   'views.background': ('grey', 'colours'),
   'views.brightness_mode': ('add', 'multiply'),
   'optimizer.scaling': ('linear', 'sqrt'),
+  'optimizer.warmup_kind': ('byol', 'swav', 'mira'),
   'watchdog.action': ('stop', 'roll_back'),
   'encoder.stem': ('imagenet', 'small'),
   'encoder.padding': ('same', 'symmetric'),
@@ -133,6 +137,8 @@ def _check_views(cfg: ml_collections.ConfigDict) -> None:
     checks.check_rising(cfg, f'views.{key}')
   for key in ('blur', 'solarize'):
     _check_shares(cfg, f'views.{key}')
+    if cfg.views[f'small_{key}'] is not None:
+      checks.check_ranges(cfg, {f'views.small_{key}': (0, 1)})
 
 
 def _check_shares(cfg: ml_collections.ConfigDict, key: str) -> None:
