@@ -275,6 +275,42 @@ def _evaluation() -> dict[str, Any]:
   }
 
 
+def support() -> dict[str, Any]:
+  """Labelled images that come with every batch, for methods that ask for them.
+
+  Their views are of views.large_size, and as those of the batch where nothing
+  here says otherwise. Augmented as Suave's labelled images.
+  """
+  return {
+    # Either S labelled images of any class with every batch, global ...
+    'images': 128,
+    'classes': 0,  # ... or so many classes, others in each step,
+    'images_per_class': 0,  # and so many images of each
+    'views': 1,  # of an image [P]
+    # True: they go first through the pass of the large views and share its
+    # BatchNorm statistics, which views.one_pass must join; False: before it
+    'joint': True,
+    'area': (0.08, 1.0),  # share of the image that a crop covers [P]
+    'saliency': 0.0,  # probability, as views.saliency
+    'jitter': 0.8,  # probability of the four colour operations together [P]
+    'brightness': 0.4,  # strength: the largest change [P]
+    'contrast': 0.4,  # likewise [P]
+    'saturation': 0.4,  # likewise [P]
+    'hue': 0.1,  # likewise [P]
+    'grayscale': 0.2,  # probability [P]
+    'blur': (0.0, 0.0),  # probability in views of type A, of type B: never [P]
+    'solarize': (0.0, 0.0),  # likewise [P]
+  }
+
+
+def support_size(cfg: ml_collections.ConfigDict) -> int:
+  """S, labelled images that come with every batch; 0: there are none."""
+  if 'support' not in cfg:
+    return 0
+  section = cfg.support
+  return section.images or section.classes * section.images_per_class
+
+
 def leave_open(cfg: ml_collections.ConfigDict, *keys: str) -> None:
   """Leaves settings to `recipe`, which chooses them for the images.
 

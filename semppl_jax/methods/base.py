@@ -66,6 +66,16 @@ class BatchWide(NamedTuple):
   params: chex.ArrayTree = ()
 
 
+class Support(NamedTuple):
+  """Labelled images beside the batch, s of S here, where cfg.support is."""
+
+  online: Outputs  # [V_s, s, ...] gradients flow
+  labels: jax.Array  # [s] int32, all known
+  # With support.classes, images of a class stand together; None: of any class
+  place: jax.Array | None = None  # [s] int32, of its class among `classes`
+  classes: jax.Array | None = None  # [C_s] int32, the same on all devices
+
+
 class Inputs(NamedTuple):
   """What a loss sees of one step: b images of this device, this microbatch."""
 
@@ -78,6 +88,7 @@ class Inputs(NamedTuple):
   keys: Keys
   # [V, b, ...] of the frozen teacher, see Method.teacher; no gradient
   teacher: jax.Array | None = None
+  support: Support | None = None  # None: the config has no section `support`
 
 
 class Result(NamedTuple):

@@ -24,6 +24,7 @@ from semppl_jax.methods import base
 from semppl_jax.models import multicrop
 from semppl_jax.models import networks as networks_lib
 from semppl_jax.train import constraints, microbatch, optimizers, schedules
+from semppl_jax.train import support as support_lib
 from semppl_jax.train.state import TrainState
 
 
@@ -48,6 +49,8 @@ class Part(NamedTuple):
   ids: jax.Array  # [B] int32, of all devices' images
   target: base.Outputs | None  # [W, b, ...] of the target network
   keys: base.Keys
+  # [V_s, s, S, S, 3] views of the support; None: there is none
+  support: jax.Array | None = None
 
 
 def train_step(
@@ -68,7 +71,8 @@ def train_step(
 
   Args:
     state: see TrainState.
-    batch: b images with their labels and ids; with m > 1 leaves [m, b/m, ...].
+    batch: b images with their labels and ids, and maybe a support; with m > 1,
+      and then without support, leaves [m, b/m, ...].
     base_key: the run's key, the same at every step and on every device.
     teacher: (params, state) of the frozen teacher, if the method has one.
     setup: objective, networks, optimiser and settings.
@@ -101,8 +105,9 @@ def train_step(
     return bn_state, (grads, metrics), per_image
 
   ids = batch_wide.ids.reshape(len(batch.ids), -1)  # [m, B/m]
+  support = support_views(batch, base_key, state.step, ids.size, setup)
   online_state, averaged, per_image = microbatch.scan(
-    loss_and_grad, state.online_state, Part(batch, ids, target, keys)
+    loss_and_grad, state.online_state, Part(batch, ids, target, keys, support)
   )
   grads, metrics = parallel.pmean(averaged)
   labels, kept, embeddings = per_image
@@ -162,17 +167,36 @@ def make_views(
   once, in float32, if they were kept.
   """
   cfg = setup.cfg
-  # In bfloat16 the network sees no more of a pixel than 8 bits.
-  low = cfg.precision == 'bfloat16'
-  precision = jax.lax.Precision.DEFAULT if low else jax.lax.Precision.HIGHEST
   return views_lib.make_views(
     keys.fold(0).local,
     batch.images,
     cfg.views,
     batch.sizes,
     batch.masks,
-    precision,
+    _precision(cfg),
   )
+
+
+def _precision(cfg: ml_collections.FrozenConfigDict) -> jax.lax.Precision:
+  # In bfloat16 the network sees no more of a pixel than 8 bits.
+  low = cfg.precision == 'bfloat16'
+  return jax.lax.Precision.DEFAULT if low else jax.lax.Precision.HIGHEST
+
+
+def support_views(
+  batch: types.Batch,
+  base_key: jax.Array,
+  step: jax.Array,
+  batch_size: int,
+  setup: StepSetup,
+) -> jax.Array | None:
+  """Views of the support [1, V_s, s, S, S, 3]; None: the batch has none."""
+  if batch.support is None:
+    return None
+  support = jax.tree.map(lambda x: x[0], batch.support)  # in one part
+  return support_lib.make_views(
+    base_key, step, support, batch_size, setup.cfg, _precision(setup.cfg)
+  )[None]
 
 
 def forward_target(
@@ -229,6 +253,48 @@ def _forward_views(
     one_pass=setup.cfg.views.one_pass,
     heads=heads if joint else None,
   )
+
+
+def forward_online(
+  params: hk.Params,
+  bn_state: hk.State,
+  views: tuple[jax.Array, ...],
+  part: Part,
+  setup: StepSetup,
+) -> tuple[base.Outputs, base.Support | None, hk.State]:
+  """What the online network makes of its views, and of the support's first.
+
+  Args:
+    params: its weights.
+    bn_state: its running statistics.
+    views: groups [v, b, S, S, 3].
+    part: has the support, if there is one.
+    setup: networks and settings.
+
+  Returns:
+    Outputs [V, b, ...]; the support, [V_s, s, ...] of it; the new state.
+  """
+  nets, cfg = setup.nets, setup.cfg
+  network = nets.online, nets.online_heads, params
+  if part.support is None:
+    outputs, bn_state = _forward_views(*network, bn_state, views, setup)
+    return outputs, None, bn_state
+  if cfg.support.joint:
+    heads_apart = cfg.views.heads_joint
+    online, outputs, bn_state = multicrop.forward_joined(
+      nets.encode if heads_apart else nets.online,
+      params,
+      bn_state,
+      part.support,
+      views,
+      heads=nets.online_heads if heads_apart else None,
+    )
+  else:
+    alone = (part.support,)
+    online, bn_state = _forward_views(*network, bn_state, alone, setup)
+    outputs, bn_state = _forward_views(*network, bn_state, views, setup)
+  support = support_lib.for_loss(online, part.batch.support.labels, cfg)
+  return outputs, support, bn_state
 
 
 def forward_teacher(
@@ -306,9 +372,8 @@ def loss_fn(
   """
   cfg, method = setup.cfg, setup.method
   views = method.online_views(make_views(part.batch, part.keys, setup))
-  nets = setup.nets
-  outputs, bn_state = _forward_views(
-    nets.online, nets.online_heads, params, bn_state, views, setup
+  outputs, support, bn_state = forward_online(
+    params, bn_state, views, part, setup
   )
   result = method.loss(
     base.Inputs(
@@ -320,6 +385,7 @@ def loss_fn(
       shared=shared,
       keys=part.keys,
       teacher=forward_teacher(teacher, views, setup),
+      support=support,
     ),
     memory,
   )
