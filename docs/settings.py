@@ -156,6 +156,7 @@ def evaluation() -> list[Setting]:
 
 
 def _settings(path: str) -> list[Setting]:
+  """In the order of the source; of what is set twice, its last value."""
   found = []
   this = _File(path)
   for name, node in this.assignments():
@@ -167,7 +168,7 @@ def _settings(path: str) -> list[Setting]:
       found += [file.setting(f'{name}.{k.value}', k, v) for k, v in pairs]
     else:
       found.append(file.setting(name, node, value))
-  return found
+  return list({setting.key: setting for setting in found}.values())
 
 
 def page() -> str:

@@ -64,6 +64,86 @@ def swapped_prediction(
   return pairs.sum(axis=(0, 1)) / other_view.sum()
 
 
+def semi_supervised(
+  q: jax.Array,
+  scores: jax.Array,
+  labelled_scores: jax.Array,
+  labels: jax.Array,
+  *,
+  temperature: float | jax.Array,
+  smoothing: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Swapped prediction, and cross-entropy with labels by the same scores.
+
+  The mean of both over all rows that the network sees, V of each image and one
+  of each labelled view: no weight besides their number. Suave and Daino (CVPR
+  2023); pietroastolfi/suave-daino, suave/main_suave.py, without mixing.
+
+  Args:
+    q: [A, b, K], see `swapped_prediction`.
+    scores: [V, b, K], likewise.
+    labelled_scores: [V_s, s, K] of images with labels.
+    labels: [s] int32, class k is prototype k.
+    temperature: tau, of all scores, above 0.
+    smoothing: of labels, see `smoothed`.
+
+  Returns:
+    The loss, []; and scalars: `loss/swapped`, `loss/labelled`, and
+    `labelled_accuracy`, how often the label's prototype has the largest score.
+  """
+  swapped = swapped_prediction(q, scores, temperature)  # [b]
+  known = smoothed(labels, scores.shape[-1], smoothing)
+  of_labels = cross_entropy(known, labelled_scores, temperature)  # [V_s, s]
+  hit = labelled_scores.argmax(axis=-1) == labels
+  return mean_over_rows((swapped, len(scores)), (of_labels, 1)), {
+    'loss/swapped': swapped.mean(),
+    'loss/labelled': of_labels.mean(),
+    'labelled_accuracy': hit.mean(dtype=jnp.float32),
+  }
+
+
+def smoothed(labels: jax.Array, number: int, smoothing: float) -> jax.Array:
+  """Smoothed labels: 1 - smoothing, and smoothing / K for every prototype.
+
+  Args:
+    labels: [...] int32, none of them -1.
+    number: K.
+    smoothing: from 0 to 1.
+
+  Returns:
+    [..., K] float32; each sum is 1.
+  """
+  known = jax.nn.one_hot(labels, number)
+  return (1 - smoothing) * known + smoothing / number
+
+
+def mean_over_rows(*terms: tuple[jax.Array, int]) -> jax.Array:
+  """The mean of several losses, each with the number of its rows as weight.
+
+  Args:
+    *terms: losses of any shape, and of how many rows each of their values is.
+
+  Returns:
+    [].
+  """
+  total = sum(rows * values.sum() for values, rows in terms)
+  return total / sum(rows * values.size for values, rows in terms)
+
+
+def largest_class(q: jax.Array, num_classes: int) -> jax.Array:
+  """Pseudo-labels: the class, of the first C prototypes, that q is most of.
+
+  Args:
+    q: [A, b, K] assignments, or scores; their mean over views counts.
+    num_classes: C, at most K.
+
+  Returns:
+    [b] int32.
+  """
+  of_classes = q.mean(axis=0)[:, :num_classes]
+  return of_classes.argmax(axis=-1).astype(jnp.int32)
+
+
 def sinkhorn(
   scores: jax.Array,
   queue_scores: jax.Array | None = None,

@@ -98,6 +98,21 @@ def push(
   )
 
 
+def push_all(
+  queue: LabelQueue, embeddings: jax.Array, ids: jax.Array, begun: jax.Array
+) -> LabelQueue:
+  """Enters every image of the global batch, of whatever label, once it begins.
+
+  Args:
+    queue: this device's part.
+    embeddings: [V_L, B, d], unit rows.
+    ids: [B] int32.
+    begun: [] bool, False: nothing enters.
+  """
+  labels = jnp.full_like(ids, jnp.where(begun, 0, -1))  # -1 does not enter
+  return push(queue, embeddings, labels, ids)
+
+
 def nearest(
   queue: LabelQueue,
   queries: jax.Array,

@@ -17,12 +17,14 @@ from semppl_jax.errors import UserError
 from semppl_jax.methods import (
   base,
   byol,
+  daino,
   dino,
   distill,
   mira,
   semppl,
   simclr,
   simreg,
+  suave,
   supervised,
   swav,
 )
@@ -34,6 +36,8 @@ METHODS: dict[str, types.ModuleType] = {
   'swav': swav,
   'dino': dino,
   'mira': mira,
+  'suave': suave,
+  'daino': daino,
   'distill': distill,
   'simreg': simreg,
   'supervised': supervised,

@@ -280,3 +280,35 @@ def check_teacher(cfg: ml_collections.ConfigDict) -> None:
       'teacher: set --config.teacher.checkpoint=CHECKPOINT, a file or the '
       'folder of a run.'
     )
+
+
+# Settings of objectives that assign images to prototypes. ---------------------
+
+
+def check_feature_queue(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses a queue of features that whole batches do not fill."""
+  if rest := cfg.queue.capacity % cfg.batch_size:
+    raise UserError(
+      f'queue.capacity is {cfg.queue.capacity}, no multiple of batch_size '
+      f'{cfg.batch_size}: set it to {cfg.queue.capacity - rest} or '
+      f'{cfg.queue.capacity - rest + cfg.batch_size}; 0 is no queue.'
+    )
+
+
+def check_prototypes(cfg: ml_collections.ConfigDict, num_classes: int) -> int:
+  """K, of an objective whose first prototypes are the classes.
+
+  Args:
+    cfg: prototypes.number, 0: as many as there are classes.
+    num_classes: of the data set.
+
+  Raises:
+    UserError: fewer prototypes than classes.
+  """
+  number = cfg.prototypes.number or num_classes
+  if number < num_classes:
+    raise UserError(
+      f'prototypes.number is {number}, but the data set has {num_classes:,} '
+      'classes, which need one each: set it to as many or more, or to 0.'
+    )
+  return number

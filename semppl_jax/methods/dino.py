@@ -10,25 +10,17 @@ Shapes: as in `base`, with K prototypes; W large views have assignments.
 """
 
 import math
-from typing import NamedTuple
 
 import chex
-import jax
-import jax.numpy as jnp
 import ml_collections
 
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.losses import clustering
+from semppl_jax.memory import center
 from semppl_jax.methods import base
 from semppl_jax.models.heads import PrototypeHead
 from semppl_jax.utils import ramps
-
-
-class Memory(NamedTuple):
-  """What lasts from step to step."""
-
-  center: jax.Array  # c [K] float32, of the target's scores
 
 
 def build(
@@ -44,7 +36,7 @@ def build(
       epochs=cfg.loss.target_temperature_epochs,
       steps=facts.steps,
     )
-    return jax.nn.softmax((scores - memory.center) / temperature)
+    return center.assign(memory, scores, temperature)
 
   # Of the whole batch: a mean over microbatches would not say how many
   # prototypes are used.
@@ -52,7 +44,7 @@ def build(
     q = assign(batch.local_target['scores'], memory, batch.step)
     return memory, clustering.assignment_metrics(q, parallel.pmean)
 
-  def loss(inputs: base.Inputs, memory: Memory) -> base.Result:
+  def loss(inputs: base.Inputs, memory: center.Center) -> base.Result:
     scores = inputs.online['scores']  # [V, b, K]
     q = assign(inputs.target['scores'], memory, inputs.batch.step)  # [W, b, K]
     dims = base.dimensions(inputs)
@@ -67,9 +59,8 @@ def build(
   # number of microbatches. Scores stay where they are: [K] travels.
   def update(memory, batch, shared, kept):
     del shared, kept
-    mean = parallel.pmean(batch.local_target['scores'].mean(axis=(0, 1)))
-    keep = cfg.loss.center_momentum
-    return Memory(keep * memory.center + (1 - keep) * mean)
+    scores = batch.local_target['scores']
+    return center.follow(memory, scores, cfg.loss.center_momentum)
 
   return base.Method(
     heads=PrototypeHead(
@@ -84,10 +75,10 @@ def build(
     ),
     loss=loss,
     target_views=base.large_views,
-    init=lambda: Memory(jnp.zeros(number)),
+    init=lambda: center.init(number),
     prepare=prepare,
     update=update,
-    shards=Memory(-1),
+    shards=center.SHARDS,
     chance={'loss/swapped': math.log(number)},  # all assignments are uniform
     advice=(
       'a lower loss.target_temperature',

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 import chex
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from semppl_jax.distributed import parallel
@@ -74,9 +73,7 @@ def build(
   ):
     del shared
     begun = batch.step >= facts.steps(cfg.queue.start_epoch)
-    label = jnp.where(begun, 0, -1)  # -1 does not enter
-    labels = jnp.full_like(batch.labels, label)
-    return label_queue.push(queue, kept['projection'], labels, batch.ids)
+    return label_queue.push_all(queue, kept['projection'], batch.ids, begun)
 
   method = base.Method(
     heads=heads.PrototypeHead(
@@ -200,12 +197,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f"{cfg.views.num_small}, but method 'swav' predicts one view from "
       'another: set views.num_large to 2.'
     )
-  if rest := cfg.queue.capacity % cfg.batch_size:
-    raise UserError(
-      f'queue.capacity is {cfg.queue.capacity}, no multiple of batch_size '
-      f'{cfg.batch_size}: set it to {cfg.queue.capacity - rest} or '
-      f'{cfg.queue.capacity - rest + cfg.batch_size}; 0 is no queue.'
-    )
+  base.check_feature_queue(cfg)
 
 
 def doubts(

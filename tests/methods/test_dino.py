@@ -19,7 +19,8 @@ from benchmarks import hlo
 from semppl_jax import methods, types
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
-from semppl_jax.methods import base, dino
+from semppl_jax.memory import center as center_lib
+from semppl_jax.methods import base
 from semppl_jax.models import networks
 from semppl_jax.models.batch_norm import BatchNorm
 from semppl_jax.train import run as run_lib
@@ -42,7 +43,7 @@ def _look(method, online, target, center, step):
 
   Arguments have a leading axis of devices, but for the centre and the step.
   """
-  memory = dino.Memory(jnp.asarray(center))
+  memory = center_lib.Center(jnp.asarray(center))
 
   def one(online, target):
     projection = jnp.zeros((*online.shape[:2], 3))
