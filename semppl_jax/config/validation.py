@@ -115,11 +115,6 @@ def _check_init(cfg: ml_collections.ConfigDict) -> None:
       f'init_modules is {modules!r}; it must be all, or names with commas '
       'between them, such as encoder,projector.'
     )
-  if modules != 'all' and not cfg.init:
-    raise UserError(
-      f'init_modules is {modules!r}, but init is empty: set '
-      '--config.init=CHECKPOINT.'
-    )
 
 
 def _check_parts(cfg: ml_collections.ConfigDict, num_devices: int) -> None:

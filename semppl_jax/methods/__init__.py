@@ -116,11 +116,16 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
     UserError: one line that names the setting, its value and what would do.
   """
   check_kinds(cfg)
-  module = get(cfg.method)
+  module, usual = get(cfg.method), default(cfg.method)
   checks.check_ranges(cfg, _only_known(validation.RANGES | module.RANGES, cfg))
   choices = validation.CHOICES | getattr(module, 'CHOICES', {})
   checks.check_choices(cfg, choices)
   validation.validate(cfg, num_devices)
+  if not cfg.init and cfg.init_modules not in ('all', usual.init_modules):
+    raise UserError(
+      f'init_modules is {cfg.init_modules!r}, but init is empty: set '
+      '--config.init=CHECKPOINT.'
+    )
   if hasattr(module, 'validate'):
     module.validate(cfg, num_devices)
 

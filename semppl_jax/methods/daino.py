@@ -80,7 +80,7 @@ def build(
       batch_norm=cfg.projector.batch_norm,
       activation='gelu',
       weight_norm=True,
-      scale_trained=True,
+      scale_trained=cfg.prototypes.scale_trained,
       init='normal',
     ),
     loss=loss,
@@ -165,6 +165,8 @@ def default() -> ml_collections.ConfigDict:
   cfg.prototypes = {
     # K, the first of which are the classes; 0: as many as classes [P]
     'number': 0,
+    # Their lengths are parameters; False: all have length 1, as DINO's [P]
+    'scale_trained': True,
   }
   return cfg
 

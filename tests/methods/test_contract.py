@@ -139,8 +139,16 @@ def _step(name, number, parts=1, bn_in_training=True):
   return tiny.map_step(step, number)
 
 
-def _batches(labels=_LABELS):
-  return [tiny.make_batch(labels, seed) for seed in range(2)]
+def _batches(name, labels=_LABELS):
+  batches = [tiny.make_batch(labels, seed) for seed in range(2)]
+  if not _has_support(name):
+    return batches
+  support = tiny.make_batch([0, 1, 2, 0, 1, 2, 0, 1], seed=2)
+  return [batch._replace(support=support) for batch in batches]
+
+
+def _has_support(name):
+  return 'support' in methods.default(name)
 
 
 @functools.cache
@@ -149,7 +157,7 @@ def _on_one_device(name):
   run = _run(name)
   state = tiny.first_state(run, 1)
   states, seen = [_to_host(run, state, 1)], []
-  for batch in _batches():
+  for batch in _batches(name):
     state, told = tiny.run_steps(_step(name, 1), state, [batch], 1)
     states.append(_to_host(run, state, 1))
     seen += told
@@ -189,7 +197,7 @@ def test_the_number_of_devices_changes_nothing(name):
   states, seen = _on_one_device(name)
   four = _from_host(run, states[0], 4)
   four, [(scalars, labels)] = tiny.run_steps(
-    _step(name, 4), four, _batches()[:1], 4
+    _step(name, 4), four, _batches(name)[:1], 4
   )
   np.testing.assert_array_equal(labels, seen[0][1])
   for key, value in seen[0][0].items():
@@ -203,7 +211,7 @@ def test_the_number_of_devices_changes_nothing(name):
   chex.assert_trees_all_equal(integers(found), integers(states[1]))
   # It goes on, from what one device had saved, to what one device makes of it.
   after, [(_, labels)] = tiny.run_steps(
-    _step(name, 4), _from_host(run, states[1], 4), _batches()[1:], 4
+    _step(name, 4), _from_host(run, states[1], 4), _batches(name)[1:], 4
   )
   np.testing.assert_array_equal(labels, seen[1][1])
   _assert_close(_to_host(run, after, 4), states[2], rtol=1e-4)
@@ -217,7 +225,7 @@ def test_a_run_taken_up_again_goes_on_bit_for_bit(name):
   kinds = state_lib.abstract_state(fresh, run.setup.method, 1)
   chex.assert_trees_all_equal_shapes_and_dtypes(kinds, states[1])
   after, [(scalars, labels)] = tiny.run_steps(
-    _step(name, 1), _from_host(run, states[1], 1), _batches()[1:], 1
+    _step(name, 1), _from_host(run, states[1], 1), _batches(name)[1:], 1
   )
   chex.assert_trees_all_equal(_to_host(run, after, 1), states[2])
   np.testing.assert_array_equal(labels, seen[1][1])
@@ -229,11 +237,12 @@ def test_an_empty_memory_and_no_label_give_numbers(name):
   run = _run(name)
   nobody = [-1] * tiny.BATCH
   state, seen = tiny.run_steps(
-    _step(name, 1), tiny.first_state(run, 1), _batches(nobody), 1
+    _step(name, 1), tiny.first_state(run, 1), _batches(name, nobody), 1
   )
   for scalars, labels in seen:
     chex.assert_tree_all_finite(scalars)
-    if run.setup.method.teacher is None:
+    # Teachers know some, and images of a support have some.
+    if run.setup.method.teacher is None and not _has_support(name):
       np.testing.assert_array_equal(labels, -1)
   chex.assert_tree_all_finite(_to_host(run, state, 1))
 
@@ -292,7 +301,7 @@ def test_microbatches_are_the_whole_batch(name):
     run = _run(name, parts, False)
     state, [(scalars, labels)] = tiny.run_steps(
       _step(name, 2, parts, False), _from_host(run, begun, 2),
-      _batches()[:1], 2, parts=parts,
+      _batches(name)[:1], 2, parts=parts,
     )  # fmt: skip
     found.append((_to_host(run, state, 2), scalars, labels))
   (whole, scalars, labels), (parts, same, in_parts) = found
@@ -333,7 +342,7 @@ def test_uncompiled_and_unmapped_it_gives_the_same(name):
   )
   with chex.fake_pmap_and_jit():
     mapped = parallel.map_step(step, jax.devices()[:1], donate=False)
-    batch = jax.tree.map(jnp.asarray, parallel.shard(_batches()[0], 1))
+    batch = jax.tree.map(jnp.asarray, parallel.shard(_batches(name)[0], 1))
     state = jax.tree.map(lambda x: jnp.asarray(x)[None], states[0])
     _, scalars, labels = mapped(state, batch, jax.random.key(0))
   np.testing.assert_array_equal(labels[0], seen[0][1])
