@@ -3,8 +3,8 @@
 pietroastolfi/suave-daino at 9adf13d. golden_data/daino_steps.npz:
 main_daino.train_one_epoch over two epochs of two steps without mixing, networks
 in training mode, of a spatial mean, Linear without bias - BatchNorm - ReLU, a
-head without BatchNorm and with fixed lengths, B 4, 3 labelled images, 2 large and 2 small views; AdamW
-with a weight decay that rises.
+head without BatchNorm, prototypes of length 1, B 4, 3 labelled images, 2 large
+and 2 small views; AdamW with a weight decay that rises.
 """
 
 import functools
