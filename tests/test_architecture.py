@@ -138,7 +138,7 @@ def test_upward_and_sideways_imports_are_found():
 # What an objective's file may import, besides `config` and `errors`.
 _FOR_METHODS = {
   'config', 'errors', 'types', 'losses', 'memory', 'distributed', 'methods',
-  'models',
+  'models', 'utils',
 }  # fmt: skip
 _NO_METHODS = ('__init__', 'base')
 

@@ -50,10 +50,11 @@ def make_views(
   """Draws all views of a batch.
 
   Large views alternate between type A and type B, and so do small ones; the
-  types differ in the probabilities of blur and of solarize. With masks, some
-  large views see the foreground alone, on mid-grey (ReLICv2's saliency masking;
-  how often is our setting), or on colours that tell nothing (our setting, after
-  the background augmentations of Ryali et al., arXiv 2103.12719).
+  types differ in the probabilities of blur and of solarize, for which small
+  views may have one of their own. With masks, some large views see the
+  foreground alone, on mid-grey (ReLICv2's saliency masking; how often is our
+  setting), or on colours that tell nothing (our setting, after the background
+  augmentations of Ryali et al., arXiv 2103.12719).
 
   Args:
     keys: [b] typed keys, one per image. Views number 0..V_L-1 are the large
@@ -88,8 +89,10 @@ def make_views(
   sizes = sizes.astype(jnp.float32)
   of_one_size = functools.partial(_of_one_size, cfg=cfg, precision=precision)
   small_views = of_one_size(
-    small, images, sizes, None, size=cfg.small_size, area=cfg.small_area
-  )
+    small, images, sizes, None, size=cfg.small_size, area=cfg.small_area,
+    blurs=_of_small(cfg.small_blur, cfg.blur),
+    solarizes=_of_small(cfg.small_solarize, cfg.solarize),
+  )  # fmt: skip
   hidden = None
   if masks is not None and cfg.saliency:
     of_large = numbers[: cfg.num_large]
@@ -102,9 +105,15 @@ def make_views(
     parts = [images, grey] + ([shown] if cfg.background == 'colours' else [])
     images = jnp.concatenate(parts, axis=-1)  # [b, H, W, 6 or 7]
   large_views = of_one_size(
-    large, images, sizes, hidden, size=cfg.large_size, area=cfg.large_area
-  )
+    large, images, sizes, hidden, size=cfg.large_size, area=cfg.large_area,
+    blurs=cfg.blur, solarizes=cfg.solarize,
+  )  # fmt: skip
   return types.Views(large_views, small_views)
+
+
+def _of_small(own, of_large):
+  """Probabilities in small views of type A, of type B."""
+  return of_large if own is None else (own, own)
 
 
 def _draw(keys: jax.Array, numbers: jax.Array, count: int) -> jax.Array:
@@ -117,13 +126,11 @@ def _draw(keys: jax.Array, numbers: jax.Array, count: int) -> jax.Array:
   return jax.vmap(over_images, in_axes=(0, None))(numbers, keys)
 
 
-def _of_one_size(draws, images, sizes, hidden, *, size, area, cfg, precision):
+def _of_one_size(draws, images, sizes, hidden, *, size, **settings):
   """Views [v, b, size, size, 3] of all images, from their numbers [v, b, n]."""
   if not len(draws):
     return jnp.zeros((0, len(images), size, size, 3))
-  one = functools.partial(
-    _view, size=size, area=area, cfg=cfg, precision=precision
-  )
+  one = functools.partial(_view, size=size, **settings)
   per_image = None if hidden is None else 0
   over_images = jax.vmap(one, in_axes=(0, 0, 0, per_image, None))
   kinds = jnp.arange(len(draws)) % 2  # A, B, A, B, ..
@@ -131,7 +138,10 @@ def _of_one_size(draws, images, sizes, hidden, *, size, area, cfg, precision):
   return over_views(images, sizes, draws, hidden, kinds)
 
 
-def _view(image, shape, draws, hidden, kind, *, size, area, cfg, precision):
+def _view(
+    image, shape, draws, hidden, kind,
+    *, size, area, blurs, solarizes, cfg, precision,
+):  # fmt: skip
   """One view [size, size, 3] of one image; what can never act is left out."""
   ends = np.cumsum(list(_DRAWS.values()))[:-1]
   draw = dict(zip(_DRAWS, jnp.split(draws, ends)))
@@ -157,14 +167,14 @@ def _view(image, shape, draws, hidden, kind, *, size, area, cfg, precision):
   if cfg.grayscale:
     image = maybe('grayscale', cfg.grayscale, grayscale(image))
   radius = int(int(cfg.blur_kernel * size) / 2)
-  if radius and any(cfg.blur):
+  if radius and any(blurs):
     low, high = cfg.blur_sigma
     sigma = low + (high - low) * draw['sigma'][0]
     blurred = blur(image, sigma, radius=radius, precision=precision)
-    image = maybe('blur', jnp.asarray(cfg.blur)[kind], blurred)
-  if any(cfg.solarize):
+    image = maybe('blur', jnp.asarray(blurs)[kind], blurred)
+  if any(solarizes):
     solarized = pix.solarize(image, cfg.solarize_threshold)
-    image = maybe('solarize', jnp.asarray(cfg.solarize)[kind], solarized)
+    image = maybe('solarize', jnp.asarray(solarizes)[kind], solarized)
   return jnp.clip(image, 0, 1)
 
 

@@ -177,6 +177,10 @@ def _views() -> dict[str, Any]:
     'blur_sigma': (0.1, 2.0),  # pixels, lowest and highest [P]
     'solarize': (0.0, 0.2),  # probability in views of type A, of type B [P]
     'solarize_threshold': 0.5,  # brighter values are inverted [P]
+    # Probability of blur in small views; None: as in large ones, by type [ours]
+    'small_blur': config_dict.placeholder(float),
+    # Probability of solarize in small views; None: likewise [ours]
+    'small_solarize': config_dict.placeholder(float),
     'one_pass': False,  # views of a size share statistics [ours]
   }
 
@@ -184,16 +188,26 @@ def _views() -> dict[str, Any]:
 def _optimizer() -> dict[str, Any]:
   """Optimiser and learning rate."""
   return {
-    'name': 'lars',  # or adamw, sgd, sgd_l2 (SGD with weight decay)
+    # Or adamw, sgd, sgd_l2 (SGD with weight decay), larc (SwAV's)
+    'name': 'lars',
     'learning_rate': 0.3,  # of the peak, before its scaling [ours]
     # With the batch size: linear, times B / 256, or sqrt, times the root of B
     # (SimCLR's) [P]
     'scaling': 'linear',
     'warmup_epochs': 10.0,  # until the rate has its peak [ours]
-    # Of lars, adamw: of weights only; of sgd_l2: of all parameters [ours]
+    # Of the warm-up's steps: byol, the first has the start, the one after the
+    # last has the peak; swav (DINO's, too), the first and the last have them;
+    # mira, none has them [P]
+    'warmup_kind': 'byol',
+    'start_learning_rate': 0.0,  # where the warm-up begins, scaled alike [P]
+    'final_learning_rate': 0.0,  # where the cosine ends, scaled alike [P]
+    # The largest norm of a gradient, of each parameter by itself (DINO's); 0:
+    # any [ours]
+    'clip': 0.0,
+    # Of lars, adamw: of weights only; of sgd_l2, larc: of all parameters [ours]
     'weight_decay': 1e-6,
-    'momentum': 0.9,  # of lars, sgd, sgd_l2 [ours]
-    'trust_coefficient': 1e-3,  # of lars [ours]
+    'momentum': 0.9,  # of lars, sgd, sgd_l2, larc [ours]
+    'trust_coefficient': 1e-3,  # of lars, larc [ours]
     # Of lars: False, the rate is applied after the momentum (BYOL's); True,
     # it is in what the momentum sums up (SimCLR's) [P]
     'rate_in_momentum': False,

@@ -25,6 +25,12 @@ _ADDED = {
   'optimizer.scaling': 'linear',
   'optimizer.rate_in_momentum': False,
   'views.brightness_mode': 'add',
+  'optimizer.warmup_kind': 'byol',
+  'optimizer.start_learning_rate': 0.0,
+  'optimizer.final_learning_rate': 0.0,
+  'optimizer.clip': 0.0,
+  'views.small_blur': None,
+  'views.small_solarize': None,
 }
 # Likewise, of SemPPL's own.
 _ADDED_TO_SEMPPL = {

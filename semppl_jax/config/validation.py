@@ -61,6 +61,9 @@ RANGES = SHARED_RANGES | {
   'views.grayscale': (0, 1),
   'views.blur_kernel': (0, 1),
   'views.solarize_threshold': (0, 1),
+  'optimizer.start_learning_rate': (0, None),
+  'optimizer.final_learning_rate': (0, None),
+  'optimizer.clip': (0, None),
   'optimizer.weight_decay': (0, None),
   'optimizer.momentum': (0, 1),
   'optimizer.trust_coefficient': (0, None),
@@ -73,6 +76,7 @@ CHOICES = SHARED_CHOICES | {
   'views.background': ('grey', 'colours'),
   'views.brightness_mode': ('add', 'multiply'),
   'optimizer.scaling': ('linear', 'sqrt'),
+  'optimizer.warmup_kind': ('byol', 'swav', 'mira'),
   'watchdog.action': ('stop', 'roll_back'),
   'encoder.stem': ('imagenet', 'small'),
   'encoder.padding': ('same', 'symmetric'),
@@ -123,6 +127,8 @@ def _check_views(cfg: ml_collections.ConfigDict) -> None:
       raise UserError(
         f'views.{key} is {cfg.views[key]}; it must be two numbers from 0 to 1.'
       )
+    if cfg.views[f'small_{key}'] is not None:
+      checks.check_ranges(cfg, {f'views.small_{key}': (0, 1)})
 
 
 def check_devices(cfg: ml_collections.ConfigDict, num_devices: int) -> None:

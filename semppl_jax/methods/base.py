@@ -150,6 +150,10 @@ class Method(NamedTuple):
     labels_train: pseudo-labels of the method's own take part in its loss, so
       that one of them may take over.
     advice: settings to try if one does, the best first.
+    frozen: {Haiku module of the online network: first so many steps in which
+      neither its weights nor the optimiser's state of them change}.
+    unit_rows: Haiku modules of the online network whose matrices [K, d] have
+      rows of length 1: made so at the beginning and after every update.
     accumulates: whether a batch may be taken in parts.
   """
 
@@ -169,6 +173,8 @@ class Method(NamedTuple):
   chance: Mapping[str, float] = {}
   labels_train: bool = False
   advice: tuple[str, ...] = ()
+  frozen: Mapping[str, int] = {}
+  unit_rows: tuple[str, ...] = ()
   accumulates: bool = True
 
 

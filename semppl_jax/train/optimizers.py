@@ -4,13 +4,14 @@ None has a clock: what `build` gives takes the learning rate as an argument,
 `update(grads, state, params, learning_rate=rate)`, so that the train state's
 step is the only one. Trees are Haiku's, {module: {name: array}}. Biases and
 BatchNorm's parameters take part in neither weight decay nor LARS's trust ratio;
-`sgd_l2` alone lets them decay.
+`sgd_l2` and `larc` alone treat all parameters alike.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from semppl_jax import errors
@@ -112,7 +113,58 @@ def sgd_l2(
   )
 
 
-OPTIMIZERS = {'lars': lars, 'adamw': adamw, 'sgd': sgd, 'sgd_l2': sgd_l2}
+def larc(
+  *, weight_decay: float, momentum: float, trust_coefficient: float
+) -> optax.GradientTransformation:
+  """LARC, SwAV's optimiser, as apex has it (apex/parallel/LARC.py, clip=False).
+
+  u = trust |p| / (|g| + wd |p| + 1e-8) (g + wd p), or g itself, without decay,
+  where |p| or |g| is 0; then momentum, m = momentum m + u. It differs from
+  `lars` in the denominator, and in that every parameter takes part, biases and
+  BatchNorm's too: those that begin as 0 make one step of the raw gradient.
+
+  Args:
+    weight_decay: wd, times the parameter.
+    momentum: decay of the trace.
+    trust_coefficient: trust.
+  """
+
+  def scaled(grad, param):
+    length, size = jnp.linalg.norm(grad), jnp.linalg.norm(param)
+    ratio = trust_coefficient * size / (length + weight_decay * size + 1e-8)
+    decayed = ratio * (grad + weight_decay * param)
+    return jnp.where((length > 0) & (size > 0), decayed, grad)
+
+  def update(grads, params):
+    return jax.tree.map(scaled, grads, params)
+
+  return optax.chain(optax.stateless(update), optax.trace(momentum))
+
+
+OPTIMIZERS = {
+  'lars': lars,
+  'adamw': adamw,
+  'sgd': sgd,
+  'sgd_l2': sgd_l2,
+  'larc': larc,
+}
+
+
+def clip_each(grads: optax.Updates, longest: float) -> optax.Updates:
+  """Gradient clipping, of each parameter's gradient by itself.
+
+  g times min(1, longest / (|g| + 1e-6)), and not by the norm of all together
+  (facebookresearch/dino, utils.py, clip_gradients).
+
+  Args:
+    grads: of all parameters.
+    longest: what |g| may be.
+  """
+
+  def clip(grad):
+    return grad * jnp.minimum(1, longest / (jnp.linalg.norm(grad) + 1e-6))
+
+  return jax.tree.map(clip, grads)
 
 
 def rate_last(

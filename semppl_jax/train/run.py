@@ -134,6 +134,7 @@ def build_optimizer(
     'adamw': decay | {'b1': opt.b1, 'b2': opt.b2},
     'sgd': momentum,
     'sgd_l2': decay | momentum,
+    'larc': decay | momentum | {'trust_coefficient': opt.trust_coefficient},
   }
   return optimizers.build(opt.name, **own.get(opt.name, {}))
 

@@ -2,7 +2,7 @@
 
 Steps may be traced or Python ints; values are float32 scalars. The formulas
 are those of BYOL's and SemPPL's public releases; scaling by the root of the
-batch size is SimCLR's.
+batch size is SimCLR's, warm-ups of other kinds are SwAV's and MIRA's.
 """
 
 import math
@@ -10,10 +10,21 @@ import math
 import jax
 import jax.numpy as jnp
 
+from semppl_jax.utils import ramps
+
 # The peak of the learning rate over its base, by the batch size.
 SCALINGS = {
   'linear': lambda batch_size: batch_size / 256,
   'sqrt': lambda batch_size: batch_size**0.5,
+}
+# How much of the rise is over after so many of the warm-up's steps, from none
+# at its first step to all at the one after it (byol), from none at its first to
+# all at its last (swav: SwAV's main_swav.py, DINO's utils.py), or from none
+# before it to all after it (mira: MIRA's src/scheduler.py).
+WARMUPS = {
+  'byol': ramps.fraction,
+  'swav': lambda step, steps: ramps.fraction(step, steps - 1),
+  'mira': lambda step, steps: ramps.fraction(step + 1, steps + 1),
 }
 
 
@@ -25,25 +36,36 @@ def learning_rate(
   total_steps: int,
   warmup_steps: int,
   scaling: str = 'linear',
+  start: float = 0.0,
+  final: float = 0.0,
+  warmup_kind: str = 'byol',
 ) -> jax.Array:
-  """Linear warm-up to base x batch_size / 256, then a cosine to 0.
+  """Linear warm-up to base x batch_size / 256, then a cosine to the final rate.
 
   Args:
-    step: updates done so far; step 0 has rate 0 if there is a warm-up.
+    step: updates done so far; step 0 has the rate `start` if there is a
+      warm-up, a little more with warmup_kind 'mira'.
     base: learning rate for 256 images; with scaling 'sqrt' for one image.
     batch_size: B, global.
-    total_steps: the rate is 0 from here on.
+    total_steps: the rate is final from here on.
     warmup_steps: the rate has its peak here; a run no longer than its warm-up
       never gets past it.
     scaling: a key of SCALINGS; 'sqrt': the peak is base x sqrt(batch_size).
+    start: where the warm-up begins, scaled as `base` is.
+    final: where the cosine ends, likewise.
+    warmup_kind: a key of WARMUPS.
 
   Returns:
     [] float32.
   """
-  peak = base * SCALINGS[scaling](batch_size)
-  rise = _fraction(step, warmup_steps)
-  decay = _cosine(_fraction(step - warmup_steps, total_steps - warmup_steps))
-  return peak * jnp.where(step < warmup_steps, rise, decay)
+  scale = SCALINGS[scaling](batch_size)
+  rise = WARMUPS[warmup_kind](step, warmup_steps)
+  decay = ramps.cosine(
+    step - warmup_steps, 1.0, 0.0, total_steps - warmup_steps
+  )
+  warms_up = step < warmup_steps
+  lowest = jnp.where(warms_up, start * scale, final * scale)
+  return lowest + (base * scale - lowest) * jnp.where(warms_up, rise, decay)
 
 
 def ema_rate(
@@ -60,7 +82,7 @@ def ema_rate(
   """
   if constant:
     return jnp.float32(base)
-  return 1 - (1 - base) * _cosine(_fraction(step, total_steps))
+  return ramps.cosine(step, base, 1.0, total_steps)
 
 
 def to_steps(epochs: float, *, num_examples: int, batch_size: int) -> int:
@@ -74,14 +96,3 @@ def to_steps(epochs: float, *, num_examples: int, batch_size: int) -> int:
   exact = epochs * num_examples / batch_size
   # 0.29 * 100 is 28.999...: meant as 29.
   return max(1, math.floor(exact + 1e-6))
-
-
-def _fraction(step: jax.Array | int, duration: int) -> jax.Array:
-  """How much of the duration is over, [] float32 in [0, 1]."""
-  step = jnp.asarray(step, jnp.float32)
-  return jnp.clip(step / max(duration, 1), 0, 1)
-
-
-def _cosine(fraction: jax.Array) -> jax.Array:
-  """From 1 down to 0 over half a period."""
-  return 0.5 * (1 + jnp.cos(jnp.pi * fraction))

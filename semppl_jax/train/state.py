@@ -14,7 +14,7 @@ from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base
 from semppl_jax.models import networks as networks_lib
-from semppl_jax.train import initial_weights
+from semppl_jax.train import constraints, initial_weights
 
 
 class TrainState(NamedTuple):
@@ -56,16 +56,21 @@ def init(
   size = cfg.views.large_size
   images = jnp.zeros((2, size, size, 3), jnp.float32)
   params, state = jax.jit(nets.init)(jax.random.key(cfg.seed), images)
+  constraints.check(method, params)
   has_target = method.target_views is not None
   target_tree = nets.target_tree if has_target else lambda tree: {}
   target = target_tree(params), target_tree(state)
   if start is not None:
     (params, state), target = start.replace((params, state), target_tree)
+  params, target_params = (
+    constraints.unit_rows(tree, method.unit_rows)
+    for tree in (params, target[0])
+  )
   whole = TrainState(
     step=jnp.zeros((), jnp.int32),
     online_params=params,
     online_state=state,
-    target_params=target[0],
+    target_params=target_params,
     target_state=target[1],
     opt_state=optimizer.init(params),
     memory=method.init(),

@@ -23,7 +23,7 @@ from semppl_jax.memory import pseudo_labels
 from semppl_jax.methods import base
 from semppl_jax.models import multicrop
 from semppl_jax.models import networks as networks_lib
-from semppl_jax.train import microbatch, schedules
+from semppl_jax.train import constraints, microbatch, optimizers, schedules
 from semppl_jax.train.state import TrainState
 
 
@@ -378,13 +378,25 @@ def apply_gradients(
     total_steps=setup.total_steps,
     warmup_steps=setup.warmup_steps,
     scaling=cfg.optimizer.scaling,
+    start=cfg.optimizer.start_learning_rate,
+    final=cfg.optimizer.final_learning_rate,
+    warmup_kind=cfg.optimizer.warmup_kind,
   )
+  metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': rate}
+  if cfg.optimizer.clip:
+    grads = optimizers.clip_each(grads, cfg.optimizer.clip)
   updates, opt_state = setup.optimizer.update(
     grads, state.opt_state, state.online_params, learning_rate=rate
   )
   online_params = optax.apply_updates(state.online_params, updates)
+  online_params = constraints.unit_rows(online_params, setup.method.unit_rows)
+  online_params, opt_state = constraints.keep_frozen(
+    state.step,
+    (state.online_params, state.opt_state),
+    (online_params, opt_state),
+    setup.method.frozen,
+  )
   updated = state._replace(online_params=online_params, opt_state=opt_state)
-  metrics = {'grad_norm': optax.tree.norm(grads), 'learning_rate': rate}
   if setup.method.target_views is None:
     return updated, metrics
 

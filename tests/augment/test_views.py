@@ -345,6 +345,37 @@ def test_certain_operations_act_in_views_of_their_type():
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
 
 
+def test_small_views_may_have_probabilities_of_their_own():
+  changes = {
+    'num_large': 2,
+    'num_small': 2,
+    'large_size': 20,
+    'small_size': 20,
+    'small_area': (1.0, 1.0),
+    'blur_sigma': (1.5, 1.5),
+    'blur_kernel': 0.25,
+    'solarize_threshold': 0.4,
+  }
+  images = photos(2, 20, 20)
+  plain = images / np.float32(255)
+  solarized = np.where(plain < 0.4, plain, 1 - plain)
+  blurred = jax.vmap(lambda image: pix.gaussian_blur(image, 1.5, 5))(plain)
+
+  def check(own, large, small):
+    found = make(settings(**STILL | changes | own), images)
+    wanted = np.stack([*large, *small])
+    np.testing.assert_allclose(np.concatenate(found), wanted, rtol=0, atol=2e-6)
+
+  some = {'blur': (1.0, 0.0)}
+  check(some, [blurred, plain], [blurred, plain])  # by their type
+  check(some | {'small_blur': 0.0}, [blurred, plain], [plain] * 2)
+  check({'small_blur': 1.0}, [plain] * 2, [blurred] * 2)
+  some = {'solarize': (0.0, 1.0)}
+  check(some, [plain, solarized], [plain, solarized])
+  check(some | {'small_solarize': 0.0}, [plain, solarized], [plain] * 2)
+  check({'small_solarize': 1.0}, [plain] * 2, [solarized] * 2)
+
+
 def test_flip_and_jitter_come_as_often_as_asked():
   changes = {
     'num_large': 2,

@@ -16,6 +16,7 @@ def test_choices_are_those_of_the_code_they_choose():
   assert known['encoder.padding'] == encoders.PADDINGS
   assert known['precision'] == networks.PRECISIONS
   assert known['optimizer.scaling'] == tuple(schedules.SCALINGS)
+  assert known['optimizer.warmup_kind'] == tuple(schedules.WARMUPS)
 
 
 def _valid():
@@ -64,6 +65,20 @@ def test_default_is_the_papers_setting_and_valid():
     ({'views__blur_sigma': (0.1,)}, 1, ('views.blur_sigma', '(0.1,)')),
     ({'loss__stop_gradient': 'entrophy'}, 1, ("'entrophy'", "mean 'entropy'")),
     ({'encoder__stem': 'smal'}, 1, ("'smal'", "mean 'small'")),
+    ({'optimizer__warmup_kind': 'sav'}, 1, ("'sav'", "mean 'swav'")),
+    ({'optimizer__clip': -1.0}, 1, ('optimizer.clip is -1.0', 'at least 0')),
+    (
+      {'optimizer__start_learning_rate': -0.1},
+      1,
+      ('optimizer.start_learning_rate is -0.1', 'at least 0'),
+    ),
+    (
+      {'optimizer__final_learning_rate': -0.1},
+      1,
+      ('optimizer.final_learning_rate is -0.1', 'at least 0'),
+    ),
+    ({'views__small_blur': 1.5}, 1, ('views.small_blur is 1.5', '0 to 1')),
+    ({'views__small_solarize': -0.5}, 1, ('small_solarize is -0.5', '0 to 1')),
     ({'encoder__padding': 'valid'}, 1, ("'valid'", 'same, symmetric')),
     ({'task': 'pretrian'}, 1, ("'pretrian'", "mean 'pretrain'")),
     (

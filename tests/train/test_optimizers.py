@@ -115,6 +115,65 @@ def test_lars_with_the_rate_in_the_momentum_equals_simclrs():
   assert step == 3 and len(set(file['rates'])) > 1
 
 
+def dino_tree(file, prefix):
+  weights = {'w': file[f'{prefix}_a'], 'b': file[f'{prefix}_b']}
+  zeros = np.zeros((2, 2), np.float32)
+  return {'net': weights, 'zero': {'w': file.get(f'{prefix}_z', zeros)}}
+
+
+def test_lars_equals_dinos():
+  file = golden.load('dino_optim.npz')
+  params = dino_tree(file, 'lars_before')
+  optimizer = optimizers.build(
+    'lars', weight_decay=0.1, momentum=0.9, trust_coefficient=0.01
+  )
+  opt_state = optimizer.init(params)
+  every, wanted = (dino_tree(file, f'lars_{x}') for x in ('grads', 'after'))
+  for step, rate in enumerate(file['lars_lr']):
+    grads = jax.tree.map(lambda x, i=step: x[i], every)
+    updates, opt_state = optimizer.update(
+      grads, opt_state, params, learning_rate=jnp.float32(rate)
+    )
+    params = optax.apply_updates(params, updates)
+    for name, value in by_name(params).items():
+      np.testing.assert_allclose(
+        value, by_name(wanted)[name][step], rtol=1e-6, atol=1e-6, err_msg=name
+      )
+  assert step == 2
+
+
+def test_clipping_equals_dinos():
+  file = golden.load('dino_optim.npz')
+  found = optimizers.clip_each(dino_tree(file, 'clip_in'), 1.5)
+  for name, wanted in by_name(dino_tree(file, 'clip_out')).items():
+    np.testing.assert_allclose(by_name(found)[name], wanted, rtol=1e-6)
+  # One of the three is short enough and stays as it is.
+  short = [key for key, x in by_name(found).items() if np.sum(x**2) < 1.5]
+  assert short == ['zero/w']
+
+
+def test_larc_by_hand():
+  params = {'a': {'w': jnp.array([3.0, 4.0]), 'b': jnp.array([2.0])}}
+  params |= {'batch_norm': {'scale': jnp.ones(4), 'offset': jnp.zeros(4)}}
+  grads = {'a': {'w': jnp.array([0.0, 2.0]), 'b': jnp.array([0.0])}}
+  grads |= {'batch_norm': {'scale': jnp.ones(4), 'offset': jnp.ones(4)}}
+  optimizer = optimizers.larc(
+    weight_decay=0.4, momentum=0.5, trust_coefficient=0.1
+  )
+  first, opt_state = optimizer.update(grads, optimizer.init(params), params)
+  second, _ = optimizer.update(grads, opt_state, params)
+  # 0.1 x 5 / (2 + 0.4 x 5) of (0, 2) + 0.4 (3, 4).
+  np.testing.assert_allclose(first['a']['w'], [0.15, 0.45], rtol=1e-6)
+  np.testing.assert_allclose(second['a']['w'], [0.225, 0.675], rtol=1e-6)
+  # Without a gradient there is no decay, either.
+  np.testing.assert_array_equal(first['a']['b'], [0.0])
+  # 0.1 x 2 / (2 + 0.4 x 2) of 1 + 0.4: BatchNorm's take part.
+  norm = first['batch_norm']
+  np.testing.assert_allclose(norm['scale'], np.full(4, 0.1), rtol=1e-6)
+  # What is 0 moves by the gradient itself.
+  np.testing.assert_array_equal(norm['offset'], np.ones(4))
+
+
 def test_where_the_rate_stands_matters_once_it_moves():
   params = {'a': {'w': jnp.array([3.0, 4.0])}}
   grads = {'a': {'w': jnp.array([0.0, 2.0])}}

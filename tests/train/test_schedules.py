@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,6 +98,79 @@ def test_presets_of_epochs_are_byols(preset):
     np.testing.assert_allclose(found, rate, rtol=1e-6, atol=1e-6)
     found = schedules.ema_rate(step, base=cfg.ema.base, total_steps=total)
     np.testing.assert_allclose(found, tau, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'name, base, kind, start, final',
+  [
+    ('swav_lr', 0.3, 'swav', 0.3 / 16, 3e-4),  # 4096 images: 4.8, 0.3, 0.0048
+    ('dino_lr', 0.3, 'swav', 0.0, 0.0048 * 256 / 4080),
+    ('mira_lr', 0.3, 'mira', 0.3 / 16, 0.0),
+  ],
+)
+@pytest.mark.parametrize('transform', (lambda f: f, jax.jit))
+def test_learning_rates_of_clustering_methods_are_the_releases(
+  name, base, kind, start, final, transform
+):
+  wanted = golden.load('clustering_schedules.npz')[name]
+  rate = transform(
+    lambda step: schedules.learning_rate(
+      step, base=base, batch_size=4080 if name == 'dino_lr' else 4096,
+      total_steps=30, warmup_steps=10, start=start, final=final,
+      warmup_kind=kind,
+    )
+  )  # fmt: skip
+  found = np.stack([rate(step) for step in range(30)])
+  np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_starts_and_finals_by_hand():
+  def rates(kind, warmup=4):
+    return [
+      schedules.learning_rate(
+        step, base=2.0, batch_size=512, total_steps=6, warmup_steps=warmup,
+        start=0.5, final=0.25, warmup_kind=kind,
+      )
+      for step in (0, 1, 2, 3, 4, 5, 6, 99)
+    ]  # fmt: skip
+
+  # All times 2: from 1 up to 4, down to 0.5 in two steps.
+  end = [4, 2.25, 0.5, 0.5]
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+  close(rates('byol'), [1, 1.75, 2.5, 3.25, *end])
+  close(rates('swav'), [1, 2, 3, 4, *end])
+  close(rates('mira'), [1.6, 2.2, 2.8, 3.4, *end])
+  # A warm-up of one step has its start, or what is between; none has neither.
+  assert [rates(kind, 1)[0] for kind in schedules.WARMUPS] == [1, 1, 2.5]
+  assert [rates(kind, 0)[0] for kind in schedules.WARMUPS] == [4, 4, 4]
+
+
+def test_the_usual_schedules_did_not_move_by_a_bit():
+  """Their formulas of before there were starts, ends and kinds."""
+
+  def fraction(step, duration):
+    return jnp.clip(jnp.asarray(step, jnp.float32) / max(duration, 1), 0, 1)
+
+  def cosine(x):
+    return 0.5 * (1 + jnp.cos(jnp.pi * x))
+
+  def before(step):
+    decay = cosine(fraction(step - 10, 90 - 10))
+    rate = jnp.where(step < 10, fraction(step, 10), decay)
+    return 0.3 * (4080 / 256) * rate, 1 - (1 - 0.996) * cosine(
+      fraction(step, 90)
+    )
+
+  def now(step):
+    return schedules.learning_rate(
+      step, base=0.3, batch_size=4080, total_steps=90, warmup_steps=10
+    ), schedules.ema_rate(step, base=0.996, total_steps=90)
+
+  every = jnp.arange(100)
+  for transform in (lambda f: f, jax.jit):
+    np.testing.assert_array_equal(
+      transform(jax.vmap(now))(every), transform(jax.vmap(before))(every)
+    )
 
 
 def test_learning_rate_by_hand():
