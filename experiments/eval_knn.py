@@ -4,6 +4,11 @@ Cosine similarity of encoder embeddings; k = 1, as the method itself votes.
 --config.knn.of=projection or prediction compares those instead. Variants: as in
 eval_linear.py.
 
+DINO weighs votes by exp(similarity / 0.07) and reports k = 10, 20, 100, 200;
+one search for all:
+--config.knn.vote=weighted --config.knn.k=20 \
+  --config.knn.more_k="(10,100,200)"
+
 Run: python -m semppl_jax.main --config=experiments/eval_knn.py:digits_20 \
   --config.checkpoint=runs/digits --workdir=runs/digits_knn
 """

@@ -333,7 +333,7 @@ def load_pretrained(
       of a pickle, a safetensors file or a run.
     image_size: side of what the network sees; None: as the checkpoint says.
     center: share of the shorter side that it sees; None: likewise.
-    **options: see `load_checkpoint`.
+    **options: see `load_checkpoint`, such as network='target'.
 
   Raises:
     CheckpointError: an unknown name (the line has the nearest ones, and what is

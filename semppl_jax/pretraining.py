@@ -248,6 +248,7 @@ def finish(
     )
   step = int(state.step[0])
   results = {'step': step} | scores | _without_network(run) | {
+      'network': run.cfg.evaluation.network,
       'num_labels': int(np.sum(run.labels >= 0)),
       'test_images': 0 if test is None else len(test),
       'unreadable_images': unreadable.on_all_hosts(),

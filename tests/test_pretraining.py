@@ -15,9 +15,13 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from semppl_jax import checkpoint, config, pretraining
+from semppl_jax import checkpoint, config, load_pretrained, pretraining
 from semppl_jax.errors import UserError
+from semppl_jax.report import predictions
+from semppl_jax.tools import convert
+from semppl_jax.train import initial_weights
 from semppl_jax.train import run as run_lib
+from semppl_jax.train import step as step_lib
 from semppl_jax.train import stop as stop_lib
 from semppl_jax.train.watchdog import NotFiniteError
 from semppl_jax.workdir import metrics, plots
@@ -370,3 +374,52 @@ def test_a_data_set_without_any_label_is_refused(tmp_path):
 def test_more_devices_than_there_are(tmp_path):
   with pytest.raises(UserError, match='num_devices is 99, but there are 8'):
     run_lib.prepare(tiny.make_config(num_devices=99))
+
+
+# -- The network that is evaluated --
+
+
+def _apart(state, batch, key, *, setup):
+  """A step that leaves a target network unlike the online one."""
+  new, scalars, labels = tiny.light_step(state, batch, key, setup=setup)
+  turned = jax.tree.map(lambda x: -x, new.target_params)
+  return new._replace(target_params=turned), scalars, labels
+
+
+def test_a_run_that_reports_its_target_network(tmp_path, monkeypatch):
+  """So do all that read it; a run that begins with it takes both."""
+  monkeypatch.setattr(step_lib, 'train_step', _apart)
+  usual = _run(tmp_path / 'online', evaluation__probes=False)
+  workdir = tmp_path / 'target'
+  found = _run(workdir, evaluation__probes=False, evaluation__network='target')
+  assert (usual['network'], found['network']) == ('online', 'target')
+  arrays, _ = _final_arrays(workdir)
+  model = load_pretrained(workdir)
+  jax.tree.map(
+    np.testing.assert_array_equal, dict(model.params), arrays.target_params
+  )
+  settings = json.loads((workdir / 'config.json').read_text())
+  network = predictions.restore(predictions.prepare(settings), workdir)
+  said = predictions.labelled(network)
+  images = np.stack([network.run.data.train[i]['image'] for i in said.rows])
+  np.testing.assert_allclose(
+    said.embeddings, model.embed(images), rtol=1e-4, atol=1e-5
+  )
+  online = load_pretrained(workdir, network='online').embed(images)
+  assert np.abs(online - said.embeddings).max() > 1e-3
+  run = run_lib.prepare(tiny.make_config(init=str(workdir), num_devices=1))
+  start = initial_weights.load(run, None)
+  for trees, name in ((start.online, 'online'), (start.target, 'target')):
+    wanted = getattr(arrays, f'{name}_params')
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      dict(trees[0]),
+      {module: wanted[module] for module in trees[0]},
+    )
+  # A file of the target network alone begins a run as any other does.
+  file = tmp_path / 'target.safetensors'
+  convert.convert(str(workdir), str(file))
+  run = run_lib.prepare(tiny.make_config(init=str(file), num_devices=1))
+  start = initial_weights.load(run, None)
+  assert start.target is None
+  assert start.online[0].keys() == arrays.target_params.keys()

@@ -251,6 +251,9 @@ def _watchdog() -> dict[str, Any]:
 def _evaluation() -> dict[str, Any]:
   """The evaluation at the end."""
   return {
+    # online, or target: whose encoder and predictions are evaluated, at the end
+    # and by the evaluation tasks unless they are told otherwise [ours]
+    'network': 'online',
     'batch_size': 256,  # images at once, in the evaluation at the end
     'center': 0.875,  # side of the crop / shorter side of the image [P]
     # So many unlabelled training images are looked at in the end: their

@@ -56,6 +56,9 @@ def default() -> ml_collections.ConfigDict:
   cfg.grid = _grid()
   cfg.knn = _knn()
   cfg.evaluation = {
+    # online, or target: of a run or a file that has both; '': the one that the
+    # run's method reports, of a file the online one
+    'network': '',
     'batch_size': 256,  # images at once, outside of training
   }
   cfg.robustness = _robustness()
@@ -139,6 +142,12 @@ def _knn() -> dict[str, Any]:
   """Nearest neighbours."""
   return {
     'k': 1,  # neighbours that vote, as in the method itself
+    # Other numbers of neighbours that results.json has the scores of, too
+    'more_k': (),
+    # majority, as in the method itself; weighted: a vote counts for
+    # exp(similarity / temperature), DINO's [P]
+    'vote': 'majority',
+    'temperature': 0.07,  # of weighted votes [P]
     'of': 'embedding',  # or projection, prediction: which output they are of
   }
 
@@ -186,6 +195,7 @@ _RANGES = config.SHARED_RANGES | {
   'optimizer.momentum': (0, 1),
   'optimizer.trust_coefficient': (0, None),
   'knn.k': (1, None),
+  'knn.temperature': (1e-6, None),
   'transfer.num_l2': (1, None),
   'transfer.max_iterations': (1, None),
   'transfer.steps': (1, None),
@@ -201,12 +211,14 @@ _CHOICES = config.SHARED_CHOICES | {
   'transfer.missing': ('error', 'skip'),
   'transfer.mode': ('linear', 'fine_tune'),
   'knn.of': ('embedding', 'projection', 'prediction'),
+  'knn.vote': ('majority', 'weighted'),
+  'evaluation.network': ('', 'online', 'target'),
 }
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of evaluation that cannot work, see `methods.validate`."""
-  config.check_kinds(cfg, default(), ('grid', 'robustness', 'transfer'))
+  config.check_kinds(cfg, default(), ('grid', 'knn', 'robustness', 'transfer'))
   config.check_ranges(cfg, _RANGES)
   config.check_choices(cfg, _CHOICES)
   config.check_one_subset(cfg)
@@ -231,11 +243,22 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       f'follow is on, but task {cfg.task} looks at one checkpoint: set '
       'follow=False.'
     )
+  _check_knn(cfg)
   _check_classifier(cfg)
   config.check_rising(cfg, 'crops.area', most=1)
   config.check_rising(cfg, 'crops.aspect')
   config.check_rising(cfg, 'transfer.l2')
   _check_grid(cfg)
+
+
+def _check_knn(cfg: ml_collections.ConfigDict) -> None:
+  more = cfg.knn.more_k
+  if not all(type(k) is int and k >= 1 for k in more):
+    raise UserError(f'knn.more_k is {more}; it must be whole numbers >= 1.')
+  if len({cfg.knn.k, *more}) <= len(more):
+    raise UserError(
+      f'knn.more_k is {more}, and knn.k is {cfg.knn.k}: the same value twice.'
+    )
 
 
 def _check_classifier(cfg: ml_collections.ConfigDict) -> None:

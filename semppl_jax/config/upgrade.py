@@ -19,6 +19,7 @@ RENAMED = {
 _ADDED = {
   'views.background': 'grey',
   'evaluation.baseline_images': 10_000,
+  'evaluation.network': 'online',
   'minutes': 10.0,
   'init': '',
   'init_modules': 'all',
@@ -47,6 +48,11 @@ _ADDED_TO_EVALUATIONS = {
   'optimizer.scaling': 'linear',
   'optimizer.trust_coefficient': 1e-3,
   'weights.classifier_on': 'encoder',
+  'weights.network': 'online',
+  'evaluation.network': '',
+  'knn.vote': 'majority',
+  'knn.temperature': 0.07,
+  'knn.more_k': [],
 }
 # What `supervised` has no use for.
 _NOT_SUPERVISED = (

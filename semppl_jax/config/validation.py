@@ -81,6 +81,7 @@ CHOICES = SHARED_CHOICES | {
   'encoder.stem': ('imagenet', 'small'),
   'encoder.padding': ('same', 'symmetric'),
   'precision': ('float32', 'bfloat16'),
+  'evaluation.network': ('online', 'target'),
 }
 
 

@@ -29,11 +29,13 @@ Forward = Callable[[Any, jax.Array], tuple[jax.Array, ...]]
 
 
 class Features(NamedTuple):
-  """What the online network says of N images, in the order of the source."""
+  """What a network says of N images, in the order of the source."""
 
   embeddings: np.ndarray  # [N, e] float32, the encoder's output
   votes: np.ndarray  # [N] int32, what the objective predicts, -1: nothing
-  guesses: np.ndarray  # [N] int32, the classifier's choice, -1: no classifier
+  # [N] int32, the choice of the classifier that trained along, on the online
+  # network in any case; -1: no classifier
+  guesses: np.ndarray
   readable: np.ndarray  # [N] bool, whether the image could be decoded
 
 
@@ -46,13 +48,13 @@ def features(
   devices: list[jax.Device],
   on_unreadable: pipeline.OnUnreadable | None = None,
 ) -> Features:
-  """Features of every image of `source`, by the online network.
+  """Features of every image of `source`, by the evaluated network.
 
   Args:
     state: leaves [D, ...].
     method: the objective.
     nets: the networks.
-    cfg: settings.
+    cfg: settings; evaluation.network says which network.
     source: records with 'image', by index.
     devices: the D devices.
     on_unreadable: told of each image that cannot be decoded.
@@ -62,27 +64,42 @@ def features(
     on_corrupt=cfg.dataset.on_corrupt,
   )
   outputs, readable = over_images(
-    make_forward(method, nets), state, source, devices,
-    cfg.evaluation.batch_size, images=images, workers=cfg.dataset.workers,
-    on_unreadable=on_unreadable,
+    make_forward(method, nets, cfg.evaluation.network), state, source,
+    devices, cfg.evaluation.batch_size, images=images,
+    workers=cfg.dataset.workers, on_unreadable=on_unreadable,
   )  # fmt: skip
   return Features(*outputs, readable)
 
 
-def make_forward(method: base.Method, nets: networks_lib.Networks) -> Forward:
-  """(state, crops [b, S, S, 3] in [0, 1]) -> Features' fields of b images."""
+def make_forward(
+  method: base.Method, nets: networks_lib.Networks, network: str = 'online'
+) -> Forward:
+  """(state, crops [b, S, S, 3] in [0, 1]) -> Features' fields of b images.
+
+  Args:
+    method: the objective.
+    nets: the networks.
+    network: 'online' or 'target', whose embedding and predictions they are.
+  """
 
   def forward(state, views):
-    outputs, _ = nets.online(
+    online, _ = nets.online(
       state.online_params, state.online_state, views, False
     )
+    outputs = online
+    if network == 'target':
+      # One pass: the compiler drops what is not used of the online network's,
+      # all of it if it has no classifier, and joins the two of the encoder.
+      trees = state.target_params, state.target_state
+      outputs = dict(nets.target(*trees, views, False)[0])
+      outputs['embedding'] = nets.encode(*trees, views, False)[0]
     nobody = jnp.full(len(views), -1, jnp.int32)
     votes = guesses = nobody
     if method.predict is not None:
       one_view = jax.tree.map(lambda x: x[None], outputs)
       votes = method.predict(one_view, state.memory)  # [b]
-    if 'logits' in outputs:
-      guesses = outputs['logits'].argmax(axis=-1).astype(jnp.int32)
+    if 'logits' in online:
+      guesses = online['logits'].argmax(axis=-1).astype(jnp.int32)
     return outputs['embedding'], votes, guesses
 
   return forward

@@ -1,7 +1,8 @@
 """The scores of results.json at the end of pre-training.
 
 Of pseudo-labels, the classifier that trained along, kNN and linear probes, on
-the test images of the data set (or on its validation part).
+the test images of the data set (or on its validation part). Embeddings and
+pseudo-labels are those of the network that evaluation.network names.
 """
 
 import ml_collections
@@ -64,7 +65,7 @@ def scores(
   Returns:
     pseudo_label_accuracy: on unlabelled training images, see
       `pseudo_labels_of` (SemPPL's is the vote in the final queue).
-    classifier_top1: the classifier that trained along.
+    classifier_top1: the classifier that trained along, on the online network.
     knn_top1: encoder features against the labelled training images.
     linear_labelled_top1, linear_all_top1: logistic regression on the features
       of the labelled images, of all N.

@@ -6,7 +6,7 @@ once; all queries, and what they have found, stay there. Products are of float32
 at full precision.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -88,11 +88,47 @@ def ranks(
     [N, K] float32, larger is better; a class without a key is last. Only the
     order has a meaning.
   """
+  (found,) = ranks_of_each(
+    queries, keys, labels, ks=(k,), num_classes=num_classes
+  )
+  return found
+
+
+def ranks_of_each(
+  queries: np.ndarray,
+  keys: np.ndarray,
+  labels: np.ndarray,
+  *,
+  ks: Sequence[int],
+  num_classes: int,
+  temperature: float | None = None,
+) -> list[np.ndarray]:
+  """`ranks` for several numbers of neighbours, by one search.
+
+  Weighted votes are those of DINO (Caron et al., arXiv 2104.14294; its release,
+  eval_knn.py): a class stands before another whose votes have a smaller sum of
+  exp(similarity / temperature), then (without votes) before one whose nearest
+  key is farther; the smaller id of equals.
+
+  Args:
+    queries: [N, e] float32.
+    keys: [M, e] float32, embeddings of images; may be a memory-mapped file.
+    labels: [M] int, -1: such an image is nobody's neighbour.
+    ks: numbers of neighbours; at most as many as there are labels are used.
+    num_classes: K.
+    temperature: of weighted votes; None: the majority's, see `ranks`.
+
+  Returns:
+    [N, K] float32 for each of ks, see `ranks`.
+  """
   parts = [
-    _rank(*map(np.asarray, block), labels)
-    for block in _search(queries, keys, labels, k, num_classes)
+    [_rank(*block, labels, k, temperature) for k in ks]
+    for block in (
+      tuple(map(np.asarray, found))
+      for found in _search(queries, keys, labels, max(ks), num_classes)
+    )
   ]
-  return np.concatenate(parts)
+  return [np.concatenate(found) for found in zip(*parts, strict=True)]
 
 
 def _nearest(queries, keys, labels, k):
@@ -105,13 +141,21 @@ def _nearest(queries, keys, labels, k):
   return rows.astype(int), similarity
 
 
-def _rank(similarity, rows, nearest, labels):
+def _rank(similarity, rows, nearest, labels, k, temperature):
   """The ranking of the classes of n queries, [n, K] float32; see `_Found`."""
+  similarity, rows = similarity[:, :k], rows[:, :k]
   num_queries, num_classes = nearest.shape
   queries = np.arange(num_queries)[:, None]
   votes, summed = np.zeros((2, num_queries, num_classes))
   np.add.at(votes, (queries, labels[rows]), 1)
-  np.add.at(summed, (queries, labels[rows]), similarity)
+  weight = similarity
+  if temperature is not None:
+    votes = np.minimum(votes, 1)  # whether there are any
+    # Less the largest, which changes no order: the exponential is finite.
+    weight = np.exp(
+      (similarity - similarity[:, :1].astype(float)) / temperature
+    )
+  np.add.at(summed, (queries, labels[rows]), weight)
   own = np.where(votes > 0, 0, nearest)  # the vote's ties go to the smaller id
   smaller = np.broadcast_to(-np.arange(num_classes), own.shape)
   # [n, K], worst first

@@ -52,6 +52,7 @@ def run_task(
   """
   run = setup_lib.prepare(cfg, step)
   _check_heads(run)
+  _check_neighbours(run)
   run_log.info(f'{cfg.checkpoint}: {run.checkpoint}')
   run_log.info(
     f'Test images: the middle {cfg.crops.center:.1%} at {cfg.crops.size} px.'
@@ -87,6 +88,7 @@ def _evaluate(run: EvalRun, workdir: str) -> dict[str, Any]:
     'unreadable_images': len(run.unreadable),
     'checkpoint': str(run.checkpoint),
     'checkpoint_step': run.checkpoint.step,
+    'network': run.checkpoint.weights_of,
     'seconds': time.monotonic() - begun,
     'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }
@@ -144,27 +146,38 @@ def semi_supervised(
 
 
 def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
-  """Votes of the nearest labelled images; ranks of the classes as logits."""
+  """Votes of the nearest labelled images; ranks of the classes as logits.
+
+  With knn.more_k the votes of other numbers of neighbours, too, whose scores
+  are kN_top1 and kN_top5.
+  """
   del workdir  # nothing is trained
+  settings = run.cfg.knn
   labelled = np.flatnonzero(run.labels >= 0)
   params, bn_state = (
     setup_lib.replicated(run, tree)
     for tree in (run.checkpoint.params, run.checkpoint.state)
   )
   embed = lambda source: setup_lib.embed(
-    run, source, params, bn_state, run.cfg.knn.of
+    run, source, params, bn_state, settings.of
   )
   keys, known = embed(sources.Rows(run.data.train, labelled))
   queries, readable = embed(run.data.test)
-  ranks = knn_lib.ranks(
+  weighted = settings.vote == 'weighted'
+  ranks, *others = knn_lib.ranks_of_each(
     queries,
     keys,
     np.where(known, run.labels[labelled], -1),
-    k=run.cfg.knn.k,
+    ks=(settings.k, *settings.more_k),
     num_classes=run.data.num_classes,
+    temperature=settings.temperature if weighted else None,
   )
-  k = min(run.cfg.knn.k, int(known.sum()))
-  return Predictions(ranks, readable), {'k': k}
+  extra = {'k': min(settings.k, int(known.sum())), 'vote': settings.vote}
+  truth = np.where(readable, run.data.test.labels, -1)
+  for k, other in zip(settings.more_k, others, strict=True):
+    found = metrics.classification(other, truth)
+    extra |= {f'k{k}_{name}': found[name] for name in ('top1', 'top5')}
+  return Predictions(ranks, readable), extra
 
 
 def classifier(
@@ -208,10 +221,26 @@ def _check_heads(run: EvalRun) -> None:
   if cfg.task != 'classifier':
     return
   if 'classifier' not in has:
-    raise CheckpointError(f'{cfg.checkpoint} has no classifier.')
+    raise setup_lib.no_classifier(run)
   classes = run.checkpoint.params['classifier']['w'].shape[1]
   if classes != run.data.num_classes:
     raise CheckpointError(
       f'the classifier in {cfg.checkpoint} has {classes} classes, '
       f'dataset {cfg.dataset.name!r} has {run.data.num_classes}.'
     )
+
+
+def _check_neighbours(run: EvalRun) -> None:
+  """Refuses more neighbours than there are labelled images.
+
+  But for one majority, as before there were other votes: then all vote.
+  """
+  cfg, count = run.cfg, int(np.sum(run.labels >= 0))
+  if cfg.task != 'knn' or cfg.knn.vote == 'majority' and not cfg.knn.more_k:
+    return
+  for name, values in (('k', (cfg.knn.k,)), ('more_k', cfg.knn.more_k)):
+    if max(values, default=0) > count:
+      raise UserError(
+        f'knn.{name} is {cfg.knn[name]}, but there are {count} labelled '
+        'images: set it to no more.'
+      )

@@ -117,7 +117,7 @@ def top(
 def _check_classifier(run: EvalRun) -> None:
   head = run.checkpoint.params.get('classifier')
   if head is None:
-    raise CheckpointError(f'{run.cfg.checkpoint} has no classifier.')
+    raise setup_lib.no_classifier(run)
   classes = head['w'].shape[1]
   if classes != label_maps.NUM_CLASSES:
     raise CheckpointError(
@@ -262,6 +262,7 @@ def _report(
     'unreadable_images': sum(unreadable.values()),
     'checkpoint': str(run.checkpoint),
     'checkpoint_step': run.checkpoint.step,
+    'network': run.checkpoint.weights_of,
     'seconds': sum(x['seconds'] for x in scores.values()),
     'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }

@@ -65,7 +65,9 @@ def prepare_without_data(
     step=step,
     padding=cfg.encoder.padding or None,
     mapping=cfg.mapping or None,
+    network=cfg.evaluation.network or None,
   )
+  _check_network(cfg, loaded)
   _check_architecture(cfg, loaded)
   return EvalRun(
     cfg=ml_collections.FrozenConfigDict(cfg),
@@ -96,6 +98,27 @@ def networks_of(
       f'has {", ".join(there)}.'
     )
   return checkpoint._replace(classifier_on=wanted).network()
+
+
+def _check_network(
+  cfg: ml_collections.ConfigDict, loaded: load_lib.Checkpoint
+) -> None:
+  wanted = cfg.evaluation.network
+  if wanted not in ('', loaded.weights_of):
+    raise CheckpointError(
+      f'{cfg.checkpoint} holds the {loaded.weights_of} network alone, but '
+      f'evaluation.network is {wanted!r}: set it to {loaded.weights_of}.'
+    )
+
+
+def no_classifier(run: EvalRun) -> CheckpointError:
+  """What to raise where a task needs the checkpoint's classifier."""
+  if run.checkpoint.weights_of == 'target':
+    return CheckpointError(
+      f'the target network of {run.cfg.checkpoint} has no classifier: '
+      'evaluation.network=online has it, if one was trained.'
+    )
+  return CheckpointError(f'{run.cfg.checkpoint} has no classifier.')
 
 
 def _check_architecture(

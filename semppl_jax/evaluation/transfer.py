@@ -76,7 +76,8 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> Results:
       folder.mkdir(exist_ok=True)
       done[name] = _evaluate(run, name, opened, pathlib.Path(workdir))
       metrics.write_json(folder / f'{name}.json', done[name])
-    return _report(workdir, {n: done[n] for n in names if n in done}, missing)
+    done = {n: done[n] for n in names if n in done}
+    return _report(run, workdir, done, missing)
 
 
 def _check(cfg: ml_collections.ConfigDict) -> None:
@@ -246,7 +247,10 @@ _MODES = {'linear': _linear, 'fine_tune': _fine_tune}
 
 
 def _report(
-  workdir: str, done: Mapping[str, Results], missing: Mapping[str, str]
+  run: EvalRun,
+  workdir: str,
+  done: Mapping[str, Results],
+  missing: Mapping[str, str],
 ) -> Results:
   """Writes the table and results.json; returns what the latter holds."""
   percent = lambda score: None if score is None else 100 * score
@@ -267,7 +271,10 @@ def _report(
   ]
   tables.write(workdir, _HEADS, rows, '\n'.join(notes))
   scores = {name: results['score'] for name, results in done.items()}
-  summary: Results = scores | {'mean': float(np.mean(list(scores.values())))}
+  summary: Results = scores | {
+    'mean': float(np.mean(list(scores.values()))),
+    'network': run.checkpoint.weights_of,
+  }
   if missing:
     summary['left_out'] = ', '.join(missing)
   metrics.write_json(pathlib.Path(workdir, RESULTS), summary)

@@ -73,6 +73,11 @@ def build(
   if hasattr(module, 'validate_with_data'):
     module.validate_with_data(cfg, facts)
   method = module.build(cfg, facts)
+  if cfg.evaluation.network == 'target' and method.target_views is None:
+    raise UserError(
+      f"evaluation.network is 'target', but method {cfg.method!r} has no "
+      'target network: set it to online.'
+    )
   if cfg.accumulate > 1 and not method.accumulates:
     raise UserError(
       f'accumulate is {cfg.accumulate}, but method {cfg.method!r} needs the '

@@ -143,7 +143,9 @@ class Method(NamedTuple):
     shards: a tree like the memory: along which axis a leaf is split over the
       devices; -1: it is not.
     predict: (outputs of one view, [1, b, ...], Memory) -> labels [b] int32, -1:
-      none, of images in evaluation; None: the classifier predicts.
+      none, of images in evaluation; None: the classifier predicts. Outputs are
+      those of the network that evaluation.network names: of the target network
+      what the heads make with is_online=False, and 'embedding'.
     embedding: the output whose spread shows a collapse, of the target network
       if it has it; None: not watched.
     chance: {metric: its value, in nats, if views are told apart by chance}.

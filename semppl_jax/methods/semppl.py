@@ -249,8 +249,12 @@ def predict(
   *,
   cfg: ml_collections.FrozenConfigDict,
 ) -> jax.Array:
-  """[b] int32 labels by a vote in the queue; -1: it is empty."""
-  queries = parallel.all_gather(l2_normalize(outputs['prediction']), axis=1)
+  """[b] int32 labels by a vote in the queue; -1: it is empty.
+
+  The target network, which does not predict, looks up by its projection.
+  """
+  found = outputs.get('prediction', outputs['projection'])
+  queries = parallel.all_gather(l2_normalize(found), axis=1)
   nobody = jnp.full((1, queries.shape[1]), -2, jnp.int32)
   found = label_queue.nearest(
     queue, queries, nobody, k=cfg.queue.k, block_size=cfg.queue.block_size

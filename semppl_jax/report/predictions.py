@@ -95,6 +95,8 @@ def _state(run, fresh, folder, step):
   method = run.setup.method
   like = state_lib.abstract_state(fresh, method, len(run.devices))
   wanted = ('state.step', 'state.online_', 'state.memory')
+  if run.cfg.evaluation.network == 'target':
+    wanted += ('state.target_',)
   found = checkpoint.read(str(folder), step, wanted)
 
   def leaf(path, kind):

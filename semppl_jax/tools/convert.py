@@ -15,6 +15,7 @@ import sys
 from semppl_jax.errors import UserError
 from semppl_jax.models import encoders
 from semppl_jax.tools import command
+from semppl_jax.weights import files as files_lib
 from semppl_jax.weights import load as load_lib
 
 _WRITERS = {
@@ -30,16 +31,18 @@ def convert(
   step: int | None = None,
   padding: str | None = None,
   mapping: str | None = None,
+  network: str | None = None,
   overwrite: bool = False,
 ) -> load_lib.Checkpoint:
   """Reads `source`, checks it, and writes `target`.
 
   Args:
-    source: see `load_lib.load_checkpoint`, like the next three.
+    source: see `load_lib.load_checkpoint`, like the others of these.
     target: a path that ends in .safetensors or .pkl.
     step: which checkpoint of a run.
     padding: what is not said by the source.
     mapping: a JSON file for unpublished names.
+    network: 'online' or 'target'; None: as `load_checkpoint` chooses.
     overwrite: whether a file that is there may be replaced.
 
   Returns:
@@ -57,7 +60,7 @@ def convert(
   if pathlib.Path(target).exists() and not overwrite:
     raise UserError(f'{target} is there already; --overwrite replaces it.')
   found = load_lib.load_checkpoint(
-    source, step=step, padding=padding, mapping=mapping
+    source, step=step, padding=padding, mapping=mapping, network=network
   )
   _WRITERS[ending](target, found)
   return found
@@ -90,6 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('OUT', help='ends in .safetensors or .pkl')
   parser.add_argument('--step', type=int, help='which checkpoint of a run')
   parser.add_argument('--padding', choices=encoders.PADDINGS)
+  parser.add_argument(
+    '--network',
+    choices=files_lib.NETWORKS,
+    help='of what has both; else the one that a run reports',
+  )
   parser.add_argument('--mapping', help='JSON {their module: ours}')
   parser.add_argument('--overwrite', action='store_true')
   options = parser.parse_args(arguments)

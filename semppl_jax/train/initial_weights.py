@@ -91,7 +91,10 @@ def load(run: Any, workdir: str | None) -> Start | None:
 
 
 def read(
-  path: str, target: bool = False, setting: str = 'init'
+  path: str,
+  target: bool = False,
+  setting: str = 'init',
+  network: str | None = 'online',
 ) -> load_lib.Checkpoint:
   """The checkpoint that a setting names, see `load_checkpoint`.
 
@@ -99,7 +102,7 @@ def read(
     CheckpointError: its line, with the setting in front.
   """
   try:
-    return load_lib.load_checkpoint(path, target=target)
+    return load_lib.load_checkpoint(path, target=target, network=network)
   except CheckpointError as error:
     raise CheckpointError(f'{setting}: {error}') from error
 

@@ -127,7 +127,7 @@ def _load(run: Any, workdir: str | None, there: Any, is_saved: bool) -> Teacher:
   if is_saved:
     path = os.path.join(workdir, TEACHER)
   try:
-    found = initial_weights.read(path, setting=_SETTING)
+    found = initial_weights.read(path, setting=_SETTING, network=None)
   except CheckpointError as error:
     needs = f' --workdir {workdir} still needs it.' if then else ''
     raise CheckpointError(f'{error}{needs}') from error

@@ -41,6 +41,8 @@ _FIELDS = {
 }
 _TARGET = ('target_params', 'target_state')  # beside pre-training's fields
 KINDS = (*_FIELDS, 'run')
+NETWORKS = ('online', 'target')
+_NO_TARGET = 'has no target network: `evaluation.network` must be online.'
 _OURS = 'semppl_jax'  # our settings in a pickle
 _STEM = re.compile(r'[^/]+/~/initial_conv(_\d+)?')
 # How torch.save began until PyTorch 1.6: its magic number, pickled.
@@ -57,6 +59,9 @@ class Settings(NamedTuple):
   image_size: int | None = None  # what it was trained to see, in pixels
   center: float | None = None  # side of that / shorter side of an image
   classifier_on: str | None = None  # see architecture.layers
+  # One of NETWORKS: whose weights a file holds; where it holds both, those that
+  # are evaluated unless another is asked for
+  network: str | None = None
 
 
 class Contents(NamedTuple):
@@ -74,7 +79,10 @@ class Contents(NamedTuple):
 
 
 def read(
-  path: pathlib.Path, step: int | None, target: bool = False
+  path: pathlib.Path,
+  step: int | None,
+  target: bool = False,
+  network: str | None = None,
 ) -> Contents:
   """Finds out what kind a file is by looking into it, and reads it.
 
@@ -83,12 +91,13 @@ def read(
     step: which checkpoint of a run; None: the newest, of a run that an alarm
       stopped the newest good one.
     target: a run's target network is read, too.
+    network: see `load.load_checkpoint`. Settings say which one it is then.
 
   Raises:
     CheckpointError: one line.
   """
   if path.is_dir():
-    return _read_run(path, step, target)
+    return _read_run(path, step, target, network)
   if step is not None:
     raise CheckpointError(f'is a file: there is no step {step} to choose.')
   try:
@@ -101,14 +110,14 @@ def read(
   # First: the length that a safetensors file begins with may look like a
   # pickle's first byte; what a pickle begins with is no length.
   if head[8:] == b'{' and int.from_bytes(head[:8], 'little') < 2**32:
-    return _read_safetensors(path)
+    return _of_one_network(_read_safetensors(path), network)
   if _is_of_pytorch(path, head):
     raise CheckpointError(
       'is a file of PyTorch, which is not read: this package reads pickles of '
       "DeepMind's release, safetensors files that it wrote and its own runs."
     )
   if head[:1] == b'\x80':
-    return _read_pickle(path)
+    return _choose(_read_pickle(path), network)
   if head.lstrip()[:1] == b'<':  # what a drive answers to curl
     raise CheckpointError(
       'is a web page, not the checkpoint: download the address in a browser.'
@@ -117,6 +126,26 @@ def read(
     "is neither a pickle of DeepMind's release (of protocol 2 to 5) nor a "
     f'safetensors file ({size:,} bytes).'
   )
+
+
+def _choose(found: Contents, network: str | None) -> Contents:
+  """The network that is asked for, of a file that may hold both."""
+  if found.target is None:
+    return _of_one_network(found, network)
+  wanted = network or found.settings.network or 'online'
+  found = found._replace(settings=found.settings._replace(network=wanted))
+  if wanted == 'online':
+    return found
+  params, state = found.target
+  return found._replace(params=params, state=state)
+
+
+def _of_one_network(found: Contents, network: str | None) -> Contents:
+  """Refuses a target network that is not there."""
+  there = found.settings.network or 'online'
+  if network == 'target' and there != 'target':
+    raise CheckpointError(_NO_TARGET)
+  return found._replace(settings=found.settings._replace(network=there))
 
 
 def _is_of_pytorch(path: pathlib.Path, head: bytes) -> bool:
@@ -288,7 +317,9 @@ def _read_safetensors(path: pathlib.Path) -> Contents:
   )
 
 
-def _read_run(path: pathlib.Path, step: int | None, target: bool) -> Contents:
+def _read_run(
+  path: pathlib.Path, step: int | None, target: bool, network: str | None
+) -> Contents:
   steps = checkpoint.steps(str(path))
   if not steps and not (path / 'config.json').exists():
     raise CheckpointError(
@@ -306,21 +337,24 @@ def _read_run(path: pathlib.Path, step: int | None, target: bool) -> Contents:
         f'`step` chooses one all the same, of {steps}.'
       )
     step = good[-1]
-  wanted = ('state.online_', 'state.target_') if target else ('state.online_',)
+  settings = _run_settings(path / 'config.json')
+  takes_target = target or 'target' in (network, settings.network)
+  wanted = ('state.online_', 'state.target_')[: 1 + takes_target]
   leaves = checkpoint.read(str(path), step, wanted)
   trees: dict[str, dict[str, dict]] = {
-    network: {'params': {}, 'state': {}} for network in ('online', 'target')
+    whose: {'params': {}, 'state': {}} for whose in NETWORKS
   }
   for name, leaf in leaves.items():
-    network, kind, module, own = _RUN_LEAF.fullmatch(name).groups()
-    trees[network][kind].setdefault(module, {})[own] = leaf
-  settings = _run_settings(path / 'config.json')
+    whose, kind, module, own = _RUN_LEAF.fullmatch(name).groups()
+    trees[whose][kind].setdefault(module, {})[own] = leaf
   note = stop.note(step) if stop else ''
   online, of_target = (tuple(x.values()) for x in trees.values())
-  return Contents(
+  found = Contents(
     *online, step, 'run', settings, note, _names_of_run(path),
     of_target if of_target[0] else None,
   )  # fmt: skip
+  found = _choose(found, network)
+  return found if target else found._replace(target=None)
 
 
 def _names_of_run(path: pathlib.Path) -> tuple[str, ...]:
@@ -366,6 +400,8 @@ def _run_settings(path: pathlib.Path) -> Settings:
     ):
       if isinstance(config.get(section), dict) and name in config[section]:
         found[key] = config[section][name]
+    if 'weights' not in config and isinstance(config.get('evaluation'), dict):
+      found['network'] = config['evaluation'].get('network')
     # Of the run's own classifier, not of the one that it began with.
     own = config.get('classifier')
     found['classifier_on'] = own.get('on') if isinstance(own, dict) else None
@@ -380,6 +416,7 @@ def _settings(found: Any) -> Settings:
   for key, known in (
     ('encoder', encoders.ENCODERS),
     ('padding', encoders.PADDINGS),
+    ('network', NETWORKS),
   ):
     value = getattr(said, key)
     if value is not None and not (isinstance(value, str) and value in known):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from semppl_jax.errors import CheckpointError
+from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.models import heads as heads_lib
 from semppl_jax.models import networks
 from semppl_jax.models.encoders import Architecture
@@ -50,6 +50,8 @@ class Checkpoint(NamedTuple):
   # What the classifier is on, one of architecture.layers; of a projector the
   # layers after it are not there.
   classifier_on: str = architecture_lib.ENCODER
+  # Whose weights `params` and `state` are: online or target
+  weights_of: str = 'online'
 
   def __str__(self) -> str:
     has = {haiku_trees.root(module) for module in self.params}
@@ -57,7 +59,10 @@ class Checkpoint(NamedTuple):
     if self.classifier_on != architecture_lib.ENCODER:
       words['classifier'] = f'on {self.classifier_on}'
     heads = ', '.join(f'{head} {word}' for head, word in words.items())
-    heads += ', target network yes' if self.target else ''
+    if self.weights_of == 'target':
+      heads += ', of the target network'
+    elif self.target:
+      heads += ', target network yes'
     step = 'unknown' if self.step is None else f'{self.step:,}'
     kind = f'{self.kind}, {self.note}' if self.note else self.kind
     return f'{self.architecture}, step {step}, {heads} ({kind})'
@@ -87,6 +92,7 @@ def load_checkpoint(
   padding: str | None = None,
   mapping: str | os.PathLike | None = None,
   target: bool = False,
+  network: str | None = None,
 ) -> Checkpoint:
   """Reads a checkpoint of whatever kind, and checks all of it.
 
@@ -102,17 +108,26 @@ def load_checkpoint(
     mapping: a JSON file {their module: our module} for a checkpoint with
       selective kernels whose names cannot be matched without it.
     target: also reads the target network of a run, twice as much.
+    network: whose weights are `params` and `state`, 'online' or 'target', where
+      both are there; None: of a run those that its method reports, see the
+      setting evaluation.network, of a file the online network's.
 
   Returns:
     A Checkpoint.
 
   Raises:
-    CheckpointError: one line that says what is wrong. No file makes it run
-      code of the file's.
+    CheckpointError: one line that says what is wrong, such as a target network
+      that is not there. No file makes it run code of the file's.
+    UserError: an unknown network.
   """
+  if network not in (None, *files_lib.NETWORKS):
+    raise UserError(
+      f'network is {network!r}; known: {", ".join(files_lib.NETWORKS)}.'
+    )
   path = releases.find(path)
   try:
-    return _check(files_lib.read(path, step, target), padding, mapping)
+    found = files_lib.read(path, step, target, network)
+    return _check(found, padding, mapping)
   except CheckpointError as error:
     text = str(error)
     if str(path) in text:
@@ -123,7 +138,7 @@ def load_checkpoint(
 def save_safetensors(path: str | os.PathLike, weights: Checkpoint) -> None:
   """Writes a file that `load_checkpoint` and safetensors' own readers read.
 
-  Of the online network: a target network is left out.
+  Of the network whose weights `params` and `state` are, and of no other.
   """
   files_lib.write_safetensors(path, _contents(weights))
 
@@ -131,7 +146,7 @@ def save_safetensors(path: str | os.PathLike, weights: Checkpoint) -> None:
 def save_release(path: str | os.PathLike, weights: Checkpoint) -> None:
   """Writes DeepMind's pretrain.pkl, which its own evaluation code reads.
 
-  Of the online network: a target network is left out.
+  Of the network whose weights `params` and `state` are, and of no other.
   """
   files_lib.write_release(path, _contents(weights))
 
@@ -146,6 +161,7 @@ def settings(weights: Checkpoint) -> files_lib.Settings:
     weights.image_size,
     weights.center,
     weights.classifier_on,
+    weights.weights_of,
   )
 
 
@@ -204,6 +220,7 @@ def _check(
     class_names=names,
     target=found.target and _target(found.target, mapping, expected),
     says_padding=known_padding is not None,
+    weights_of=said.network or 'online',
   )
   told = ('bn_eps', 'bn_decay', 'image_size', 'center', 'classifier_on')
   values = {key: getattr(said, key) for key in told}

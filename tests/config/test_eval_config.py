@@ -33,6 +33,13 @@ def test_tables_follow_no_run(task):
     ({'classifier.freeze_projector': True}, 'set classifier.on=projector/1'),
     ({'task': 'knn', 'classifier.on': 'projector/1'}, 'task knn trains no'),
     ({'task': 'transfer', 'classifier.on': 'projector/1'}, 'leave it at enc'),
+    ({'knn.vote': 'weight'}, "did you mean 'weighted'"),
+    ({'knn.temperature': 0.0}, 'knn.temperature is 0.0'),
+    ({'knn.more_k': (10, 0)}, 'knn.more_k is .10, 0.; it must be whole'),
+    ({'knn.more_k': (2.5,)}, 'must be whole numbers'),
+    ({'knn.more_k': (10, 10)}, 'the same value twice'),
+    ({'knn.more_k': (1,)}, 'knn.k is 1: the same value twice'),
+    ({'evaluation.network': 'both'}, 'known: , online, target'),
     ({'labels.per_class': 1, 'labels.subset': 'x/y'}, 'only one of them'),
   ],
 )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn import neighbors
 
 from semppl_jax.evaluation import knn
 
@@ -157,3 +158,97 @@ def test_similarities_are_of_full_precision_on_any_device():
   keys, labels = np.ones((8, 3), 'float32'), np.zeros(8, 'int32')
   program = knn._update.trace(found, keys[:4], keys, labels, labels)
   assert 'Precision.HIGHEST' in str(program.jaxpr)
+
+
+# -- Weighted votes --
+
+
+def weighted(queries, keys, labels, ks, num_classes=4, temperature=0.07):
+  return knn.ranks_of_each(
+    queries, keys, labels, ks=ks, num_classes=num_classes,
+    temperature=temperature,
+  )  # fmt: skip
+
+
+def test_weighted_votes_by_hand():
+  """Class 1 has the nearest key, class 0 two of the next: cosines 1, .8, .8."""
+  keys = np.array([[1.0, 0], [0.8, 0.6], [0.8, -0.6], [0, 1]], np.float32)
+  labels = np.array([1, 0, 0, 2])
+  query = np.array([[2.0, 0]], np.float32)
+  # exp(1 / T) against 2 exp(0.8 / T): equal at T = 0.2 / ln 2 = 0.2885.
+  vote = lambda temperature, k=3: weighted(
+    query, keys, labels, (k,), temperature=temperature
+  )[0][0].tolist()
+  assert vote(0.07) == vote(0.28) == [2, 3, 1, 0]
+  assert vote(0.30) == [3, 2, 1, 0]
+  # With one vote class 0 comes next by its nearest key; 3 has no key.
+  assert vote(0.07, k=1) == [2, 3, 1, 0]
+  # However cold it is, votes count for something, and no sum is infinite.
+  assert vote(1e-6) == [2, 3, 1, 0]
+  majority = knn.ranks(query, keys, labels, k=3, num_classes=4)
+  assert majority[0].tolist() == [3, 2, 1, 0]
+
+
+def test_equal_weights_go_to_the_smaller_id():
+  keys = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], 'f4')
+  query = np.array([[1.0, 0.0]], np.float32)
+  (ranks,) = weighted(query, keys, np.array([1, 0, 3, 2]), (4,), 5)
+  assert ranks[0].tolist() == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize('temperature', [0.07, 1.0])
+def test_weighted_votes_are_those_of_scikit_learn(temperature, monkeypatch):
+  """All numbers of neighbours by one search, in several blocks."""
+  monkeypatch.setattr(knn, '_KEYS', 64)
+  monkeypatch.setattr(knn, '_QUERIES', 32)
+  random = np.random.RandomState(0)
+  keys, queries = (random.randn(n, 5).astype(np.float32) for n in (300, 70))
+  labels = random.randint(0, 7, 300)
+  ks, searches = (10, 20, 200), []
+  search = knn._search
+  monkeypatch.setattr(
+    knn, '_search', lambda *of: searches.append(of[3]) or search(*of)
+  )
+  found = weighted(queries, keys, labels, ks, 7, temperature)
+  assert searches == [200]
+  majority = []
+  for k, ranks in zip(ks, found, strict=True):
+    theirs = neighbors.KNeighborsClassifier(
+      n_neighbors=k,
+      metric='cosine',
+      weights=lambda far: np.exp((1 - far) / temperature),
+    ).fit(keys, labels)
+    shares = theirs.predict_proba(queries)  # [N, K]; 0: no vote
+    np.testing.assert_array_equal(ranks.argmax(1), shares.argmax(1))
+    order = np.argsort(-ranks, axis=1)
+    sorted_shares = np.take_along_axis(shares, order, axis=1)
+    assert (np.diff(sorted_shares, axis=1) <= 1e-5).all()
+    majority.append(knn.predict(queries, keys, labels, k))
+  # Weights change votes, or this would show nothing.
+  assert (found[2].argmax(1) != majority[2]).any()
+
+
+def test_weighted_votes_do_not_depend_on_the_order_of_the_keys():
+  queries, keys = exact(21, 0), exact(80, 1)
+  labels = np.random.RandomState(2).randint(-1, 4, 80)
+  order = np.random.RandomState(3).permutation(80)
+  k = int((labels >= 0).sum())  # all of them: equals at the end are all in
+  whole = weighted(queries, keys, labels, (k,))[0]
+  used = labels >= 0
+  assert 0 < k < 80
+  for one in (
+    weighted(queries, keys[order], labels[order], (k,))[0],
+    weighted(queries, keys[used], labels[used], (k,))[0],
+  ):
+    np.testing.assert_array_equal(one, whole)
+
+
+def test_majorities_of_several_numbers_are_those_of_each():
+  queries, keys = exact(21, 0), exact(80, 1)
+  labels = np.random.RandomState(2).randint(0, 4, 80)
+  several = knn.ranks_of_each(
+    queries, keys, labels, ks=(3, 40, 7), num_classes=4
+  )
+  for k, ranks in zip((3, 40, 7), several, strict=True):
+    alone = knn.ranks(queries, keys, labels, k=k, num_classes=4)
+    np.testing.assert_array_equal(ranks, alone)

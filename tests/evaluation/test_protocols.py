@@ -14,6 +14,7 @@ from semppl_jax.evaluation import classifier as classifier_lib
 from semppl_jax.evaluation import protocols
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.train import stop as stop_lib
+from semppl_jax.weights import haiku_trees, release_pickle
 from semppl_jax.weights import load as load_lib
 from tests.helpers import golden, tiny
 
@@ -313,3 +314,139 @@ def test_knn_needs_the_head_that_it_compares(tmp_path):
   cfg = make_config('classifier', checkpoint=str(path))
   with pytest.raises(errors.CheckpointError, match='has no classifier'):
     protocols.run_task(cfg, str(tmp_path / 'none'))
+
+
+# -- The target network --
+
+
+@pytest.fixture(scope='module')
+def both(small, tmp_path_factory):
+  """A pickle whose target network is unlike its online one, `small`."""
+  found = load_lib.load_checkpoint(small)
+  path = tmp_path_factory.mktemp('both') / 'both.pkl'
+  load_lib.save_release(path, found)
+  content = release_pickle.read(path)
+  held = content['experiment_state']
+  for kind in ('params', 'state'):
+    held[f'target_{kind}'] = {
+      module: {
+        name: leaf[..., ::-1] if name == 'w' else leaf
+        for name, leaf in leaves.items()
+      }
+      for module, leaves in held[f'online_{kind}'].items()
+      if haiku_trees.root(module) not in ('predictor', 'classifier')
+    }
+  release_pickle.write(path, content)
+  return str(path)
+
+
+@pytest.mark.parametrize('task', ['linear', 'semi_supervised', 'knn'])
+def test_a_task_of_the_target_network(task, both, tmp_path):
+  """As of a file that holds it alone; `online` is the default."""
+  file = tmp_path / 'target.safetensors'
+  target = load_lib.load_checkpoint(both, network='target')
+  load_lib.save_safetensors(file, target._replace(target=None))
+  seen = {}
+  for name, checkpoint_, network in (
+    ('usual', both, ''),
+    ('online', both, 'online'),
+    ('target', both, 'target'),
+    ('file', str(file), ''),
+  ):
+    cfg = make_config(task, checkpoint=checkpoint_, knn__k=5)
+    cfg.evaluation.network = network
+    seen[name] = protocols.run_task(cfg, str(tmp_path / name))
+  assert [found['network'] for found in seen.values()] == [
+    'online', 'online', 'target', 'target',
+  ]  # fmt: skip
+  score = lambda name: (
+    seen[name]['loss'],
+    read(tmp_path / name / 'per_class.json'),
+  )
+  assert score('usual') == score('online')
+  assert score('file') == score('target') != score('online')
+  assert 'of the target network' in seen['target']['checkpoint']
+
+
+def test_a_network_that_is_not_there_is_one_line(both, small, tmp_path):
+  file = tmp_path / 'target.safetensors'
+  target = load_lib.load_checkpoint(both, network='target')
+  load_lib.save_safetensors(file, target)
+  for task, checkpoint_, network, words in (
+    (
+      'knn',
+      small,
+      'target',
+      'has no target network: .evaluation.network. must',
+    ),
+    ('knn', str(file), 'online', "holds the target .*'online': set it to targ"),
+    ('knn', small, 'targt', "evaluation.network is 'targt'.*'target'"),
+    ('classifier', both, 'target', 'network=online has it'),
+  ):
+    cfg = make_config(task, checkpoint=checkpoint_)
+    cfg.evaluation.network = network
+    with pytest.raises(errors.UserError, match=words) as error:
+      protocols.run_task(cfg, str(tmp_path / 'work'))
+    assert '\n' not in str(error.value)
+  assert not (tmp_path / 'work').exists()
+  cfg = make_config('knn', checkpoint=both, knn__of='prediction')
+  cfg.evaluation.network = 'target'
+  with pytest.raises(errors.CheckpointError, match='has no predictor'):
+    protocols.run_task(cfg, str(tmp_path / 'work'))
+  cfg.knn.of = 'projection'
+  assert protocols.run_task(cfg, str(tmp_path / 'work'))['top1'] >= 0
+
+
+def test_an_evaluation_of_before_goes_on(small, tmp_path):
+  """Its config.json lacks the settings that came with the target network."""
+  cfg = make_config('knn', checkpoint=small)
+  results = protocols.run_task(cfg, str(tmp_path))
+  settings = read(tmp_path / 'config.json')
+  del settings['evaluation']['network'], settings['weights']['network']
+  for name in ('vote', 'temperature', 'more_k'):
+    del settings['knn'][name]
+  (tmp_path / 'config.json').write_text(json.dumps(settings))
+  assert protocols.run_task(cfg, str(tmp_path)) == results
+
+
+# -- Votes --
+
+
+def test_votes_of_several_numbers_of_neighbours(small, tmp_path):
+  changes = {'checkpoint': small, 'knn__vote': 'weighted'}
+  cfg = make_config('knn', knn__k=20, knn__more_k=(1, 40), **changes)
+  found = protocols.run_task(cfg, str(tmp_path / 'all'))
+  assert found['k'] == 20 and found['vote'] == 'weighted'
+  for k in (1, 40):
+    cfg = make_config('knn', knn__k=k, **changes)
+    alone = protocols.run_task(cfg, str(tmp_path / str(k)))
+    assert found[f'k{k}_top1'] == alone['top1']
+    assert found[f'k{k}_top5'] == alone['top5']
+    assert 'k1_top1' not in alone
+
+
+def test_a_votes_temperature_counts(small, tmp_path):
+  seen = set()
+  for temperature in (1e-3, 100.0):
+    cfg = make_config('knn', checkpoint=small, knn__k=40)
+    cfg.knn.update(vote='weighted', temperature=temperature)
+    name = tmp_path / str(temperature)
+    protocols.run_task(cfg, str(name))
+    seen.add((name / 'per_class.json').read_text())
+  assert len(seen) == 2
+
+
+def test_more_neighbours_than_labelled_images(small, tmp_path):
+  for changes, words in (
+    ({'knn__k': 41, 'knn__vote': 'weighted'}, 'knn.k is 41, but there are 40 '),
+    ({'knn__k': 41, 'knn__more_k': (5,)}, 'knn.k is 41, but there are 40 '),
+    ({'knn__more_k': (5, 41)}, 'knn.more_k is .5, 41., but there are 40 '),
+  ):
+    cfg = make_config('knn', checkpoint=small, **changes)
+    with pytest.raises(errors.UserError, match=words) as error:
+      protocols.run_task(cfg, str(tmp_path / 'work'))
+    assert '\n' not in str(error.value)
+  assert not (tmp_path / 'work').exists()
+  # One majority: all vote, as they always did.
+  cfg = make_config('knn', checkpoint=small, knn__k=41)
+  assert protocols.run_task(cfg, str(tmp_path / 'all'))['k'] == 40

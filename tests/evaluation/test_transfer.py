@@ -55,7 +55,7 @@ def read(path):
 def test_all_sets_linear(data_dir, tmp_path, capsys):
   """And the number of devices changes nothing."""
   results = transfer.run(make_config(data_dir), str(tmp_path / '1'))
-  assert list(results) == [*SETS, 'mean']
+  assert list(results) == [*SETS, 'mean', 'network']
   assert results == read(tmp_path / '1' / 'results.json')
   scores = [results[name] for name in SETS]
   assert results['mean'] == pytest.approx(np.mean(scores))

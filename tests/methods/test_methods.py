@@ -8,6 +8,7 @@ from experiments import digits
 from semppl_jax import config, methods
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base
+from semppl_jax.train import run as run_lib
 from tests.helpers import tiny
 
 
@@ -81,3 +82,21 @@ def test_a_method_has_its_own_sections_and_the_engines():
   # The engine's own defaults stay as they are.
   assert config.default().views.num_large == 4
   _refused(tiny.make_config('byol', views__num_large=1), 'num_large is 1')
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_a_target_network_is_evaluated_where_there_is_one(name):
+  cfg = tiny.make_config(name, evaluation__network='target')
+  has_target = tiny.prepare(name).setup.method.target_views is not None
+  if has_target:
+    run_lib.prepare(cfg)
+    return
+  words = f"is 'target', but method '{name}' has no target network: set it to"
+  with pytest.raises(UserError, match=words) as caught:
+    run_lib.prepare(cfg)
+  assert '\n' not in str(caught.value)
+
+
+def test_an_unknown_network_is_refused():
+  cfg = tiny.make_config(evaluation__network='targett')
+  _refused(cfg, "evaluation.network is 'targett'; .* did you mean 'target'")

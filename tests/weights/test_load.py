@@ -673,3 +673,108 @@ def test_whether_the_padding_is_known(loaded, tmp_path):
   file = tmp_path / 'x.safetensors'
   load_lib.save_safetensors(file, loaded)
   assert load_lib.load_checkpoint(file).says_padding
+
+
+# -- Which of both networks --
+
+
+@pytest.fixture(scope='module')
+def a_run_of_both(a_run, tmp_path_factory):
+  """A run's folder whose networks differ; `a_run`, reporting the target's."""
+  workdir = tmp_path_factory.mktemp('both') / 'run'
+  shutil.copytree(a_run[0], workdir)
+  settings = json.loads((workdir / 'config.json').read_text())
+  settings['evaluation']['network'] = 'target'
+  (workdir / 'config.json').write_text(json.dumps(settings))
+  return workdir, a_run[1].target_params
+
+
+def _same(tree, wanted):
+  jax.tree.map(np.testing.assert_array_equal, dict(tree), dict(wanted))
+
+
+def test_a_runs_target_network_where_it_is_asked_for(a_run):
+  """Its newest checkpoint has 1 added to every weight of the online one."""
+  workdir, state = a_run
+  found = load_lib.load_checkpoint(workdir, network='target')
+  _same(found.params, state.target_params)
+  _same(found.state, state.target_state)
+  assert found.weights_of == 'target' and found.target is None
+  assert 'predictor no, classifier no, of the target network' in str(found)
+  images = np.ones((2, 8, 8, 3), np.float32)
+  nets = found.network()
+  embedding, _ = nets.encode(found.params, found.state, images, False)
+  assert embedding.shape == (2, 16)
+  assert (
+    'projection' in nets.target(found.params, found.state, images, False)[0]
+  )
+  for network in (None, 'online'):
+    online = load_lib.load_checkpoint(workdir, network=network)
+    assert online.weights_of == 'online' and 'predictor yes' in str(online)
+    assert load_lib.digest(online) != load_lib.digest(found)
+
+
+def test_a_run_may_say_that_its_target_network_counts(a_run_of_both):
+  workdir, target = a_run_of_both
+  found = load_lib.load_checkpoint(workdir)
+  _same(found.params, target)
+  assert found.weights_of == 'target'
+  online = load_lib.load_checkpoint(workdir, network='online')
+  assert online.weights_of == 'online' and online.target is None
+  both = load_lib.load_checkpoint(workdir, network='online', target=True)
+  _same(both.target[0], target)
+  assert set(both.params) > set(target)
+
+
+@pytest.mark.parametrize('ending', ['pkl', 'safetensors'])
+def test_a_file_of_a_target_network_says_so(ending, a_run_of_both, tmp_path):
+  found = load_lib.load_checkpoint(a_run_of_both[0])
+  path = tmp_path / f'file.{ending}'
+  save = {
+    'pkl': load_lib.save_release, 'safetensors': load_lib.save_safetensors
+  }[ending]  # fmt: skip
+  save(path, found)
+  for network in (None, 'target', 'online'):  # it holds one alone
+    there = load_lib.load_checkpoint(path, network=network)
+    assert_same_weights(there, found)
+    assert there.weights_of == 'target'
+
+
+def test_both_networks_of_a_pickle(content, loaded, tmp_path):
+  held = content['experiment_state']
+  for kind in ('params', 'state'):
+    held[f'target_{kind}'] = {
+      module: dict(leaves)
+      for module, leaves in held[f'online_{kind}'].items()
+      if haiku_trees.root(module) in _TARGET
+    }
+  held['target_params'][CONV]['w'] = held['target_params'][CONV]['w'] / 2
+  path = write(tmp_path, content)
+  assert_same_weights(load_lib.load_checkpoint(path), loaded)
+  found = load_lib.load_checkpoint(path, network='target')
+  assert found.weights_of == 'target'
+  np.testing.assert_array_equal(
+    found.params[CONV]['w'] * 2, loaded.params[CONV]['w']
+  )
+
+
+def test_a_target_network_that_is_not_there(loaded, tmp_path):
+  words = 'no target network', 'must be online'
+  refused(pathlib.Path(TINY), *words, network='target')
+  file = tmp_path / 'file.safetensors'
+  load_lib.save_safetensors(file, loaded)
+  refused(file, *words, network='target')
+  run = tiny.prepare('supervised')
+  saver = checkpoint_lib.Checkpointer(str(tmp_path / 'run'), keep=1)
+  saver.save(0, tiny.portable(run), {'elapsed_seconds': 0})
+  saver.close()
+  config = tmp_path / 'run' / 'config.json'
+  config.write_text(json.dumps(run.cfg.to_dict()))
+  refused(tmp_path / 'run', *words, network='target')
+  assert load_lib.load_checkpoint(tmp_path / 'run').weights_of == 'online'
+  with pytest.raises(errors.UserError, match="network is 'both'; known: onl"):
+    load_lib.load_checkpoint(TINY, network='both')
+  settings = run.cfg.to_dict()
+  settings['evaluation']['network'] = 'both'
+  config.write_text(json.dumps(settings))
+  refused(tmp_path / 'run', 'its network is none of online, target')
