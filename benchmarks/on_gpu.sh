@@ -11,7 +11,7 @@
 #   PYTHON   interpreter with semppl_jax's packages (python3)
 #   TORCH    interpreter with PyTorch ("": without; else the same, if it is there)
 #   WHEELS   a folder with wheels of what is missing
-#   MINUTES  8, whole ones; torch.compile alone takes more than four
+#   MINUTES  8, whole ones; all parts, with PyTorch, take about 15
 set -uo pipefail
 OUT=${1:?OUT, a folder for the results}
 mkdir -p "$OUT"
@@ -70,13 +70,14 @@ fi
 # the cache. What is compiled last is what most likely has no time left.
 FIRST=${BATCHES[0]}
 LOW=(--precision=bfloat16 --batch_size="$FIRST")
-step "bfloat16_$FIRST" 160 "${LOW[@]}" --torch=
+step "bfloat16_$FIRST" 200 "${LOW[@]}" --torch=
 if [ -n "$TORCH" ] && [ -z "${TINY:-}" ]; then
-  step torch 120 "${LOW[@]}" --torch="$TORCH" --torch_form=channels_last
+  step torch 130 "${LOW[@]}" --torch="$TORCH" --torch_form=channels_last
+  step torch_compiled 130 "${LOW[@]}" --torch="$TORCH"
 fi
-step float32 160 --batch_size="$FIRST" --torch=
 part kernels 100 "$PYTHON" -m benchmarks.kernels --json="$OUT/kernels.json" \
   "${SIZES[@]}" "${LOW[@]}"
+step float32 200 --batch_size="$FIRST" --torch=
 part knn 60 "$PYTHON" -m benchmarks.knn --rounds=1 "${KEYS[@]}"
 SEMPPL_TEST_PLATFORM=$TEST_ON JAX_DEFAULT_MATMUL_PRECISION=highest \
   part tests 90 "$PYTHON" -m pytest -q tests/models/test_batch_norm.py \
@@ -86,7 +87,4 @@ part digits 90 "$PYTHON" -m semppl_jax.main --config=experiments/digits.py \
 for batch in "${BATCHES[@]:1}"; do
   step "bfloat16_$batch" 160 --precision=bfloat16 --batch_size="$batch" --torch=
 done
-if [ -n "$TORCH" ] && [ -z "${TINY:-}" ]; then
-  step torch_compiled 400 "${LOW[@]}" --torch="$TORCH"
-fi
 cat "$OUT/summary.txt"

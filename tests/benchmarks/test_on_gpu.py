@@ -25,7 +25,7 @@ def _run(out, **environment):
 def test_every_part_ends_well(tmp_path):
   text, summary = _run(tmp_path)
   assert [line.split(':')[0] for line in summary] == [
-    'device', 'bfloat16_4', 'float32', 'kernels', 'knn', 'tests', 'digits',
+    'device', 'bfloat16_4', 'kernels', 'float32', 'knn', 'tests', 'digits',
     'bfloat16_8',
   ]  # fmt: skip
   assert all('status 0 ' in line for line in summary), text

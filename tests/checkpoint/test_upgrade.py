@@ -139,11 +139,15 @@ def test_an_evaluation_gets_what_came_later():
   }  # fmt: skip
   assert after['optimizer']['name'] == 'lars'  # what it says holds
   assert after['optimizer']['scaling'] == 'linear'
-  assert after['weights'] == {'digest': '0', 'classifier_on': 'encoder'}
+  assert after['weights'] == {
+    'digest': '0', 'classifier_on': 'encoder', 'network': 'online'
+  }  # fmt: skip
   assert 'weights' not in upgrade(before) and 'classifier' not in before
   # All of it is today's defaults.
-  usual = dict(diff.flat(eval_config.default().to_dict()))
-  for key, value in diff.flat(upgrade({'checkpoint': 'x', 'optimizer': {}})):
+  usual = json.loads(json.dumps(eval_config.default().to_dict()))
+  usual = dict(diff.flat(usual))
+  sections = {name: {} for name in ('optimizer', 'evaluation', 'knn')}
+  for key, value in diff.flat(upgrade({'checkpoint': 'x'} | sections)):
     assert usual.get(key) == value or key == 'checkpoint'
 
 

@@ -116,20 +116,23 @@ def test_it_is_reported_and_looked_at_before(run, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', ['dino', 'mira'])
-def test_methods_with_prototypes_end_as_target_networks(name, tmp_path):
+@pytest.mark.parametrize(
+  'name, network',
+  [('swav', 'online'), ('dino', 'target'), ('mira', 'target')],
+)
+def test_methods_with_prototypes_end_as_their_network(name, network, tmp_path):
   workdir = tmp_path / 'run'
   results = pretraining.pretrain(_config(name), str(workdir))
-  assert results['step'] == 5 and results['network'] == 'target'
+  assert results['step'] == 5 and results['network'] == network
   model = semppl_jax.load_pretrained(workdir)
   held = model.checkpoint
   assert 'projector yes, predictor no, prototypes yes' in str(held)
-  assert held.weights_of == 'target'
+  assert held.weights_of == network
   # What the file's heads are is seen from their weights.
   images = np.random.RandomState(0).rand(3, 8, 8, 3).astype(np.float32)
   begun = predictions.prepare(config_file.read(workdir)).setup.nets
   found, wanted = (
-    jax.jit(nets.target, static_argnums=3)(
+    jax.jit(getattr(nets, network), static_argnums=3)(
       held.params, held.state, images, False
     )[0]
     for nets in (held.network(), begun)

@@ -12,7 +12,7 @@ import pytest
 
 from semppl_jax.distributed import parallel
 from semppl_jax.methods import base
-from semppl_jax.train import constraints, optimizers, schedules
+from semppl_jax.train import constraints, initial_weights, optimizers, schedules
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -219,6 +219,16 @@ def test_rows_have_length_1_from_the_beginning():
     np.testing.assert_array_equal(
       tree[other]['w'], plain.online_params[other]['w']
     )
+
+
+def test_rows_of_a_checkpoint_get_length_1():
+  run = _constrained_run()
+  taken = {_LAYER: {'w': np.full((16, 8), 3.0, np.float32)}}
+  start = initial_weights.Start((taken, {}), None, '', '')
+  run = run._replace(devices=jax.devices()[:1])
+  state = run_lib.initial_state(run, start)
+  for tree in (state.online_params, state.target_params):
+    np.testing.assert_allclose(tree[_LAYER]['w'][0], 8**-0.5, rtol=1e-6)
 
 
 def test_only_matrices_have_rows():
