@@ -1,5 +1,7 @@
 """An objective that learns with a support, for tests; it is not registered."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -62,6 +64,4 @@ def build(cfg, facts):
 
 def register():
   """As methods/__init__ does; a test takes it back."""
-  import sys
-
   methods.METHODS[NAME] = sys.modules[__name__]
