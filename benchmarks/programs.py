@@ -62,13 +62,25 @@ def prepare(cfg: ml_collections.ConfigDict) -> run_lib.TrainRun:
   cfg.num_devices = 1
   cfg.dataset.update(name='synthetic', num_examples=64, num_classes=1000)
   cfg.labels.update(subset='', per_class=0, fraction=1 / TENTH)
+  if 'support' in cfg:  # which shows all classes
+    each = max(cfg.support.images_per_class, 1)
+    cfg.dataset.num_examples = TENTH * each * cfg.dataset.num_classes
   return run_lib.prepare(cfg)
 
 
 def batch_of(run: run_lib.TrainRun) -> types.Batch:
   """Whole images of 3 to 4, as ImageNet's lie on their canvas."""
-  count, (height, width, _) = run.cfg.batch_size, run.data.image_shape
-  random = np.random.RandomState(0)
+  batch = _noise(run, run.cfg.batch_size, 0)
+  if run.support is None:
+    return batch
+  size = run.support.size
+  labels = run.labels[[run.support.row(0, place) for place in range(size)]]
+  return batch._replace(support=_noise(run, size, 1)._replace(labels=labels))
+
+
+def _noise(run: run_lib.TrainRun, count: int, seed: int) -> types.Batch:
+  height, width, _ = run.data.image_shape
+  random = np.random.RandomState(seed)
   images = random.randint(0, 256, (count, height, width, 3)).astype(np.uint8)
   ids = np.arange(count, dtype=np.int32)
   classes = run.data.num_classes

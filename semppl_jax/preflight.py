@@ -76,6 +76,15 @@ def floor(run: run_lib.TrainRun) -> int:
   )
 
 
+def support_floor(run: run_lib.TrainRun) -> int:
+  """The same of the support of a step, all its views, on one device."""
+  images = config.support_size(run.cfg) // len(run.devices)
+  if not images:
+    return 0
+  each = run.cfg.support.views * _outputs(run, run.cfg.views.large_size)
+  return jnp.dtype(run.cfg.precision).itemsize * images * each
+
+
 def _outputs(run: run_lib.TrainRun, size: int) -> int:
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   nets = run.setup.nets
@@ -111,12 +120,15 @@ def _data(run: run_lib.TrainRun) -> tuple[types.Batch, str]:
   unreadable, begun = run_log.Unreadable(), time.monotonic()
   batch, _ = next(run_lib.input_batches(run, 0, unreadable))
   seconds = time.monotonic() - begun
+  beside = ''
+  if batch.support is not None:
+    beside = f' and {len(batch.support.labels):,} of its support'
   test = 'no' if run.data.test is None else f'{len(run.data.test):,}'
   return batch, (
     f'data: {len(run.data.train):,} training images, '
     f'{int(np.sum(run.labels >= 0)):,} of them with a label, of '
     f'{run.data.num_classes:,} classes; {test} test images; a first batch of '
-    f'{len(batch.labels):,} was there in {seconds:.1f} s, '
+    f'{len(batch.labels):,}{beside} was there in {seconds:.1f} s, '
     f'{len(unreadable)} of its images unreadable'
   )
 
@@ -151,6 +163,11 @@ def _memory(
       need.state + its.state, need.temporary + its.temporary
     )
     beside = f', {_size(its.total)} the teacher'
+  # As large for any batch.
+  support = int(support_floor(run) * _KEPT[cfg.remat])
+  if support:
+    need = need._replace(state=need.state + support)
+    beside += f', {_size(support)} the support'
   line = (
     f'memory: {at_once} images at once on each device take about '
     f'{_size(need.total)}, {_size(state)} of it the state and images that wait'
@@ -172,7 +189,7 @@ def _time(run: run_lib.TrainRun) -> list[str]:
   """An estimate for a small network, one whose pass takes a moment."""
   cfg, number = run.cfg, len(run.devices)
   on_each = cfg.batch_size // number
-  if floor(run) * on_each > _QUICK:
+  if floor(run) * on_each + support_floor(run) > _QUICK:
     return []
   mine = parallel.local_devices(run.devices)[0]
   step = pass_time.OVERHEAD * pass_time.seconds_of_passes(

@@ -106,6 +106,7 @@ def train(
   job = loop.LoopSettings(
       run.cfg, run.setup.total_steps, run.devices, workdir, saver,
       parts=run.cfg.accumulate, profile_steps=run.cfg.profile_steps,
+      support=config.support_size(run.cfg),
   )  # fmt: skip
   setup, constants = run.setup, ()
   if teacher is not None:

@@ -1,8 +1,8 @@
 """Named arrays that pass between packages. Shapes use METHOD's letters.
 
-B images in the global batch, D devices, b = B/D images on one device, V_L large
-and V_S small views, d the embedding size. Inside the mapped step a leading
-device axis is absent; on the host it is there.
+B images in the global batch, D devices, b = B/D images on one device, s = S/D
+of its support, V_L large and V_S small views, d the embedding size. Inside the
+mapped step a leading device axis is absent; on the host it is there.
 """
 
 from typing import NamedTuple
@@ -22,6 +22,8 @@ class Batch(NamedTuple):
   ids: jax.Array  # [b] int32, the image's number in its data set
   sizes: jax.Array | None = None  # [b, 2] int32 height, width; None: [H, W]
   masks: jax.Array | None = None  # [b, H, W] bool foreground; None: no masks
+  # [s, ...] labelled images that come with the batch; None: there are none
+  support: 'Batch | None' = None
 
 
 class Views(NamedTuple):

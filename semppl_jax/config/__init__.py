@@ -17,7 +17,12 @@ from semppl_jax.config.checks import (
   find,
   look_up,
 )
-from semppl_jax.config.defaults import COSMETIC, leave_open, uses_labels
+from semppl_jax.config.defaults import (
+  COSMETIC,
+  leave_open,
+  support_size,
+  uses_labels,
+)
 from semppl_jax.config.upgrade import RENAMED
 from semppl_jax.config.validation import (
   SHARED_CHOICES,
@@ -47,6 +52,7 @@ __all__ = [
   'look_up',
   'nearest_name',
   'open_keys',
+  'support_size',
   'uses_labels',
   'validate',
   'why_unknown',

@@ -182,6 +182,9 @@ def _views() -> dict[str, Any]:
     # Probability of solarize in small views; None: likewise [ours]
     'small_solarize': config_dict.placeholder(float),
     'one_pass': False,  # views of a size share statistics [ours]
+    # True: all views, of every size, share the statistics of the heads'
+    # BatchNorms, as in SwAV and DINO [P]
+    'heads_joint': False,
   }
 
 
@@ -267,6 +270,42 @@ def _evaluation() -> dict[str, Any]:
     # together are not more than this; 0: never
     'baseline_images': 10_000,
   }
+
+
+def support() -> dict[str, Any]:
+  """Labelled images that come with every batch, for methods that ask for them.
+
+  Their views are of views.large_size, and as those of the batch where nothing
+  here says otherwise. Augmented as Suave's labelled images.
+  """
+  return {
+    # Either S labelled images of any class with every batch, global ...
+    'images': 128,
+    'classes': 0,  # ... or so many classes, others in each step,
+    'images_per_class': 0,  # and so many images of each
+    'views': 1,  # of an image [P]
+    # True: they go first through the pass of the large views and share its
+    # BatchNorm statistics, which views.one_pass must join; False: before it
+    'joint': True,
+    'area': (0.08, 1.0),  # share of the image that a crop covers [P]
+    'saliency': 0.0,  # probability, as views.saliency
+    'jitter': 0.8,  # probability of the four colour operations together [P]
+    'brightness': 0.4,  # strength: the largest change [P]
+    'contrast': 0.4,  # likewise [P]
+    'saturation': 0.4,  # likewise [P]
+    'hue': 0.1,  # likewise [P]
+    'grayscale': 0.2,  # probability [P]
+    'blur': (0.0, 0.0),  # probability in views of type A, of type B: never [P]
+    'solarize': (0.0, 0.0),  # likewise [P]
+  }
+
+
+def support_size(cfg: ml_collections.ConfigDict) -> int:
+  """S, labelled images that come with every batch; 0: there are none."""
+  if 'support' not in cfg:
+    return 0
+  section = cfg.support
+  return section.images or section.classes * section.images_per_class
 
 
 def leave_open(cfg: ml_collections.ConfigDict, *keys: str) -> None:

@@ -26,6 +26,7 @@ _ADDED = {
   'optimizer.scaling': 'linear',
   'optimizer.rate_in_momentum': False,
   'views.brightness_mode': 'add',
+  'views.heads_joint': False,
   'optimizer.warmup_kind': 'byol',
   'optimizer.start_learning_rate': 0.0,
   'optimizer.final_learning_rate': 0.0,

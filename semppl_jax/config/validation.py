@@ -61,6 +61,17 @@ RANGES = SHARED_RANGES | {
   'views.grayscale': (0, 1),
   'views.blur_kernel': (0, 1),
   'views.solarize_threshold': (0, 1),
+  'support.images': (0, None),
+  'support.classes': (0, None),
+  'support.images_per_class': (0, None),
+  'support.views': (1, None),
+  'support.saliency': (0, 1),
+  'support.jitter': (0, 1),
+  'support.brightness': (0, None),
+  'support.contrast': (0, None),
+  'support.saturation': (0, None),
+  'support.hue': (0, None),
+  'support.grayscale': (0, 1),
   'optimizer.start_learning_rate': (0, None),
   'optimizer.final_learning_rate': (0, None),
   'optimizer.clip': (0, None),
@@ -92,6 +103,8 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   _check_labels(cfg)
   _check_init(cfg)
   _check_parts(cfg, num_devices)
+  if 'support' in cfg:
+    _check_support(cfg, num_devices)
 
 
 def _check_init(cfg: ml_collections.ConfigDict) -> None:
@@ -124,12 +137,51 @@ def _check_views(cfg: ml_collections.ConfigDict) -> None:
   for key in ('aspect', 'blur_sigma'):
     checks.check_rising(cfg, f'views.{key}')
   for key in ('blur', 'solarize'):
-    if not all(0 <= share <= 1 for share in cfg.views[key]):
-      raise UserError(
-        f'views.{key} is {cfg.views[key]}; it must be two numbers from 0 to 1.'
-      )
+    _check_shares(cfg, f'views.{key}')
     if cfg.views[f'small_{key}'] is not None:
       checks.check_ranges(cfg, {f'views.small_{key}': (0, 1)})
+
+
+def _check_shares(cfg: ml_collections.ConfigDict, key: str) -> None:
+  value = checks.look_up(cfg, key)
+  if not all(0 <= share <= 1 for share in value):
+    raise UserError(f'{key} is {value}; it must be two numbers from 0 to 1.')
+
+
+def _check_support(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  """What is known before the labels are; see `data.support`."""
+  support, size = cfg.support, defaults.support_size(cfg)
+  by_class = support.classes or support.images_per_class
+  if not size or (support.images and by_class):
+    raise UserError(
+      f'support.images is {support.images}, support.classes '
+      f'{support.classes} and support.images_per_class '
+      f'{support.images_per_class}; either the first or both others must be '
+      'above 0.'
+    )
+  if size % num_devices:
+    raise UserError(
+      f'The support of {size} images is not a multiple of the {num_devices} '
+      'devices, of all hosts, that share it.'
+    )
+  checks.check_rising(cfg, 'support.area', most=1)
+  for key in ('blur', 'solarize'):
+    _check_shares(cfg, f'support.{key}')
+  if not defaults.uses_labels(cfg):
+    raise UserError(
+      f'Method {cfg.method!r} learns from labelled images, but no image has a '
+      'label: set labels.per_class, .fraction, .file or .subset.'
+    )
+  if cfg.accumulate > 1:
+    raise UserError(
+      f'accumulate is {cfg.accumulate}, but method {cfg.method!r} takes its '
+      'support with the whole batch at once: set it to 1.'
+    )
+  if support.joint and not cfg.views.one_pass:
+    raise UserError(
+      'support.joint is True, but with views.one_pass=False each large view '
+      'has BatchNorm statistics of its own: set one of them to the other.'
+    )
 
 
 def check_devices(cfg: ml_collections.ConfigDict, num_devices: int) -> None:

@@ -18,6 +18,7 @@ from semppl_jax.data import images as images_lib
 from semppl_jax.data import masks as masks_lib
 from semppl_jax.data import sampler as order_lib
 from semppl_jax.data import sources
+from semppl_jax.data import support as support_lib
 from semppl_jax.data import workers as workers_lib
 from semppl_jax.data.collate import Images
 from semppl_jax.errors import UserError
@@ -57,6 +58,7 @@ def batches(
   host_count: int = 1,
   parts: int = 1,
   labelled_share: float = 0.0,
+  support: support_lib.Support | None = None,
   workers: int = 0,
   threads: int | None = None,
   images: Images = Images(),  # noqa: B008, it is frozen
@@ -76,6 +78,8 @@ def batches(
     parts: m, of a batch that is taken in parts: each part is shared by all
       hosts, and this one gets its slice of each, part after part.
     labelled_share: see `sampler.make_sampler`.
+    support: labelled images that come with every batch, S over all hosts, of
+      which this one gets the h-th slice; None: there are none.
     workers: processes that read and decode; 0: this one. Grain starts them
       only where absl's command line is parsed, as `main` does.
     threads: that read and decode where there are no workers; 0: none; None: as
@@ -87,17 +91,23 @@ def batches(
   Returns:
     An iterator over (batch, truth): a Batch of NumPy arrays, [B/H, ...], and
     the labels that the source knows, [B/H] int32, -1: unknown. Truth is for
-    metrics on the host; the batch has the labels of `labels` only. Close the
-    iterator (or drop it) to stop its threads and processes.
+    metrics on the host; the batch, and its support [S/H, ...], have the labels
+    of `labels` only. Close the iterator (or drop it) to stop its threads and
+    processes.
 
   Raises:
     UserError: an empty source, a share that the labels cannot fill, or an image
       that cannot be decoded.
-    ValueError: hosts and parts that do not divide the batch.
+    ValueError: hosts and parts that do not divide the batch, or hosts that do
+      not divide the support.
   """
   if batch_size % (host_count * parts):
     raise ValueError(
       f'{host_count} hosts and {parts} parts do not divide {batch_size} images.'
+    )
+  if support is not None and support.size % host_count:
+    raise ValueError(
+      f'{host_count} hosts do not divide {support.size} images of the support.'
     )
   if not len(source):
     raise UserError('The data set has no training image.')
@@ -116,10 +126,12 @@ def batches(
     per_host=per_host,
     parts=parts,
     images=images,
+    support=support,
   )
-  pieces = workers_lib.Pieces(record, num_steps * per_host, per_host, images)
+  each = record.per_step
+  pieces = workers_lib.Pieces(record, num_steps * each, each, images)
   every = workers_lib.batches(pieces, source.encoded, workers, threads)
-  return _training_batches(every, source, images, on_unreadable)
+  return _training_batches(every, record, on_unreadable)
 
 
 def in_order(
@@ -158,14 +170,28 @@ def in_order(
     yield x['image'], x['unreadable'] < 0
 
 
-def _training_batches(every, source, images, on_unreadable):
-  tell = _Teller(source, images, on_unreadable)
+def _training_batches(every, record, on_unreadable):
+  tell = _Teller(record.source, record.images, on_unreadable)
   for x in every:
     tell(x['unreadable'])
-    batch = types.Batch(
-      x['image'], x['label'], x['id'], x.get('size'), x.get('mask')
-    )
-    yield batch, x['truth']
+    batch, support = (
+      types.Batch(
+        part['image'], part['label'], part['id'], part.get('size'),
+        part.get('mask'),
+      )
+      for part in _split(x, record.per_host)
+    )  # fmt: skip
+    if record.support is not None:
+      batch = batch._replace(support=support)
+    yield batch, x['truth'][: record.per_host]
+
+
+def _split(arrays, place):
+  """Arrays before and from a place on."""
+  return (
+    {key: array[part] for key, array in arrays.items()}
+    for part in (slice(place), slice(place, None))
+  )
 
 
 class _Teller:
@@ -201,7 +227,10 @@ def _warn(name: str, reason: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Shuffled:
-  """One host's records of training, in the order of its batches."""
+  """One host's records of training, in the order of its batches.
+
+  Of each step the batch's come first, then those of its support.
+  """
 
   source: sources.Source
   labels: np.ndarray
@@ -211,14 +240,17 @@ class _Shuffled:
   per_host: int
   parts: int
   images: Images
+  support: support_lib.Support | None = None
+
+  @property
+  def per_step(self) -> int:
+    """Images of a batch and of its support."""
+    support = 0 if self.support is None else self.support.size // self.host[1]
+    return self.per_host + support
 
   def __call__(self, place: int) -> dict[str, Any]:
-    step, offset = divmod(place, self.per_host)
-    part, offset = divmod(offset, self.per_host // self.parts)
-    # Slices of the global batch: part after part, in each host after host.
-    slice_of_batch = part * self.host[1] + self.host[0]
-    in_batch = slice_of_batch * (self.per_host // self.parts) + offset
-    wanted = self.order.row(self.start_step + step, in_batch)
+    step, offset = divmod(place, self.per_step)
+    order, wanted = self._wanted(self.start_step + step, offset)
     row = wanted
     for attempt in range(_MOST_STAND_INS):
       try:
@@ -226,7 +258,7 @@ class _Shuffled:
         image = self.images.array(record['image'])
       except images_lib.Unreadable as e:
         _stop_if_asked(self.images, self.source, row, e)
-        row = self.order.stand_in(wanted, attempt)
+        row = order.stand_in(wanted, attempt)
         continue
       return {
         'image': image,
@@ -240,6 +272,21 @@ class _Shuffled:
       f'{_MOST_STAND_INS} images in a row cannot be decoded, the first '
       f'{sources.name(self.source, wanted)}.'
     )
+
+  def _wanted(
+    self, step: int, offset: int
+  ) -> tuple[order_lib.Order | support_lib.Support, int]:
+    """A stream, and which of its rows stands at `offset` on this host."""
+    this, hosts = self.host
+    if offset >= self.per_host:
+      begins = this * (self.support.size // hosts)
+      in_support = begins + offset - self.per_host
+      return self.support, self.support.row(step, in_support)
+    part, offset = divmod(offset, self.per_host // self.parts)
+    # Slices of the global batch: part after part, in each host after host.
+    slice_of_batch = part * hosts + this
+    in_batch = slice_of_batch * (self.per_host // self.parts) + offset
+    return self.order, self.order.row(step, in_batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,22 @@ import numpy as np
 from semppl_jax.errors import UserError
 
 # Streams have permutations of their own, and so has the order in a batch.
-_ALL, _LABELLED, _UNLABELLED, _MIX, _STAND_IN = range(5)
+_ALL, _LABELLED, _UNLABELLED, _MIX, _STAND_IN, SUPPORT, CLASSES = range(7)
+OF_CLASS = 7  # of class 0; those of the others follow
+_SMALL = 2048  # images
 
 
 def row(position: int, *, num_rows: int, seed: int, stream: int = 0) -> int:
   """The row of 0 .. num_rows - 1 that stands at `position` of a stream."""
   epoch, offset = divmod(position, num_rows)
   return _shuffle(offset, num_rows, _seed(seed, stream, epoch))
+
+
+def stand_in(rows: np.ndarray, row: int, *, seed: int, attempt: int) -> int:
+  """One of `rows` in place of `row`, by seed, row and attempt alone."""
+  entropy = (seed & (2**64 - 1), _STAND_IN, row, attempt)
+  drawn = np.random.SeedSequence(entropy).generate_state(1)[0]
+  return int(rows[int(drawn) % len(rows)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +72,7 @@ class Order:
     for rows in (self.labelled, self.others):  # both are sorted
       place = int(np.searchsorted(rows, row))
       if place < len(rows) and rows[place] == row:
-        entropy = (self.seed & (2**64 - 1), _STAND_IN, row, attempt)
-        drawn = np.random.SeedSequence(entropy).generate_state(1)[0]
-        return int(rows[int(drawn) % len(rows)])
+        return stand_in(rows, row, seed=self.seed, attempt=attempt)
     raise ValueError(f'Row {row} is in no stream.')
 
   def _draw(self, rows: np.ndarray, position: int, stream: int) -> int:
@@ -130,6 +137,8 @@ def _shuffle(index: int, size: int, seed: int) -> int:
   """Image of `index` under a random permutation of 0 .. size - 1."""
   # Not grain's index_shuffle: it repeats an index where size - 1 is a power of
   # four (grain 0.2.18), and takes milliseconds a call for sizes below 100.
+  if size <= _SMALL:
+    return int(_small_permutation(size, seed)[index])
   return int(_permutations(size)(seed)[index])
 
 
@@ -139,6 +148,12 @@ def _permutations(size: int) -> Callable[[int], np.ndarray]:
   # would drive out the long one. At most 16 MiB, or two epochs.
   keep = min(256, max(2, 2**22 // size))
   return functools.lru_cache(keep)(functools.partial(_permutation, size))
+
+
+# The classes of a support have many sizes. At most 8 MiB.
+@functools.lru_cache(maxsize=1024)
+def _small_permutation(size: int, seed: int) -> np.ndarray:
+  return _permutation(size, seed)
 
 
 def _permutation(size: int, seed: int) -> np.ndarray:

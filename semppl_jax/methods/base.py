@@ -53,12 +53,27 @@ class Keys(NamedTuple):
 
 
 class BatchWide(NamedTuple):
-  """What every device knows of the whole batch, however it is split."""
+  """What is known before any loss, of the whole batch, however it is split."""
 
   target: Outputs | None  # [W, B, ...] no gradient; None: no target network
   labels: jax.Array  # [B] int32, -1: unlabelled
   ids: jax.Array  # [B] int32, an image's number in its data set
   step: jax.Array  # [] int32, the clock of all that changes in training
+  # [W, B/D, ...] the rows of `target` that this device made, in all its
+  # microbatches: for what is too large to be gathered
+  local_target: Outputs | None = None
+  # Weights of the online network as the step finds them, no gradient
+  params: chex.ArrayTree = ()
+
+
+class Support(NamedTuple):
+  """Labelled images beside the batch, s of S here, where cfg.support is."""
+
+  online: Outputs  # [V_s, s, ...] gradients flow
+  labels: jax.Array  # [s] int32, all known
+  # With support.classes, images of a class stand together; None: of any class
+  place: jax.Array | None = None  # [s] int32, of its class among `classes`
+  classes: jax.Array | None = None  # [C_s] int32, the same on all devices
 
 
 class Inputs(NamedTuple):
@@ -73,6 +88,7 @@ class Inputs(NamedTuple):
   keys: Keys
   # [V, b, ...] of the frozen teacher, see Method.teacher; no gradient
   teacher: jax.Array | None = None
+  support: Support | None = None  # None: the config has no section `support`
 
 
 class Result(NamedTuple):

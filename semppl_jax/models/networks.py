@@ -61,6 +61,9 @@ class Networks(NamedTuple):
       [n, h], state): the embedding, or the output that `classifier_on` names;
       takes any tree that has what `features_tree` gives.
     features_tree: the part of a tree that `features` needs.
+    online_heads: (params, state, embedding [n, e] or [V, n, e], is_training) ->
+      (outputs, state): what `online` makes of what `encode` made.
+    target_heads: likewise of `target`.
   """
 
   init: Callable[..., tuple[Tree, Tree]]
@@ -70,6 +73,8 @@ class Networks(NamedTuple):
   target_tree: Callable[[Tree], Tree]
   features: Callable[..., tuple[jax.Array, Tree]]
   features_tree: Callable[[Tree], Tree]
+  online_heads: Callable[..., tuple[Outputs, Tree]]
+  target_heads: Callable[..., tuple[Outputs, Tree]]
 
 
 @functools.lru_cache(16)  # what was compiled for one run serves the next
@@ -146,8 +151,7 @@ def build(
     network = encoders.ResNet(architecture, bn, remat)
     return network(_normalise(images), is_training)  # [n, e]
 
-  def online(images, is_training, bn):
-    embedding = encode(images, is_training, bn)
+  def online_heads(embedding, is_training, bn):
     outputs = heads(embedding, is_training, True, bn)
     outputs = {'embedding': embedding, **outputs}
     if num_classes:
@@ -157,9 +161,14 @@ def build(
       outputs['logits'] = hk.Linear(num_classes, name='classifier')(seen)
     return outputs
 
-  def target(images, is_training, bn):
-    embedding = encode(images, is_training, bn)
+  def online(images, is_training, bn):
+    return online_heads(encode(images, is_training, bn), is_training, bn)
+
+  def target_heads(embedding, is_training, bn):
     return heads(embedding, is_training, False, bn)
+
+  def target(images, is_training, bn):
+    return target_heads(encode(images, is_training, bn), is_training, bn)
 
   def features(images, is_training, bn):
     embedding = encode(images, is_training, bn)
@@ -195,19 +204,21 @@ def build(
     target_tree=functools.partial(part, target),
     features=apply(features),
     features_tree=functools.partial(part, features),
+    online_heads=apply(online_heads, views_ndim=3),
+    target_heads=apply(target_heads, views_ndim=3),
   )
 
 
 def _apply(
-  forward: Callable[..., Any], bn: Mapping, precision: str
+  forward: Callable[..., Any], bn: Mapping, precision: str, views_ndim: int = 5
 ) -> Callable[..., Any]:
   transformed = hk.transform_with_state(forward)
 
-  def apply(params, state, images, is_training):
-    settings = bn | {'views': images.ndim == 5}
+  def apply(params, state, inputs, is_training):
+    settings = bn | {'views': inputs.ndim == views_ndim}
     with _policies(precision):
       return transformed.apply(
-        params, state, None, images, is_training, settings
+        params, state, None, inputs, is_training, settings
       )
 
   return apply
@@ -237,6 +248,7 @@ def _policies(precision: str) -> Iterator[None]:
       heads_lib.MLP,
       heads_lib.SimCLRMLP,
       heads_lib.SimRegMLP,
+      heads_lib.PrototypeMLP,
     ):
       stack.enter_context(hk.mixed_precision.push_policy(module, networks))
     stack.enter_context(hk.mixed_precision.push_policy(BatchNorm, norms))

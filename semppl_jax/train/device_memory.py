@@ -119,6 +119,7 @@ def advice(
   accumulate: int,
   devices: Sequence[jax.Device],
   compiled: Any | None = None,
+  support: int = 0,
 ) -> str:
   """One line for a step that did not fit: the batch, and what would fit.
 
@@ -127,12 +128,17 @@ def advice(
     accumulate: parts in which it was taken.
     devices: all of them.
     compiled: the step, if it could be compiled.
+    support: images beside the batch, over all devices, each taken for as large
+      as one of the batch.
   """
   at_once = batch_size // (len(devices) * accumulate)
+  beside = support // len(devices)
   line = (
     f'Out of memory: batch_size {batch_size} is {at_once} images at once on '
     f'each of {len(devices)} devices'
   )
+  if beside:
+    line += f', and {beside} of its support'
   found = compiled and need(compiled)
   there = capacity(devices[0])
   if found:
@@ -140,7 +146,8 @@ def advice(
   if there:
     line += f' of {there / GIB:.1f}'
   if found and there:
-    line += f'. About {largest_batch(found, at_once, there)} would fit'
+    fits = largest_batch(found, at_once + beside, there) - beside
+    line += f'. About {max(fits, 0)} would fit'
   return (
     f'{line}. Use more devices, a multiple of accumulate={accumulate}, '
     'remat=True, precision=bfloat16 or a smaller batch_size.'

@@ -29,6 +29,7 @@ class LoopSettings(NamedTuple):
   saver: checkpoint.Checkpointer
   parts: int = 1  # in which a batch is taken, see parallel.shard
   profile_steps: tuple[int, int] = (0, 0)  # see profile_lib.Profile
+  support: int = 0  # images beside the batch, over all hosts
 
 
 def fit(
@@ -189,10 +190,17 @@ def _guarded(mapped: Any, arguments: tuple, job: LoopSettings) -> tuple:
       compiled = mapped.lower(*kinds).compile()
     except jax.errors.JaxRuntimeError:
       compiled = None  # where memory is given out at compile time: TPUs
-    line = device_memory.advice(
-      job.cfg.batch_size, job.parts, job.devices, compiled
-    )
-    raise UserError(line) from error
+    raise UserError(_advice(job, compiled)) from error
+
+
+def _advice(job: LoopSettings, compiled: Any | None = None) -> str:
+  return device_memory.advice(
+    job.cfg.batch_size,
+    job.parts,
+    job.devices,
+    compiled,
+    job.support,
+  )
 
 
 @contextlib.contextmanager
@@ -203,8 +211,7 @@ def _explain_memory(job: LoopSettings) -> Iterator[None]:
   except jax.errors.JaxRuntimeError as error:
     if not device_memory.is_exhausted(error):
       raise
-    line = device_memory.advice(job.cfg.batch_size, job.parts, job.devices)
-    raise UserError(line) from error
+    raise UserError(_advice(job)) from error
 
 
 def _save_and_exit(

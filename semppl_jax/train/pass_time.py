@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import methods, types
+from semppl_jax import config, methods, types
 from semppl_jax.methods import base
 from semppl_jax.train import run as run_lib
 
@@ -48,7 +48,7 @@ def seconds_of_passes(
       begun = time.monotonic()
       jax.block_until_ready(passed(params))
       times.append(time.monotonic() - begun)
-  return float(np.median(times)) * _passes(method, cfg.views)
+  return float(np.median(times)) * _passes(method, cfg)
 
 
 def view_shapes(section: ml_collections.ConfigDict) -> types.Views:
@@ -66,14 +66,17 @@ def view_shapes(section: ml_collections.ConfigDict) -> types.Views:
   )
 
 
-def _passes(method: base.Method, section: ml_collections.ConfigDict) -> float:
+def _passes(method: base.Method, cfg: ml_collections.ConfigDict) -> float:
   """A step's passes, in those of a large view, forwards and backwards."""
+  section = cfg.views
   views = view_shapes(section)
   count = _large_views(method.online_views(views), section.large_size)
   if method.target_views:  # no backward pass: a third of the work
     count += _large_views(method.target_views(views), section.large_size) / 3
   if method.teacher:  # likewise, as if it was as large as the student
     count += _large_views(method.online_views(views), section.large_size) / 3
+  if support := config.support_size(cfg):
+    count += cfg.support.views * support / cfg.batch_size
   return count
 
 

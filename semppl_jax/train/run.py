@@ -12,6 +12,7 @@ import optax
 from semppl_jax import config, methods
 from semppl_jax.data import datasets, pipeline, sources
 from semppl_jax.data import labels as labels_lib
+from semppl_jax.data import support as support_lib
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.methods import base
@@ -36,6 +37,8 @@ class TrainRun(NamedTuple):
   setup: step.StepSetup
   facts: base.RunFacts
   devices: list[jax.Device]
+  # Which labelled images come with every batch; None: the method asks for none
+  support: support_lib.Support | None = None
 
 
 def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
@@ -57,6 +60,11 @@ def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
       'training image, but labels.per_class, .fraction, .file or .subset is '
       'set.'
     )
+  support = None
+  if 'support' in cfg:
+    support = support_lib.make_support(
+      cfg.support, labels, data.class_names, seed=cfg.seed
+    )
   facts = _facts(frozen, data, labels)
   method = methods.build(frozen, facts)
   setup = step.StepSetup(
@@ -68,7 +76,7 @@ def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
     warmup_steps=facts.steps(cfg.optimizer.warmup_epochs),
   )
   images = pipeline.whole(frozen.dataset, data)
-  return TrainRun(frozen, data, labels, images, setup, facts, devices)
+  return TrainRun(frozen, data, labels, images, setup, facts, devices, support)
 
 
 def _facts(
@@ -181,6 +189,7 @@ def input_batches(
     host_count=processes.count(),
     parts=run.cfg.accumulate,
     labelled_share=run.cfg.labels.share,
+    support=run.support,
     workers=run.cfg.dataset.workers,
     images=run.images,
     on_unreadable=on_unreadable,

@@ -24,6 +24,7 @@ from semppl_jax.methods import base
 from semppl_jax.models import multicrop
 from semppl_jax.models import networks as networks_lib
 from semppl_jax.train import constraints, microbatch, optimizers, schedules
+from semppl_jax.train import support as support_lib
 from semppl_jax.train.state import TrainState
 
 
@@ -48,6 +49,8 @@ class Part(NamedTuple):
   ids: jax.Array  # [B] int32, of all devices' images
   target: base.Outputs | None  # [W, b, ...] of the target network
   keys: base.Keys
+  # [V_s, s, S, S, 3] views of the support; None: there is none
+  support: jax.Array | None = None
 
 
 def train_step(
@@ -68,7 +71,8 @@ def train_step(
 
   Args:
     state: see TrainState.
-    batch: b images with their labels and ids; with m > 1 leaves [m, b/m, ...].
+    batch: b images with their labels and ids, and maybe a support; with m > 1,
+      and then without support, leaves [m, b/m, ...].
     base_key: the run's key, the same at every step and on every device.
     teacher: (params, state) of the frozen teacher, if the method has one.
     setup: objective, networks, optimiser and settings.
@@ -85,7 +89,7 @@ def train_step(
 
   # Target network: no gradient.
   target_state, target = forward_target(state, batch, keys, setup)
-  batch_wide = gather_batch(target, batch, state.step)
+  batch_wide = gather_batch(target, batch, state)
 
   # The objective's memory sees the whole batch before any loss.
   memory, shared = method.prepare(state.memory, batch_wide)
@@ -101,8 +105,9 @@ def train_step(
     return bn_state, (grads, metrics), per_image
 
   ids = batch_wide.ids.reshape(len(batch.ids), -1)  # [m, B/m]
+  support = support_views(batch, base_key, state.step, ids.size, setup)
   online_state, averaged, per_image = microbatch.scan(
-    loss_and_grad, state.online_state, Part(batch, ids, target, keys)
+    loss_and_grad, state.online_state, Part(batch, ids, target, keys, support)
   )
   grads, metrics = parallel.pmean(averaged)
   labels, kept, embeddings = per_image
@@ -162,17 +167,36 @@ def make_views(
   once, in float32, if they were kept.
   """
   cfg = setup.cfg
-  # In bfloat16 the network sees no more of a pixel than 8 bits.
-  low = cfg.precision == 'bfloat16'
-  precision = jax.lax.Precision.DEFAULT if low else jax.lax.Precision.HIGHEST
   return views_lib.make_views(
     keys.fold(0).local,
     batch.images,
     cfg.views,
     batch.sizes,
     batch.masks,
-    precision,
+    _precision(cfg),
   )
+
+
+def _precision(cfg: ml_collections.FrozenConfigDict) -> jax.lax.Precision:
+  # In bfloat16 the network sees no more of a pixel than 8 bits.
+  low = cfg.precision == 'bfloat16'
+  return jax.lax.Precision.DEFAULT if low else jax.lax.Precision.HIGHEST
+
+
+def support_views(
+  batch: types.Batch,
+  base_key: jax.Array,
+  step: jax.Array,
+  batch_size: int,
+  setup: StepSetup,
+) -> jax.Array | None:
+  """Views of the support [1, V_s, s, S, S, 3]; None: the batch has none."""
+  if batch.support is None:
+    return None
+  support = jax.tree.map(lambda x: x[0], batch.support)  # in one part
+  return support_lib.make_views(
+    base_key, step, support, batch_size, setup.cfg, _precision(setup.cfg)
+  )[None]
 
 
 def forward_target(
@@ -195,12 +219,13 @@ def forward_target(
 
   def forward(bn_state, part):
     views = make_views(*part, setup)
-    outputs, bn_state = multicrop.forward_views(
+    outputs, bn_state = _forward_views(
       setup.nets.target,
+      setup.nets.target_heads,
       state.target_params,
       bn_state,
       target_views(views),
-      one_pass=setup.cfg.views.one_pass,
+      setup,
     )
     return bn_state, (), outputs
 
@@ -208,6 +233,68 @@ def forward_target(
     forward, state.target_state, (batch, keys)
   )
   return target_state, target
+
+
+def _forward_views(
+  network: Callable[..., tuple[base.Outputs, hk.State]],
+  heads: Callable[..., tuple[base.Outputs, hk.State]],
+  params: hk.Params,
+  bn_state: hk.State,
+  views: tuple[jax.Array, ...],
+  setup: StepSetup,
+) -> tuple[base.Outputs, hk.State]:
+  """Outputs [V, b, ...] of a network, whole or encoder and heads apart."""
+  joint = setup.cfg.views.heads_joint
+  return multicrop.forward_views(
+    setup.nets.encode if joint else network,
+    params,
+    bn_state,
+    views,
+    one_pass=setup.cfg.views.one_pass,
+    heads=heads if joint else None,
+  )
+
+
+def forward_online(
+  params: hk.Params,
+  bn_state: hk.State,
+  views: tuple[jax.Array, ...],
+  part: Part,
+  setup: StepSetup,
+) -> tuple[base.Outputs, base.Support | None, hk.State]:
+  """What the online network makes of its views, and of the support's first.
+
+  Args:
+    params: its weights.
+    bn_state: its running statistics.
+    views: groups [v, b, S, S, 3].
+    part: has the support, if there is one.
+    setup: networks and settings.
+
+  Returns:
+    Outputs [V, b, ...]; the support, [V_s, s, ...] of it; the new state.
+  """
+  nets, cfg = setup.nets, setup.cfg
+  network = nets.online, nets.online_heads, params
+  if part.support is None:
+    outputs, bn_state = _forward_views(*network, bn_state, views, setup)
+    return outputs, None, bn_state
+  if cfg.support.joint:
+    heads_apart = cfg.views.heads_joint
+    online, outputs, bn_state = multicrop.forward_joined(
+      nets.encode if heads_apart else nets.online,
+      params,
+      bn_state,
+      part.support,
+      views,
+      heads=nets.online_heads if heads_apart else None,
+    )
+  else:
+    alone = (part.support,)
+    online, bn_state = _forward_views(*network, bn_state, alone, setup)
+    outputs, bn_state = _forward_views(*network, bn_state, views, setup)
+  support = support_lib.for_loss(online, part.batch.support.labels, cfg)
+  return outputs, support, bn_state
 
 
 def forward_teacher(
@@ -232,20 +319,24 @@ def forward_teacher(
 
 
 def gather_batch(
-  target: base.Outputs | None, batch: types.Batch, step: jax.Array
+  target: base.Outputs | None, batch: types.Batch, state: TrainState
 ) -> base.BatchWide:
   """The whole batch, in its order, from all devices' microbatches.
+
+  What the method does not read of it is not gathered: compiling leaves it out.
 
   Args:
     target: leaves [m, W, b, ...].
     batch: leaves [m, b, ...].
-    step: [] int32.
+    state: before the step.
   """
   return base.BatchWide(
     target=target and _gather_images(target),
     labels=parallel.all_gather(batch.labels, axis=1).reshape(-1),  # [B]
     ids=parallel.all_gather(batch.ids, axis=1).reshape(-1),  # [B]
-    step=step,
+    step=state.step,
+    local_target=target and jax.tree.map(_join_parts, target),
+    params=state.online_params,
   )
 
 
@@ -253,10 +344,14 @@ def _gather_images(tree: base.Outputs) -> base.Outputs:
   """[m, views, b, ...] here -> [views, B, ...] of all devices."""
 
   def gather(x):
-    joined = parallel.all_gather(x, axis=2)  # [m, views, B/m, ...]
-    return jnp.concatenate(list(joined), axis=1)
+    return _join_parts(parallel.all_gather(x, axis=2))
 
   return jax.tree.map(gather, tree)
+
+
+def _join_parts(x: jax.Array) -> jax.Array:
+  """[m, views, n, ...] -> [views, m n, ...]: microbatches in their order."""
+  return jnp.concatenate(list(x), axis=1)
 
 
 def loss_fn(
@@ -277,8 +372,8 @@ def loss_fn(
   """
   cfg, method = setup.cfg, setup.method
   views = method.online_views(make_views(part.batch, part.keys, setup))
-  outputs, bn_state = multicrop.forward_views(
-    setup.nets.online, params, bn_state, views, one_pass=cfg.views.one_pass
+  outputs, support, bn_state = forward_online(
+    params, bn_state, views, part, setup
   )
   result = method.loss(
     base.Inputs(
@@ -290,6 +385,7 @@ def loss_fn(
       shared=shared,
       keys=part.keys,
       teacher=forward_teacher(teacher, views, setup),
+      support=support,
     ),
     memory,
   )

@@ -91,11 +91,12 @@ def layers(params: haiku_trees.Tree) -> list[str]:
   """What a classifier can be on: 'encoder', 'projector/1', ..., h_0, h_1, ...
 
   The projector's last layer that is there is the projection, unless the layers
-  after it were dropped. SimReg's projector is for a teacher's space only.
+  after it were dropped. SimReg's projector is for a teacher's space only, and
+  that of methods with prototypes leads to these.
   """
   if 'projector/linear_0' in params:
     count = _simclr_layers(params)
-  elif _is_simreg(params):
+  elif _is_simreg(params) or 'prototypes' in params:
     count = 0
   else:
     own = ('projector/linear', 'projector/linear_1')
@@ -111,13 +112,42 @@ def _simclr_layers(params: haiku_trees.Tree) -> int:
   return sum(name.startswith('projector/linear_') for name in params)
 
 
+def _prototype_head(params: haiku_trees.Tree) -> heads_lib.PrototypeHead:
+  """SwAV's, DINO's, MIRA's: by biases, norms and kind of the prototypes.
+
+  No name tells the activation; DINO's is the one that goes with weight norm and
+  biases.
+  """
+  names = [m for m in params if m.startswith('projector/linear')]
+  prototypes = params['prototypes']
+  weight_norm = 'w' not in prototypes
+  number, size = _matrix(prototypes.get('v' if weight_norm else 'w'))
+  hidden_bias = 'b' in params.get('projector/linear', {})
+  return heads_lib.PrototypeHead(
+    layers=max(1, len(names)),
+    hidden=_matrix(params.get('projector/linear', {}).get('w'))[-1] or 1,
+    size=size or 1,
+    num_prototypes=number or 1,
+    batch_norm='projector/batch_norm' in params,
+    activation='gelu' if weight_norm and hidden_bias else 'relu',
+    hidden_bias=hidden_bias,
+    weight_norm=weight_norm,
+    scale_trained='g' in prototypes,
+  )
+
+
+def _matrix(leaf: Any) -> tuple[int, ...]:
+  """Its shape; what is odd is found later."""
+  return np.shape(leaf) if np.ndim(leaf) == 2 else (0, 0)
+
+
 def head_sizes(
   params: haiku_trees.Tree, classifier_on: str = ENCODER
 ) -> dict[str, Any]:
   """networks.build's arguments for the heads that a tree has.
 
-  SimCLR's and SimReg's projectors show themselves by their names; else it is
-  SemPPL's, and BYOL's.
+  SimCLR's and SimReg's projectors show themselves by their names, others by
+  the prototypes after them; else it is SemPPL's, and BYOL's.
 
   Args:
     params: the tree.
@@ -128,8 +158,7 @@ def head_sizes(
   """
 
   def shape(module):
-    found = np.shape(params.get(module, {}).get('w'))
-    return found if len(found) == 2 else (0, 0)  # what is odd is found later
+    return _matrix(params.get(module, {}).get('w'))
 
   def size(module):
     return shape(module)[-1] or 1
@@ -141,6 +170,8 @@ def head_sizes(
     count = _simclr_layers(params)
     hidden, last = (size(f'projector/linear_{j}') for j in (0, count - 1))
     sizes = {'heads': heads_lib.SimCLRProjector(count, hidden, last)}
+  elif 'prototypes' in params:
+    sizes = {'heads': _prototype_head(params)}
   elif _is_simreg(params):
     last = size('projector/linear_3')
     sizes = {'heads': heads_lib.SimRegProjector(hidden, last)}

@@ -15,7 +15,7 @@ from semppl_jax.utils.text import printable
 
 Tree = dict[str, dict[str, Any]]
 
-HEADS = ('projector', 'predictor', 'classifier')
+HEADS = ('projector', 'predictor', 'prototypes', 'classifier')
 _MAX_MODULES, _MAX_LEAVES = 20_000, 16  # far above any network of ours
 
 

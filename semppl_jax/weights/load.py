@@ -56,6 +56,8 @@ class Checkpoint(NamedTuple):
   def __str__(self) -> str:
     has = {haiku_trees.root(module) for module in self.params}
     words = {head: 'yes' if head in has else 'no' for head in haiku_trees.HEADS}
+    if 'prototypes' not in has:
+      del words['prototypes']  # few methods have them
     if self.classifier_on != architecture_lib.ENCODER:
       words['classifier'] = f'on {self.classifier_on}'
     heads = ', '.join(f'{head} {word}' for head, word in words.items())

@@ -22,10 +22,11 @@ from benchmarks import (
   targets,
   turns,
 )
-from semppl_jax import errors
+from semppl_jax import errors, methods
 from semppl_jax.distributed import parallel
 from semppl_jax.models import convolution as models_convolution
-from tests.helpers import tiny
+from semppl_jax.train import run as run_lib
+from tests.helpers import tiny, toy_support
 
 _TEXT = """
 HloModule x, num_partitions=4
@@ -135,6 +136,23 @@ def test_the_whole_program_is_a_runs_step_with_a_full_queue():
     state, programs.described(run).state
   )
   assert int(state.memory.count[0]) == run.cfg.queue.capacity
+
+
+def test_a_batch_has_the_support_of_its_method(monkeypatch):
+  monkeypatch.setitem(methods.METHODS, toy_support.NAME, toy_support)
+  run = programs.prepare(
+    tiny.make_config(
+      toy_support.NAME, support__images=0, support__classes=2,
+      support__images_per_class=4,
+    )
+  )  # fmt: skip
+  batch, real = programs.batch_of(run), next(run_lib.input_batches(run, 0))[0]
+  # Arrays of one size are whole in a run; here they lie on a canvas.
+  kind = lambda x: x._replace(sizes=None)
+  chex.assert_trees_all_equal_shapes_and_dtypes(
+    kind(batch.support), real.support
+  )
+  np.testing.assert_array_equal(batch.support.labels, real.support.labels)
 
 
 def test_a_profile_is_summed_by_kind(tmp_path):

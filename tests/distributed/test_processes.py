@@ -94,6 +94,11 @@ def _assert_same(one, other):
 _CALM = ('optimizer__name="sgd"', 'optimizer__learning_rate=0.1')
 # Three processes compile it.
 _FEW_VIEWS = ('views__num_small=0', 'views__one_pass=True')
+# Labelled images that come with every batch.
+_SUPPORT = (
+  'method="toy_support"', 'views__num_small=0', 'support__images=0',
+  'support__classes=2', 'support__images_per_class=4', 'support__jitter=0.0',
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -115,6 +120,7 @@ def alone(tmp_path_factory):
     (2, 2, _FEW_VIEWS),
     pytest.param(2, 2, (), marks=pytest.mark.long),
     pytest.param(4, 1, (), marks=pytest.mark.long),
+    pytest.param(2, 2, _SUPPORT, marks=pytest.mark.long),
   ],
 )
 def test_processes_give_what_one_gives(

@@ -20,7 +20,7 @@ from semppl_jax import pretraining, workdir
 from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
 from semppl_jax.train import run as run_lib
-from tests.helpers import tiny
+from tests.helpers import tiny, toy_support
 
 
 def main():
@@ -45,6 +45,7 @@ def main():
       yield batch
 
   run_lib.input_batches = watched
+  toy_support.register()
   workdir.plots = types.SimpleNamespace(plots=lambda *_, **__: None)
   try:
     cfg = tiny.make_config(**options)

@@ -40,11 +40,15 @@ _BN = {'create_scale': True, 'create_offset': True, 'decay_rate': 0.9}
 def _networks(method, monitored, bn_in_training):
   """An encoder of one matrix, with the objective's heads."""
 
-  def forward(images, is_training, is_online, axis=parallel.AXIS):
+  def encode(images, is_training):
+    del is_training
     lead = images.shape[:-3]
     small = jax.image.resize(images, (*lead, 4, 4, 3), 'linear')
     flat = small.reshape(*lead, -1) - 0.5
-    embedding = jax.nn.relu(hk.Linear(12, name='encoder')(flat))
+    return jax.nn.relu(hk.Linear(12, name='encoder')(flat))
+
+  def heads(embedding, is_training, is_online, axis=parallel.AXIS):
+    lead = embedding.shape[:-1]
     bn = _BN | {'cross_replica_axis': axis, 'views': len(lead) == 2}
     outputs = method.heads(
       embedding, is_training and (bn_in_training or axis is None), is_online, bn
@@ -56,12 +60,15 @@ def _networks(method, monitored, bn_in_training):
       outputs['logits'] = hk.Linear(tiny.NUM_CLASSES, name='classifier')(seen)
     return outputs
 
-  def build(is_online):
+  def forward(images, is_training, is_online, axis=parallel.AXIS):
+    return heads(encode(images, is_training), is_training, is_online, axis)
+
+  def build(function, **settings):
     transformed = hk.transform_with_state(
-      functools.partial(forward, is_online=is_online)
+      functools.partial(function, **settings)
     )
-    return lambda params, state, images, is_training: transformed.apply(
-      params, state, None, images, is_training
+    return lambda params, state, inputs, is_training: transformed.apply(
+      params, state, None, inputs, is_training
     )
 
   def init(key, images):
@@ -75,17 +82,19 @@ def _networks(method, monitored, bn_in_training):
     return {
       name: leaves
       for name, leaves in tree.items()
-      if name.split('/')[0] in ('encoder', 'projector')
+      if name.split('/')[0] in ('encoder', 'projector', 'prototypes')
     }
 
   return networks.Networks(
     init=init,
-    online=build(True),
-    target=build(False),
-    encode=None,
+    online=build(forward, is_online=True),
+    target=build(forward, is_online=False),
+    encode=build(encode),
     target_tree=target_tree,
     features=None,
     features_tree=None,
+    online_heads=build(heads, is_online=True),
+    target_heads=build(heads, is_online=False),
   )
 
 

@@ -303,3 +303,19 @@ def test_remat_is_of_every_block(remat):
     params, state, images, True
   ))  # fmt: skip
   assert len(re.findall(r'remat2?\[', text)) == (2 if remat else 0)
+
+
+def test_heads_by_themselves_are_those_of_the_whole():
+  params, state = small_trees()
+  nets = networks.build(**SMALL, cross_replica=False)
+  images = digits(12).reshape(3, 4, 8, 8, 3)
+  whole = {'online': jitted(nets.online), 'target': jitted(nets.target)}
+  heads = {'online': nets.online_heads, 'target': nets.target_heads}
+  for name in whole:
+    trees = params, state
+    if name == 'target':
+      trees = tuple(map(nets.target_tree, trees))
+    expected = whole[name](*trees, images, True)
+    embedding, moved = jitted(nets.encode)(*trees, images, True)
+    found = jitted(heads[name])(trees[0], moved, embedding, True)
+    assert_trees_close(found, expected, atol=1e-4)

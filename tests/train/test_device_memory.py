@@ -45,6 +45,10 @@ def test_the_line_names_the_batch_and_what_fits():
   line = device_memory.advice(64, 2, devices, compiled)
   assert 'batch_size 64 is 16 images at once on each of 2 devices' in line
   assert '17.0 GiB of 10.0' in line and 'About 8 would fit' in line
+  # 8 of the support on each: 12 of 24 would fit, 4 of the batch.
+  line = device_memory.advice(64, 2, devices, compiled, support=16)
+  assert 'each of 2 devices, and 8 of its support' in line
+  assert 'About 4 would fit' in line
   blind = device_memory.advice(64, 2, [_device(None)] * 2)
   assert 'would fit' not in blind and 'GiB' not in blind
 

@@ -58,6 +58,8 @@ def _linear_networks(num_features=48, size=8):
     target_tree=lambda tree: {'projector': tree['projector']},
     features=None,
     features_tree=None,
+    online_heads=None,
+    target_heads=None,
   )
   return nets, params, features
 
