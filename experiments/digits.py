@@ -11,14 +11,17 @@ first, votes are balanced, and negatives of the same pseudo-label are excluded
 once pseudo-labels are mostly right.
 
 Variants, one for each objective: semppl (default), byol, simclr, swav, dino,
-mira, distill, simreg, supervised; digits_relicv2.py and digits_contrastive.py
-beside it are SemPPL with terms off. The teacher of distill and simreg is the
-small model that comes along, unless --config.teacher.checkpoint names another.
+mira, suave, daino, distill, simreg, supervised; digits_relicv2.py and
+digits_contrastive.py beside it are SemPPL with terms off. The teacher of
+distill and simreg is the small model that comes along, unless
+--config.teacher.checkpoint names another.
 
 Run: python -m semppl_jax.main --config=experiments/digits.py \
   --workdir=runs/digits
      python -m semppl_jax.main --config=experiments/digits.py:byol \
   --workdir=runs/digits_byol
+suave and daino are meant to go on from swav and dino: --config.init=WORKDIR of
+such a run.
 Scores: README.md and docs/results.md; of distill and simreg one run each.
 """
 
@@ -34,6 +37,8 @@ def get_config(method='semppl'):
     'swav': _swav,
     'dino': _dino,
     'mira': _mira,
+    'suave': _suave,
+    'daino': _daino,
     'distill': _distill,
     'simreg': _simreg,
     'supervised': _supervised,
@@ -128,6 +133,30 @@ def _mira(cfg):
   """Not tuned; 0.225 made all assignments uniform."""
   _prototypes(cfg)
   cfg.loss.target_temperature = 0.1
+
+
+def _suave(cfg):
+  """All labelled images with every batch. Not tuned."""
+  _swav(cfg)
+  _support(cfg)
+  cfg.queue.capacity = 0  # a batch is enough for ten prototypes
+
+
+def _daino(cfg):
+  """Likewise. Not tuned."""
+  _dino(cfg)
+  _support(cfg)
+
+
+def _support(cfg):
+  cfg.prototypes.number = 0  # as many as classes
+  cfg.support.update(
+    images=20,
+    area=cfg.views.large_area,
+    saturation=0.0,
+    hue=0.0,
+    grayscale=0.0,
+  )
 
 
 def _prototypes(cfg):

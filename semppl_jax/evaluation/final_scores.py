@@ -66,6 +66,8 @@ def scores(
     pseudo_label_accuracy: on unlabelled training images, see
       `pseudo_labels_of` (SemPPL's is the vote in the final queue).
     classifier_top1: the classifier that trained along, on the online network.
+    prediction_top1: what the objective itself predicts (SemPPL: the vote,
+      Suave: the nearest prototype); absent if it predicts nothing.
     knn_top1: encoder features against the labelled training images.
     linear_labelled_top1, linear_all_top1: logistic regression on the features
       of the labelled images, of all N.
@@ -87,6 +89,8 @@ def scores(
   if test is None:
     return result
   result['classifier_top1'] = accuracy(test.guesses, test_truth)
+  if np.any(test.votes >= 0):
+    result['prediction_top1'] = accuracy(test.votes, test_truth)
   result['knn_top1'] = accuracy(
     knn.predict(test.embeddings, train.embeddings, labels, cfg.evaluation.k),
     test_truth,

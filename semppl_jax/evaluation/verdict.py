@@ -9,6 +9,7 @@ SCORES = {
   'knn_top1': 'kNN',
   'linear_labelled_top1': 'linear',
   'classifier_top1': 'classifier',
+  'prediction_top1': 'own prediction',
 }
 BASELINES = {
   'chance_top1': 'the most frequent class',

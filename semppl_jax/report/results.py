@@ -35,6 +35,10 @@ SCORES = {
     'Classifier',
     'the classifier that trained along with the encoder, on test images',
   ),
+  'prediction_top1': (
+    'Own prediction',
+    'what the objective predicts for test images, by votes or by prototypes',
+  ),
   'top1': ('Top-1', 'test images whose class is the first guess'),
   'top5': ('Top-5', 'test images whose class is among five guesses'),
 }

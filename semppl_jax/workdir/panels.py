@@ -23,6 +23,7 @@ _SHARES = {
   'Accuracy during training': (
     'pseudo_label_accuracy',
     'labelled_vote_accuracy',
+    'labelled_accuracy',
     'contrastive_accuracy',
     'classifier_accuracy',
     'teacher_agreement',
@@ -43,6 +44,7 @@ NAMES = {
   'loss/regression': "regression of the target's or teacher's embedding",
   'loss/contrastive': 'contrastive, both views',
   'loss/distillation': 'cross-entropy with the teacher',
+  'loss/labelled': 'labelled images, cross-entropy',
   'loss/swapped': "swapped prediction, another view's assignment",
   'invariance/augmentation': 'invariance, augmentation positives',
   'invariance/semantic': 'invariance, semantic positives',
@@ -51,6 +53,7 @@ NAMES = {
   'marginal_entropy': 'entropy of their mean',
   'pseudo_label_accuracy': 'pseudo-labels, unlabelled images',
   'labelled_vote_accuracy': 'votes, labelled images',
+  'labelled_accuracy': 'nearest prototype, labelled images beside the batch',
   'contrastive_accuracy': 'other view found, all images',
   'classifier_accuracy': 'classifier, labelled images',
   'teacher_agreement': 'student chooses as its teacher',

@@ -27,6 +27,7 @@ def test_scores_by_hand():
   assert result['pseudo_label_accuracy'] == 0.5
   assert result['knn_top1'] == result['linear_labelled_top1'] == 1
   assert result['classifier_top1'] == 0
+  assert result['prediction_top1'] == 1  # votes 0, 1
   supervised = tiny.frozen(tiny.make_config(classifier__detached=False))
   result = scores(supervised, labels=np.array([0, -1, -1, -1]))
   # The classifier's guesses 0, 1, 0 against 1, 0, 0.
@@ -34,6 +35,18 @@ def test_scores_by_hand():
   # Without labels only the probe on all known labels is left.
   result = scores(cfg, labels=np.full(4, -1))
   assert {k for k, v in result.items() if v is not None} == {'linear_all_top1'}
+
+
+def test_a_method_that_predicts_nothing_has_no_score_for_it():
+  train, test = (
+    _features([[1, 0], [0, 1]])._replace(votes=np.full(2, -1)) for _ in range(2)
+  )
+  known = np.array([0, 1])
+  result = final_scores.scores(
+    train, test, labels=known, truth=known, test_truth=known,
+    cfg=tiny.frozen(tiny.make_config(evaluation__k=1)),
+  )  # fmt: skip
+  assert result['knn_top1'] == 1 and 'prediction_top1' not in result
 
 
 def test_without_a_test_split_and_without_any_truth():

@@ -72,6 +72,7 @@ def test_all_panels_and_legends():
       "regression of the target's or teacher's embedding",
       'contrastive, both views',
       'cross-entropy with the teacher',
+      'labelled images, cross-entropy',
       "swapped prediction, another view's assignment",
     ],
     'Invariance terms': [
@@ -86,7 +87,7 @@ def test_all_panels_and_legends():
     'Prototypes in use': [],
   }
   found = curves(rows(3), shares=True)
-  assert [len(legend) for legend in found.values()] == [5, 4, 0]
+  assert [len(legend) for legend in found.values()] == [6, 4, 0]
 
 
 def test_terms_of_any_objective_are_drawn():
@@ -114,6 +115,7 @@ def test_missing_and_null_series_are_left_out():
   drawn = curves(found, shares=True)
   assert drawn['Accuracy during training'] == [
     'votes, labelled images',
+    'nearest prototype, labelled images beside the batch',
     'other view found, all images',
     'classifier, labelled images',
     'student chooses as its teacher',
