@@ -15,17 +15,20 @@ import numpy as np
 import optax
 import pytest
 
-from semppl_jax import methods, types
+from semppl_jax import methods, pretraining, types
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.losses import clustering
 from semppl_jax.methods import base, swav
 from semppl_jax.models import heads, networks
 from semppl_jax.models.multicrop import l2_normalize
+from semppl_jax.train import initial_weights
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.train import support as support_lib
+from semppl_jax.weights import load as load_lib
+from semppl_jax.workdir import metrics
 from tests.helpers import golden, tiny
 
 _STEPS, _B, _N, _K, _D = 6, 4, 3, 6, 5
@@ -395,6 +398,76 @@ def test_what_the_batch_learns_is_swavs():
   np.testing.assert_allclose(grad, plain * 24 / 32, atol=1e-7)
   for key in ('assignment_entropy', 'marginal_entropy', 'prototypes_used'):
     np.testing.assert_array_equal(metrics[key], of_swav[key])
+
+
+# Whole runs. -----------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def begun(tmp_path_factory):
+  """Folders of a SwAV's and of a DINO's run of a step."""
+  folders = {}
+  for name in ('swav', 'dino'):
+    folders[name] = str(tmp_path_factory.mktemp(name) / 'run')
+    cfg = tiny.make_config(name, num_devices=1, num_epochs=0.4)
+    pretraining.pretrain(cfg, folders[name])
+  return folders
+
+
+@pytest.mark.parametrize('name, before', [('suave', 'swav'), ('daino', 'dino')])
+def test_it_begins_with_an_encoder_and_anew_otherwise(name, before, begun):
+  cfg = tiny.make_config(name, num_devices=1, init=begun[before])
+  run = run_lib.prepare(cfg)
+  start = initial_weights.load(run, None)
+  assert 'takes encoder; random: projector (init_modules does' in start.line
+  state = run_lib.initial_state(run, start)
+  theirs = initial_weights.read(begun[before], target=name == 'daino')
+  params = parallel.unreplicate(state).online_params
+  pairs = [(params, theirs.params)]
+  if name == 'daino':  # each network has its own
+    pairs.append((parallel.unreplicate(state).target_params, theirs.target[0]))
+  for ours, wanted in pairs:
+    modules = [m for m in ours if m.startswith('one_block_res_net')]
+    for module in modules:
+      for leaf, x in ours[module].items():
+        np.testing.assert_array_equal(x, wanted[module][leaf])
+    assert modules
+  if name == 'suave':
+    lengths = np.linalg.norm(params['prototypes']['w'], axis=1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-6)
+
+
+def test_an_encoder_that_does_not_fit_is_refused_in_a_line(begun):
+  cfg = tiny.make_config('suave', init=begun['swav'], encoder__width=2)
+  with pytest.raises(UserError, match='set --config.encoder.width=1') as caught:
+    initial_weights.load(run_lib.prepare(cfg), None)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'name, before',
+  [('suave', 'swav'), pytest.param('daino', 'dino', marks=pytest.mark.long)],
+)
+def test_a_run_ends_with_what_its_prototypes_say(name, before, begun, tmp_path):
+  workdir = str(tmp_path / 'run')
+  cfg = tiny.make_config(name, num_devices=2, init=begun[before])
+  results = pretraining.pretrain(cfg, workdir)
+  held = load_lib.load_checkpoint(workdir)
+  network = 'target' if name == 'daino' else 'online'
+  assert results['network'] == held.weights_of == network
+  run = run_lib.prepare(cfg)
+  hits = []
+  for record in run.data.test:
+    image = np.asarray(record['image'], np.float32)[None] / 255
+    outputs, _ = held.network().online(held.params, held.state, image, False)
+    guess = outputs['scores'][0, : tiny.NUM_CLASSES].argmax()
+    hits.append(guess == record['label'])
+  assert results['prediction_top1'] == pytest.approx(np.mean(hits))
+  assert 0 <= results['pseudo_label_accuracy'] <= 1
+  rows = metrics.read(workdir)
+  for key in ('loss/swapped', 'loss/labelled', 'top_label_share'):
+    assert all(0 < row[key] < 20 for row in rows), key
+  assert all(0 <= row['labelled_accuracy'] <= 1 for row in rows)
 
 
 # Settings. -------------------------------------------------------------------
