@@ -5,8 +5,9 @@ haiku 0.0.9), in byol.npz of BYOL's (jax 0.4.20, haiku 0.0.10), and as sk_*,
 which `simclr` reads, and simclr_* of SimCLRv2's (TensorFlow 2.21.0). Most
 weights and inputs are not stored: `fill` makes them anew.
 
-clustering_schedules.npz, dino_optim.npz, swav_steps_noqueue.npz: of SwAV's,
-DINO's and MIRA's code (torch 2.13.0), inputs included.
+clustering_schedules.npz, dino_*, swav_*, mira.npz, suave_*, daino_steps.npz: of
+SwAV's, DINO's, MIRA's, Suave's and Daino's code (torch 2.13.0), inputs
+included.
 
 release_linear_eval.npz: the release's EvalExperiment on
 release_checkpoint_tiny.pkl, one device, six steps of 8 images (RandomState(0),
