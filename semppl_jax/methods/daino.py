@@ -153,7 +153,7 @@ def default() -> ml_collections.ConfigDict:
     # tau_t, of the target's: of the first epoch, and of the last of so many;
     # it rises from epoch to epoch [P]
     'target_temperature': (0.04, 0.07),
-    'target_temperature_epochs': 10,  # [P]
+    'target_temperature_epochs': 10,  # in which it rises [P]
     'center_momentum': 0.9,  # of the centre of the target's scores [P]
   }
   cfg.projector = {
