@@ -10,10 +10,10 @@ classes, what confirms early mistakes is kept out: target projections vote at
 first, votes are balanced, and negatives of the same pseudo-label are excluded
 once pseudo-labels are mostly right.
 
-Variants, one for each objective: semppl (default), byol, simclr, distill,
-simreg, supervised; digits_relicv2.py and digits_contrastive.py beside it are
-SemPPL with terms off. The teacher of distill and simreg is the small model that
-comes along, unless --config.teacher.checkpoint names another.
+Variants, one for each objective: semppl (default), byol, simclr, swav, dino,
+mira, distill, simreg, supervised; digits_relicv2.py and digits_contrastive.py
+beside it are SemPPL with terms off. The teacher of distill and simreg is the
+small model that comes along, unless --config.teacher.checkpoint names another.
 
 Run: python -m semppl_jax.main --config=experiments/digits.py \
   --workdir=runs/digits
@@ -31,6 +31,9 @@ def get_config(method='semppl'):
     'semppl': _semppl,
     'byol': _byol,
     'simclr': _simclr,
+    'swav': _swav,
+    'dino': _dino,
+    'mira': _mira,
     'distill': _distill,
     'simreg': _simreg,
     'supervised': _supervised,
@@ -104,6 +107,41 @@ def _simclr(cfg):
   cfg.loss.temperature = 0.5  # 0.1 and 0.25 were worse on seed 10
   cfg.projector.update(layers=2, hidden=256, size=64)
   cfg.optimizer.scaling = 'linear'
+
+
+def _swav(cfg):
+  """Few prototypes, which a batch can share. Not tuned."""
+  cfg.views.brightness = 0.4
+  cfg.views.contrast = 0.4
+  cfg.projector.update(hidden=256, size=64)
+  cfg.prototypes.number = 32
+  _usual_rates(cfg)
+
+
+def _dino(cfg):
+  """Fewer prototypes than images in a batch. A first guess, not tuned."""
+  _prototypes(cfg)
+  cfg.loss.target_temperature_epochs = 10
+
+
+def _mira(cfg):
+  """Likewise."""
+  _prototypes(cfg)
+
+
+def _prototypes(cfg):
+  cfg.projector.update(hidden=256, size=64)
+  cfg.prototypes.number = 64
+  cfg.ema.base = 0.97
+  cfg.views.brightness_mode = 'add'
+  _usual_rates(cfg)
+
+
+def _usual_rates(cfg):
+  """As for the others; those of the methods are of LARS and LARC."""
+  cfg.optimizer.update(
+    warmup_kind='byol', start_learning_rate=0.0, final_learning_rate=0.0
+  )
 
 
 def _distill(cfg):

@@ -63,8 +63,8 @@ def default(method: str = 'semppl') -> ml_collections.ConfigDict:
   """All settings of an objective: the engine's and its own.
 
   Args:
-    method: a key of `methods.METHODS`: semppl, byol, simclr, distill, simreg,
-      supervised.
+    method: a key of `methods.METHODS`: semppl, byol, simclr, swav, dino,
+      mira, distill, simreg, supervised.
 
   Raises:
     UserError: an unknown method.

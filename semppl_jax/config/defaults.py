@@ -133,6 +133,9 @@ def _encoder() -> dict[str, Any]:
     'selective_kernels': False,  # True: SimCLRv2's [ours]
     # Of convolutions with a stride: same, or symmetric: SimCLRv2's [P]
     'padding': 'same',
+    # The scale of a bottleneck block's last BatchNorm begins as 0; False: as 1,
+    # SwAV's and DINO's [P]
+    'zero_init_residual': True,
     'bn_decay': 0.9,  # of BatchNorm's running averages [P]
     'bn_eps': 1e-5,  # added to BatchNorm's variances [P]
   }

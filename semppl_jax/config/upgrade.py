@@ -27,6 +27,7 @@ _ADDED = {
   'optimizer.rate_in_momentum': False,
   'views.brightness_mode': 'add',
   'views.heads_joint': False,
+  'encoder.zero_init_residual': True,
   'optimizer.warmup_kind': 'byol',
   'optimizer.start_learning_rate': 0.0,
   'optimizer.final_learning_rate': 0.0,

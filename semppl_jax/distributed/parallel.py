@@ -76,6 +76,12 @@ def pmax(x: jax.Array) -> jax.Array:
   return jax.lax.pmax(x, AXIS)
 
 
+def logsumexp(x: jax.Array) -> jax.Array:
+  """Logarithm of the devices' sum of exp(x), elementwise; x is finite."""
+  largest = pmax(x)
+  return largest + jnp.log(jax.lax.psum(jnp.exp(x - largest), AXIS))
+
+
 def all_gather(x: jax.Array, axis: int = 0) -> jax.Array:
   """Joins the devices' parts along `axis`: [.., b, ..] -> [.., B, ..]."""
   return jax.lax.all_gather(x, AXIS, axis=axis, tiled=True)

@@ -64,6 +64,99 @@ def swapped_prediction(
   return pairs.sum(axis=(0, 1)) / other_view.sum()
 
 
+def sinkhorn(
+  scores: jax.Array,
+  queue_scores: jax.Array | None = None,
+  queue_counts: jax.Array | bool = True,
+  *,
+  epsilon: float,
+  iterations: int,
+  over_devices: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> jax.Array:
+  """Sinkhorn-Knopp's assignments of SwAV: of equal weight for each prototype.
+
+  Begins with exp(scores / epsilon); an iteration gives every prototype the same
+  sum over images, then every image the sum 1. In logarithms, where scores of
+  any size are finite. The last sums are those of images: prototypes have equal
+  ones in the limit only. arXiv 2006.09882; facebookresearch/swav,
+  main_swav.py, distributed_sinkhorn.
+
+  Args:
+    scores: [A, b, K]; each view by itself.
+    queue_scores: [A, n, K] of more images, which share the prototypes but get
+      no assignments here; None: there are none.
+    queue_counts: [] bool, False: those images are left out.
+    epsilon: above 0; the smaller, the harder the assignments.
+    iterations: at least 1.
+    over_devices: takes logarithms [A, K] of the devices' sums to that of the
+      sum over all of them.
+
+  Returns:
+    [A, b, K]; each image's sum is 1.
+  """
+  views, _, prototypes = scores.shape
+  rows = [scores]
+  if queue_scores is not None:
+    chex.assert_shape(queue_scores, (views, None, prototypes))
+    rows.append(queue_scores)
+  rows = [_wide(x) / epsilon for x in rows]
+  for _ in range(iterations):
+    sums, *of_queue = (jax.nn.logsumexp(x, axis=1) for x in rows)  # [A, K]
+    for more in of_queue:
+      # Apart from the batch's: left out, it changes no bit of the sums.
+      more = jnp.where(queue_counts, more, -jnp.inf)
+      sums = jnp.logaddexp(sums, more)
+    sums = over_devices(sums)[:, None]
+    rows = [jax.nn.log_softmax(x - sums, axis=-1) for x in rows]
+  return jnp.exp(rows[0])
+
+
+def mira(
+  scores: jax.Array,
+  *,
+  temperature: float | jax.Array,
+  beta: float | jax.Array,
+  iterations: int,
+  over_devices: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """Assignments of the largest mutual information near the network's own.
+
+  q maximises beta I(q) - mean over images of KL(q_i || p_i), p = softmax(scores
+  / temperature), I the mutual information of images and prototypes: q_i is
+  proportional to p_i^(1 / (1 - beta)) u^(-beta / (1 - beta)) with u = mean q.
+  By fixed-point iteration in logarithms, each view by itself; the error shrinks
+  by beta at least in each. A constant of one image's scores changes nothing. No
+  gradient is meant to flow. MIRA (NeurIPS 2022); movinghoon/MIRA, train.py.
+
+  Args:
+    scores: [A, b, K] of this device's images, cosines.
+    temperature: tau_t, above 0.
+    beta: from 0, where q = p, to 1, excluded: there q is hard and prototypes
+      get equal shares.
+    iterations: 30 are exact to rounding at beta 3/4.
+    over_devices: takes logarithms [A, K] of the devices' sums to that of the
+      sum over all of them.
+
+  Returns:
+    [A, b, K]; each image's sum is 1.
+  """
+  chex.assert_rank(scores, 3)
+  balance = beta / (1 - beta)
+  own = jax.nn.log_softmax(_wide(scores) / (temperature * (1 - beta)))
+
+  def log_sum(x):  # [A, b, K] -> [A, 1, K]; the mean's, but for a constant
+    return over_devices(jax.nn.logsumexp(x, axis=1))[:, None]
+
+  def step(_, log_v):
+    # A constant of log v drops out of the softmax.
+    log_q = jax.nn.log_softmax(own - balance * log_v)
+    return beta * log_v + (1 - beta) * log_sum(log_q)
+
+  log_v = (1 - beta) * log_sum(own)
+  log_v = jax.lax.fori_loop(0, iterations, step, log_v)
+  return jax.nn.softmax(own - balance * log_v)
+
+
 def assignment_metrics(
   q: jax.Array, mean: Callable[[Any], Any]
 ) -> dict[str, jax.Array]:

@@ -1,5 +1,7 @@
 """First-in-first-out queues of labelled embeddings, split over the devices.
 
+Where labels are of no matter, as SwAV's, one for all makes every image enter.
+
 One queue for each large view, with labels and ids in common. All functions run
 inside the mapped step and see one device's part. Slots are numbered globally,
 0..C-1, and device s holds the embeddings of slots s * C/D to (s+1) * C/D - 1;
@@ -273,3 +275,8 @@ def fetch(queue: LabelQueue, slots: jax.Array) -> jax.Array:
 def fill(queue: LabelQueue) -> jax.Array:
   """Share of slots that are filled, [] float32."""
   return jnp.mean(queue.labels >= 0, dtype=jnp.float32)
+
+
+def is_full(queue: LabelQueue) -> jax.Array:
+  """Whether all slots are filled, [] bool."""
+  return jnp.all(queue.labels >= 0)

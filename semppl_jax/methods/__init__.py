@@ -17,17 +17,23 @@ from semppl_jax.errors import UserError
 from semppl_jax.methods import (
   base,
   byol,
+  dino,
   distill,
+  mira,
   semppl,
   simclr,
   simreg,
   supervised,
+  swav,
 )
 
 METHODS: dict[str, types.ModuleType] = {
   'semppl': semppl,  # ReLICv2 and multi-crop contrastive learning, too
   'byol': byol,
   'simclr': simclr,
+  'swav': swav,
+  'dino': dino,
+  'mira': mira,
   'distill': distill,
   'simreg': simreg,
   'supervised': supervised,

@@ -167,7 +167,8 @@ class Method(NamedTuple):
     chance: {metric: its value, in nats, if views are told apart by chance}.
     labels_train: pseudo-labels of the method's own take part in its loss, so
       that one of them may take over.
-    advice: settings to try if one does, the best first.
+    advice: settings to try if one does, the best first; without pseudo-labels,
+      if embeddings collapse or views are told apart by chance.
     frozen: {Haiku module of the online network: first so many steps in which
       neither its weights nor the optimiser's state of them change}.
     unit_rows: Haiku modules of the online network whose matrices [K, d] have

@@ -105,13 +105,17 @@ class ResNet(hk.Module):
   """
 
   def __init__(
-    self, architecture: Architecture, bn: Mapping, remat: bool = False
+    self,
+    architecture: Architecture,
+    bn: Mapping,
+    remat: bool = False,
+    zero_init_residual: bool = True,
   ):
     spec = ENCODERS[architecture.encoder]
     prefix = 'sk_' if architecture.selective_kernels else ''
     super().__init__(name=prefix + spec.module)
     self._pool = architecture.stem == 'imagenet'
-    parts = Parts(architecture, bn, remat)
+    parts = Parts(architecture, bn, remat, zero_init_residual)
     self._stem = _stem(spec.stem_channels * architecture.width, parts)
     rows = zip(spec.blocks, spec.channels, spec.strides, strict=True)
     self._groups = [
@@ -144,6 +148,8 @@ class Parts(NamedTuple):
   architecture: Architecture
   bn: Mapping  # BatchNorm's arguments
   remat: bool = False  # whether the backward pass computes blocks again
+  # Whether a new block of three layers passes its shortcut on
+  zero_init_residual: bool = True
 
   def conv(
     self, name: str, channels: int, kernel: int, stride: int = 1
@@ -226,6 +232,7 @@ class Block(hk.Module):
         'shortcut_{}', channels, 1, own_stride, relu=False
       )
     inner = channels // 4
+    last_scale = jnp.zeros if parts.zero_init_residual else jnp.ones
     if not ENCODERS[parts.architecture.encoder].bottleneck:
       self._layers = [
         parts.layer('{}_0', channels, 3, stride),
@@ -237,8 +244,7 @@ class Block(hk.Module):
         SelectiveKernels(inner, stride, parts)
         if kernels
         else parts.layer('{}_1', inner, 3, stride),
-        # Zeros: a new block passes its shortcut on.
-        parts.layer('{}_2', channels, 1, relu=False, scale_init=jnp.zeros),
+        parts.layer('{}_2', channels, 1, relu=False, scale_init=last_scale),
       ]
 
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:

@@ -96,6 +96,7 @@ def build(
   cross_replica: bool = True,
   precision: str = 'float32',
   remat: bool = False,
+  zero_init_residual: bool = True,
 ) -> Networks:
   """Builds an encoder with an objective's heads.
 
@@ -124,6 +125,8 @@ def build(
       outputs are float32 in any case.
     remat: the backward pass computes each residual block again instead of
       keeping what is inside it: less memory, a third more work.
+    zero_init_residual: the last BatchNorm of every bottleneck block begins with
+      scale 0, so that the block passes its shortcut on; else with 1.
 
   Raises:
     UserError: an unknown precision, encoder, stem or padding, a width below 1,
@@ -148,7 +151,7 @@ def build(
   }  # fmt: skip
 
   def encode(images, is_training, bn):
-    network = encoders.ResNet(architecture, bn, remat)
+    network = encoders.ResNet(architecture, bn, remat, zero_init_residual)
     return network(_normalise(images), is_training)  # [n, e]
 
   def online_heads(embedding, is_training, bn):

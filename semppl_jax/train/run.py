@@ -122,6 +122,7 @@ def build_networks(
     cross_replica=cross_replica,
     precision=cfg.precision,
     remat=cfg.remat,
+    zero_init_residual=encoder.zero_init_residual,
   )
 
 

@@ -97,7 +97,8 @@ class Watchdog:
     warmup_steps: of the learning rate.
     chance: {metric: its value, in nats, of a network that cannot tell an
       image's views from other images}.
-    advice: settings to try if one pseudo-label takes over.
+    advice: settings to try if one pseudo-label takes over; of a run that
+      trains none, if embeddings collapse or views are told apart by chance.
     largest_class: share of the most frequent label among the training labels;
       pseudo-labels may be that one-sided by right.
     memory: of the watchdog that saw the steps before, see `memory`.
@@ -118,10 +119,14 @@ class Watchdog:
     self._watched = watched
     self._warmup_steps = warmup_steps
     self._chance = dict(chance)
-    self._advice = {
-      'labels': tuple(advice),
-      'chance': ('a larger watchdog.chance_patience, if it was falling',),
-    }
+    patient = 'a larger watchdog.chance_patience, if it was falling'
+    self._advice = {'labels': tuple(advice), 'chance': (patient,)}
+    if 'labels' not in watched:
+      # Then it is for what else can collapse; three are told at most.
+      self._advice = {
+        'spread': tuple(advice),
+        'chance': (*advice[:2], patient),
+      }
     self._largest_class = largest_class
     memory = memory or {}
     # Of each thing that is watched: so many steps in a row it has been bad, and

@@ -128,7 +128,7 @@ def _prototype_head(params: haiku_trees.Tree) -> heads_lib.PrototypeHead:
     hidden=_matrix(params.get('projector/linear', {}).get('w'))[-1] or 1,
     size=size or 1,
     num_prototypes=number or 1,
-    batch_norm='projector/batch_norm' in params,
+    batch_norm=any(m.startswith('projector/batch_norm') for m in params),
     activation='gelu' if weight_norm and hidden_bias else 'relu',
     hidden_bias=hidden_bias,
     weight_norm=weight_norm,

@@ -16,6 +16,8 @@ _NUMBERS = {
   'Loss terms': ('loss/',),
   'Invariance terms': ('invariance/',),
   'Embedding spread': ('embedding_std',),
+  'Assignments to prototypes': ('assignment_entropy', 'marginal_entropy'),
+  'Prototypes in use': ('prototypes_used',),
 }
 _SHARES = {
   'Accuracy during training': (
@@ -31,6 +33,7 @@ _SHARES = {
     'positive_share',
     'top_label_share',
   ),
+  'Prototypes': ('top_prototype_share',),
 }
 NAMES = {
   'loss': 'total',
@@ -40,9 +43,12 @@ NAMES = {
   'loss/regression': "regression of the target's or teacher's embedding",
   'loss/contrastive': 'contrastive, both views',
   'loss/distillation': 'cross-entropy with the teacher',
+  'loss/swapped': "swapped prediction, another view's assignment",
   'invariance/augmentation': 'invariance, augmentation positives',
   'invariance/semantic': 'invariance, semantic positives',
   'embedding_std': 'embedding spread',
+  'assignment_entropy': "entropy of an image's assignment",
+  'marginal_entropy': 'entropy of their mean',
   'pseudo_label_accuracy': 'pseudo-labels, unlabelled images',
   'labelled_vote_accuracy': 'votes, labelled images',
   'contrastive_accuracy': 'other view found, all images',
@@ -52,6 +58,8 @@ NAMES = {
   'queue_fill': 'queue fill',
   'positive_share': 'images with a positive',
   'top_label_share': 'most frequent pseudo-label',
+  'prototypes_used': 'nearest of some image',
+  'top_prototype_share': 'most frequent prototype',
 }
 
 

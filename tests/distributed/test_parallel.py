@@ -49,6 +49,18 @@ def test_masked_mean_ignores_what_is_masked_even_nan():
   np.testing.assert_allclose(np.mean(value), 3.0)
 
 
+@pytest.mark.parametrize('num_devices', [1, 2, 4])
+def test_logsumexp_is_that_of_all_devices(num_devices):
+  x = np.array([[800, -800], [799, -801], [0, -800], [1, -799]], np.float32)
+  x = x[:num_devices]
+  part = lambda x, unused: parallel.logsumexp(x)
+  found = np.asarray(_mapped(part, num_devices)(x, x))
+  wanted = np.logaddexp.reduce(x.astype(np.float64), axis=0)
+  np.testing.assert_allclose(found, [wanted] * num_devices, rtol=1e-6)
+  if num_devices == 1:
+    np.testing.assert_array_equal(found, x)
+
+
 @pytest.mark.parametrize('num_devices', [1, 4])
 def test_gather_restores_the_batch_in_order(num_devices):
   whole = np.arange(24).reshape(3, 8)

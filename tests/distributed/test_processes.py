@@ -121,6 +121,8 @@ def alone(tmp_path_factory):
     pytest.param(2, 2, (), marks=pytest.mark.long),
     pytest.param(4, 1, (), marks=pytest.mark.long),
     pytest.param(2, 2, _SUPPORT, marks=pytest.mark.long),
+    # A batch that is shared out to prototypes, with a queue, by all of them.
+    pytest.param(2, 2, ('method="swav"',), marks=pytest.mark.long),
   ],
 )
 def test_processes_give_what_one_gives(

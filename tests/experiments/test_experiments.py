@@ -26,6 +26,7 @@ from experiments import (
   imagenet_byol,
   imagenet_distill,
   imagenet_simclr,
+  imagenet_swav,
   stl10,
 )
 from semppl_jax import config, pretraining
@@ -214,6 +215,35 @@ def test_imagenet_of_other_methods_is_valid_at_full_size(module):
       config.validate(cfg, num_devices)
   with pytest.raises(ValueError, match='Unknown variant .*; known: '):
     module.get_config('resnet_50')
+
+
+def test_swavs_settings_are_its_releases():
+  for variant in imagenet_swav.VARIANTS:
+    cfg = imagenet_swav.get_config(variant)
+    small = variant.startswith('bs256')
+    assert cfg.num_epochs == int(variant.removeprefix('bs256_'))
+    assert (cfg.batch_size, cfg.queue.capacity) == (
+      (256, 3840) if small else (4096, 0)
+    )
+    assert not config.uses_labels(cfg)
+    for num_devices in (1, 8, 256):
+      config.validate(cfg, num_devices)
+    opt = cfg.optimizer
+    rate = functools.partial(
+      schedules.learning_rate,
+      base=opt.learning_rate, batch_size=cfg.batch_size, total_steps=100,
+      warmup_steps=int(opt.warmup_epochs), start=opt.start_learning_rate,
+      final=opt.final_learning_rate, warmup_kind=opt.warmup_kind,
+    )  # fmt: skip
+    found = [rate(step) for step in (0, 9, 10, 100)]
+    if small:
+      found[1:3] = []
+    wanted = (0.6, 6e-4) if small else (0.3, 4.8, 4.8, 0.0048)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+  with pytest.raises(ValueError, match='Unknown variant .*; known: '):
+    imagenet_swav.get_config('300')
+  steps = schedules.to_steps(400, num_examples=1_281_167, batch_size=256)
+  assert steps == 2_001_823  # as its lab note says
 
 
 def test_imagenets_students():

@@ -51,11 +51,15 @@ def make_config(method='semppl', **changes):
   if method == 'simclr':
     cfg.views.num_small = 0  # it takes two views
     cfg.optimizer.scaling = 'linear'  # of the rate for AdamW below
+  if 'prototypes' in cfg:
+    cfg.prototypes.update(number=12, freeze_epochs=0.5)
   if 'teacher' in cfg:
     cfg.teacher.checkpoint = 'FILE'  # `prepare` does not read it
   if method == 'semppl':
     cfg.loss.update(num_negatives=4, num_semantic_positives=2)
     cfg.queue.update(capacity=16, block_size=3)
+  if method == 'swav':
+    cfg.queue.update(capacity=BATCH, start_epoch=0.0)
   cfg.optimizer.update(name='adamw', learning_rate=0.02, warmup_epochs=0.5)
   # Pixels and colours: test_recipe and test_baselines look at them.
   cfg.evaluation.update(batch_size=16, center=1.0, baseline_images=0)

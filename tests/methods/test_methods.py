@@ -53,7 +53,7 @@ def test_a_key_that_was_renamed_says_its_new_name():
 def test_names_of_settings_on_the_command_line():
   for key, whose in (
     ('loss.alpha', 'of method semppl; this'),
-    ('ema.base', 'of method semppl and method byol; this'),
+    ('ema.base', 'of method semppl and method byol and method dino'),
     ('crops.size', 'of evaluation; this'),
   ):
     assert f'{key} is a setting {whose} ' in config.why_unknown(key)

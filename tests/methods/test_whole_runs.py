@@ -115,6 +115,42 @@ def test_it_is_reported_and_looked_at_before(run, tmp_path):
   assert any(line.startswith('memory: 8 images at once') for line in lines)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+  'name, network',
+  [('swav', 'online'), ('dino', 'target'), ('mira', 'target')],
+)
+def test_methods_with_prototypes_end_as_their_network(name, network, tmp_path):
+  workdir = tmp_path / 'run'
+  results = pretraining.pretrain(_config(name), str(workdir))
+  assert results['step'] == 5 and results['network'] == network
+  model = semppl_jax.load_pretrained(workdir)
+  held = model.checkpoint
+  assert 'projector yes, predictor no, prototypes yes' in str(held)
+  assert held.weights_of == network
+  # What the file's heads are is seen from their weights.
+  images = np.random.RandomState(0).rand(3, 8, 8, 3).astype(np.float32)
+  begun = predictions.prepare(config_file.read(workdir)).setup.nets
+  found, wanted = (
+    jax.jit(getattr(nets, network), static_argnums=3)(
+      held.params, held.state, images, False
+    )[0]
+    for nets in (held.network(), begun)
+  )
+  np.testing.assert_allclose(found['scores'], wanted['scores'], atol=1e-6)
+  file = tmp_path / 'file.safetensors'
+  load_lib.save_safetensors(file, held)
+  again = load_lib.load_checkpoint(file)
+  assert load_lib.digest(again) == load_lib.digest(held)
+  rows = metrics.read(str(workdir))
+  for key in ('loss/swapped', 'assignment_entropy', 'marginal_entropy'):
+    assert all(0 < row[key] < 10 for row in rows)
+  path = page.write([str(workdir)], str(tmp_path / 'page.html'))
+  with open(path) as opened:
+    text = opened.read()
+  assert 'entropy of their mean' in text and 'most frequent prototype' in text
+
+
 def test_settings_of_the_version_before_lack_only_what_changes_nothing():
   settings = _config('byol').to_dict()
   for key in (
@@ -122,6 +158,9 @@ def test_settings_of_the_version_before_lack_only_what_changes_nothing():
     'start_learning_rate', 'final_learning_rate',
   ):  # fmt: skip
     del settings['optimizer'][key]
-  for key in ('brightness_mode', 'small_blur', 'small_solarize'):
+  for key in (
+    'brightness_mode', 'small_blur', 'small_solarize', 'heads_joint',
+  ):  # fmt: skip
     del settings['views'][key]
+  del settings['encoder']['zero_init_residual']
   assert upgrade(settings) == _config('byol').to_dict()

@@ -10,7 +10,7 @@ import pytest
 
 from semppl_jax import errors
 from semppl_jax.distributed import parallel
-from semppl_jax.models import networks
+from semppl_jax.models import encoders, networks
 from tests.helpers import golden
 
 SMALL = {
@@ -303,6 +303,25 @@ def test_remat_is_of_every_block(remat):
     params, state, images, True
   ))  # fmt: skip
   assert len(re.findall(r'remat2?\[', text)) == (2 if remat else 0)
+
+
+@pytest.mark.parametrize('zero, wanted', [(True, [0]), (False, [1])])
+def test_with_what_scale_residual_blocks_begin(zero, wanted, monkeypatch):
+  small = encoders.Encoder('small_res_net', (2,), (16,), True, (1,), 8)
+  monkeypatch.setitem(encoders.ENCODERS, 'small', small)
+  nets = networks.build(
+    encoder='small', cross_replica=False, zero_init_residual=zero
+  )
+  images = jnp.zeros((2, 32, 32, 3))
+  params, _ = jax.jit(nets.init)(jax.random.key(0), images)
+  last = [k for k in params if k.endswith('/batchnorm_2')]
+  assert len(last) == 2
+  found = np.unique([params[k]['scale'] for k in last])
+  np.testing.assert_array_equal(found, wanted)
+  others = [
+    x['scale'] for k, x in params.items() if 'scale' in x and k not in last
+  ]
+  assert all(np.all(scale == 1) for scale in others)
 
 
 def test_heads_by_themselves_are_those_of_the_whole():

@@ -305,6 +305,18 @@ def test_a_loss_that_may_still_fall_can_be_given_time():
     assert 'nothing of the kind' not in said
 
 
+def test_a_method_without_pseudo_labels_has_advice_for_what_else_collapses():
+  watched = [kind for kind in watchdog.WATCHED if kind != 'labels']
+  advice = [f'way {number}' for number in range(4)]
+  for bad, told in (
+    ({'embedding_std': 0.0}, 'way 0 or way 1 or way 2 or a smaller'),
+    ({'loss/augmentation': 3.0}, 'way 0 or way 1 or a larger watchdog'),
+  ):
+    with pytest.raises(watchdog.AlarmError) as caught:
+      _feed(_dog(advice=advice, watched=watched), 1, *[bad] * 40)
+    assert told in str(watchdog.stopped(caught.value, None, config.default()))
+
+
 def test_an_alarm_says_its_kind():
   with pytest.raises(watchdog.AlarmError) as caught:
     _feed(_dog(), _LATE, *[{'top_label_share': 1.0}] * 3)

@@ -72,22 +72,28 @@ def test_all_panels_and_legends():
       "regression of the target's or teacher's embedding",
       'contrastive, both views',
       'cross-entropy with the teacher',
+      "swapped prediction, another view's assignment",
     ],
     'Invariance terms': [
       'invariance, augmentation positives',
       'invariance, semantic positives',
     ],
     'Embedding spread': [],
+    'Assignments to prototypes': [
+      "entropy of an image's assignment",
+      'entropy of their mean',
+    ],
+    'Prototypes in use': [],
   }
   found = curves(rows(3), shares=True)
-  assert [len(legend) for legend in found.values()] == [5, 4]
+  assert [len(legend) for legend in found.values()] == [5, 4, 0]
 
 
 def test_terms_of_any_objective_are_drawn():
-  found = [{'step': 1, 'loss': 1.0, 'loss/swapped': 2.0, 'entropy': 3.0}]
+  found = [{'step': 1, 'loss': 1.0, 'loss/other': 2.0, 'entropy': 3.0}]
   assert panels.numbers(found) == {
     'Total loss': {'loss': 'total'},
-    'Loss terms': {'loss/swapped': 'swapped'},
+    'Loss terms': {'loss/other': 'other'},
   }
   assert panels.shares(found) == {}
 
@@ -97,7 +103,13 @@ def test_missing_and_null_series_are_left_out():
   for row in found:
     del row['invariance/augmentation'], row['invariance/semantic']
   drawn = curves(found)
-  assert set(drawn) == {'Total loss', 'Loss terms', 'Embedding spread'}
+  assert set(drawn) == {
+    'Total loss',
+    'Loss terms',
+    'Embedding spread',
+    'Assignments to prototypes',
+    'Prototypes in use',
+  }
   assert 'semantic positives' not in drawn['Loss terms']
   drawn = curves(found, shares=True)
   assert drawn['Accuracy during training'] == [
