@@ -137,14 +137,14 @@ def default() -> ml_collections.ConfigDict:
     'base': 0.996,  # of the target network; rises to 1 [P]
   }
   cfg.evaluation = {
-    'network': 'target',  # [P]
+    'network': 'target',  # whose encoder and predictions are evaluated [P]
   }
   cfg.loss = {
     'temperature': 0.1,  # tau, divides the online network's scores [P]
-    # tau_t, of the target's: of the first epoch, and of the last of so many;
-    # it rises from epoch to epoch [ours]
+    # tau_t, of the target's: at first, and after a rise from epoch to epoch
+    # [ours]
     'target_temperature': (0.04, 0.07),
-    'target_temperature_epochs': 50,  # [ours]
+    'target_temperature_epochs': 50,  # of that rise [ours]
     'center_momentum': 0.9,  # of the centre of the target's scores [P]
   }
   cfg.projector = {

@@ -114,7 +114,7 @@ def default() -> ml_collections.ConfigDict:
     'base': 0.99,  # of the target network; rises to 1 [P]
   }
   cfg.evaluation = {
-    'network': 'target',  # [P]
+    'network': 'target',  # whose encoder and predictions are evaluated [P]
   }
   cfg.loss = {
     'temperature': 0.1,  # tau, divides the online network's scores [P]

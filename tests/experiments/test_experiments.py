@@ -24,7 +24,9 @@ from experiments import (
   folder,
   imagenet,
   imagenet_byol,
+  imagenet_dino,
   imagenet_distill,
+  imagenet_mira,
   imagenet_simclr,
   imagenet_swav,
   stl10,
@@ -136,7 +138,7 @@ def test_special_cases_differ_in_the_loss_alone():
 
 
 def test_objectives_on_the_digits_share_what_is_the_engines():
-  names = ('semppl', 'byol', 'simclr', 'supervised')
+  names = ('semppl', 'byol', 'simclr', 'dino', 'mira', 'supervised')
   flat = {m: dict(config.flat(digits.get_config(m))) for m in names}
   for method in names[1:]:
     shared = flat[method].keys() & flat['semppl'].keys()
@@ -148,6 +150,12 @@ def test_objectives_on_the_digits_share_what_is_the_engines():
       differing -= {key for key in differing if key.startswith('views.')}
       allowed |= {'batch_size', 'loss.temperature'}
       allowed |= {'optimizer.rate_in_momentum'}  # of LARS, not of AdamW
+    if method in ('dino', 'mira'):
+      allowed |= {'loss.temperature', 'evaluation.network'}
+      allowed |= {'optimizer.learning_rate'}
+      allowed |= {'views.small_blur', 'views.small_solarize'}
+    if method == 'dino':
+      allowed |= {'views.one_pass', 'views.heads_joint'}
     if method == 'supervised':  # as many steps, of labelled images alone
       allowed |= {'batch_size', 'num_epochs', 'labels.share'}
     assert differing == allowed
@@ -244,6 +252,33 @@ def test_swavs_settings_are_its_releases():
     imagenet_swav.get_config('300')
   steps = schedules.to_steps(400, num_examples=1_281_167, batch_size=256)
   assert steps == 2_001_823  # as its lab note says
+
+
+def test_imagenet_of_methods_with_prototypes_is_as_published():
+  found = {}
+  for name, cfg in (
+    *((v, imagenet_dino.get_config(v)) for v in imagenet_dino.VARIANTS),
+    ('mira', imagenet_mira.get_config()),
+  ):
+    for num_devices in (1, 8):
+      config.validate(cfg, num_devices)
+    optimizer = cfg.optimizer
+    peak = optimizer.learning_rate * cfg.batch_size / 256
+    found[name] = (
+      schedules.to_steps(
+        cfg.num_epochs, num_examples=1_281_167, batch_size=cfg.batch_size
+      ),
+      optimizer.name, round(peak, 4), optimizer.clip, cfg.views.num_small,
+      cfg.prototypes.number, cfg.evaluation.network,
+    )  # fmt: skip
+    assert not config.uses_labels(cfg)
+  assert found == {  # as their lab notes say
+    'resnet_50': (251_209, 'lars', 4.7812, 0.0, 6, 60_000, 'target'),
+    'readme_100': (250_227, 'sgd_l2', 0.06, 3.0, 8, 65_536, 'target'),
+    'mira': (125_113, 'lars', 4.8, 0.0, 6, 3_000, 'target'),
+  }
+  with pytest.raises(ValueError, match="did you mean 'readme_100'"):
+    imagenet_dino.get_config('readme')
 
 
 def test_imagenets_students():
