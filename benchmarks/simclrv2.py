@@ -2,14 +2,15 @@
 
   python -m benchmarks.simclrv2 --workdir=runs/simclrv2
 
-From SimCLR's and from SemPPL's encoder, and from SimCLR's of twice the width,
-2 labels per class, 5 seeds; a seed decides weights, batches and which images
-have labels, the same in all stages.
+From SimCLR's and from SemPPL's encoder, and from both of twice the width, 2
+labels per class, 5 seeds, beside pixels and an untrained encoder; a seed
+decides weights, batches and which images have labels, the same in all stages.
 The commands of a row are those of docs/simclrv2.md: fine-tuning from the
-projector's first layer on the 20 labels, its learning rates chosen on 4 of
-them, then a student of the usual width that learns the fine-tuned network's
-probabilities. Test top-1 in percent. Resumable; --part=0/2 and --part=1/2 share
-the work, then once more without --part.
+projector's first layer on the 20 labels, then a student of the usual width that
+learns the fine-tuned network's probabilities. Settings of both were chosen on
+seed 10 and a validation part of the training images (docs/trials.md). Test
+top-1 in percent. Resumable; --part=0/2 and --part=1/2 share the work, then once
+more without --part.
 """
 
 import os
@@ -28,7 +29,9 @@ STARTS = {
   'SimCLR': ('SimCLR', 1),
   'SemPPL': ('SemPPL', 1),
   'SimCLR 2x': ('SimCLR', 2),
+  'SemPPL 2x': ('SemPPL', 2),
 }
+NO_TRAINING = (digits_methods.UNTRAINED, digits_methods.PIXELS)
 COLUMNS = {
   'pre-trained, kNN': ('pretrained', 'knn_top1'),
   'pre-trained, linear on the labels': ('pretrained', 'linear_labelled_top1'),
@@ -41,7 +44,9 @@ Results = dict[str, dict[int, dict[str, Any]]]  # by start, seed and stage
 
 
 def stages(workdir: str, start: str, seed: int) -> dict[str, Any]:
-  """Results of the three stages of one row and seed; trained, or found."""
+  """Results of the stages of one row and seed; trained, or found."""
+  if start in NO_TRAINING:
+    return {'pretrained': digits_methods.one_cell(workdir, start, seed)}
   row = f'{start}-{seed}'.replace(' ', '_')
   place = lambda stage: os.path.join(workdir, row, stage)
   method, width = STARTS[start]
@@ -53,11 +58,13 @@ def stages(workdir: str, start: str, seed: int) -> dict[str, Any]:
   cfg.checkpoint = place('pretrained')
   cfg.seed = cfg.labels.seed = seed
   cfg.classifier.update(on='projector/1', init='zeros')
+  cfg.grid.update(learning_rates=(0.03,), encoder_learning_rates=(0.03,))
   cfg.num_devices, cfg.progress = 1, False
   found['fine-tuned'] = protocols.run_task(cfg, place('fine-tuned'))
 
   cfg = digits.get_config('distill')
   cfg.teacher.checkpoint = place('fine-tuned')
+  cfg.loss.temperature = 1.0
   cfg.seed = cfg.labels.seed = seed
   cfg.num_devices, cfg.progress = 1, False
   found['distilled'] = pretraining.pretrain(cfg, place('distilled'))
@@ -70,9 +77,8 @@ def summarise(results: Results) -> str:
   for start, by_seed in results.items():
     row = [start, str(len(by_seed))]
     for stage, key in COLUMNS.values():
-      row.append(
-        scores.percent([found[stage][key] for found in by_seed.values()])
-      )
+      found = [of[stage][key] for of in by_seed.values() if stage in of]
+      row.append(scores.percent(found) if found else '')
     rows.append(row)
   return tables.markdown(['begins with', 'seeds', *COLUMNS], rows)
 
@@ -86,8 +92,9 @@ def main() -> None:
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
   part, parts = map(int, args.part.split('/'))
-  cells = [(start, seed) for seed in range(args.seeds) for start in STARTS]
-  results: Results = {start: {} for start in STARTS}
+  starts = (*STARTS, *NO_TRAINING)
+  cells = [(start, seed) for seed in range(args.seeds) for start in starts]
+  results: Results = {start: {} for start in starts}
   for start, seed in cells[part::parts]:
     results[start][seed] = stages(args.workdir, start, seed)
     print(start, seed, summarise({start: {seed: results[start][seed]}}))

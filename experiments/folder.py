@@ -7,7 +7,9 @@ queue, and as many epochs as fit into --config.minutes (10). It is told, with
 its reason; whatever is given as --config.KEY=VALUE stays. Variants, all with
 the same labels, views and encoder: semppl (default), relicv2 (no semantic
 terms) and supervised (the labelled images alone); `semppl-jax compare` trains
-all three.
+all three. distill is the last stage of docs/simclrv2.md, on all images:
+a student of the teacher that --config.teacher.checkpoint names, by crops and
+flips alone.
 
 What is not the digits': the classifier's gradient trains the encoder, in all
 variants; a quarter of each batch is labelled; nothing is blurred. With
@@ -23,7 +25,8 @@ Run: python -m semppl_jax.main --config=experiments/folder.py \
 from experiments import digits
 from semppl_jax import config
 
-METHODS = ('semppl', 'relicv2', 'supervised')
+METHODS = ('semppl', 'relicv2', 'supervised')  # comparable ones
+_DISTILL = 'distill'
 _OPEN = (
   'batch_size',
   'num_epochs',
@@ -47,6 +50,19 @@ _OPEN = (
   'views.grayscale',
   'optimizer.warmup_epochs',
 )
+_OPEN_DISTILL = (
+  'batch_size',
+  'num_epochs',
+  'checkpoint_every_steps',
+  'dataset.image_size',
+  'labels.fraction',
+  'encoder.name',
+  'encoder.stem',
+  'views.large_size',
+  'views.large_area',
+  'views.flip',
+  'optimizer.warmup_epochs',
+)
 _OPEN_SEMPPL = (
   'projector.hidden',
   'projector.size',
@@ -60,11 +76,14 @@ _OPEN_SEMPPL = (
 
 def get_config(method='semppl'):
   """Settings of one method for a folder that --config.dataset.path names."""
-  if method not in METHODS:
+  known = (*METHODS, _DISTILL)
+  if method not in known:
     raise ValueError(
-      f'Unknown variant {method!r}; known: {", ".join(METHODS)}'
-      f'{config.nearest_name(method, METHODS)}'
+      f'Unknown variant {method!r}; known: {", ".join(known)}'
+      f'{config.nearest_name(method, known)}'
     )
+  if method == _DISTILL:
+    return _distill()
   supervised = method == 'supervised'
   cfg = digits.get_config('supervised' if supervised else 'semppl')
   cfg.dataset.name = 'folder'
@@ -84,4 +103,14 @@ def get_config(method='semppl'):
     cfg.loss.update(
       alpha=0.0, semantic_invariance_weight=0.0, exclude_same_label=False
     )
+  return cfg
+
+
+def _distill():
+  """Settings of a student; no label trains it."""
+  cfg = digits.get_config(_DISTILL)
+  cfg.dataset.name = 'folder'
+  cfg.labels.per_class = 0
+  cfg.teacher.checkpoint = ''
+  config.leave_open(cfg, *_OPEN_DISTILL)
   return cfg

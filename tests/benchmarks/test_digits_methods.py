@@ -77,7 +77,11 @@ def test_the_table_of_stages_by_hand():
     'distilled': {'classifier_top1': 0.8, 'knn_top1': 0.9},
   }
   better = stages | {'fine-tuned': {'top1': 0.9}}
-  table = simclrv2.summarise({'SimCLR': {0: stages, 1: better}})
-  row = table.splitlines()[2]
+  table = simclrv2.summarise({
+    'SimCLR': {0: stages, 1: better},
+    'pixels': {0: {'pretrained': stages['pretrained']}},
+  })  # fmt: skip
+  row, pixels = table.splitlines()[2:]
   cells = '50.0 ± 0.0 | 60.0 ± 0.0 | 80.0 ± 10.0 | 80.0 ± 0.0 | 90.0 ± 0.0'
   assert row == f'| SimCLR | 2 | {cells} |'
+  assert pixels == '| pixels | 1 | 50.0 ± 0.0 | 60.0 ± 0.0 |  |  |  |'

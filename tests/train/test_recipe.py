@@ -86,6 +86,27 @@ def test_what_is_chosen_is_valid(seen, method, quick, monkeypatch):
   assert (cfg.views.grayscale > 0) == (seen.colour and not seen.masks)
 
 
+@pytest.mark.parametrize('seen', _LOOKS)
+def test_a_student_sees_what_its_teacher_was_asked(seen, quick, monkeypatch):
+  monkeypatch.setattr(recipe, 'inspect', lambda *_: seen)
+  cfg = settings('DIR', 'distill', teacher__checkpoint='TEACHER')
+  cfg = recipe.complete(cfg, None)
+  assert not config.open_keys(cfg)
+  config.validate(cfg, seen.devices)
+  assert (cfg.views.num_large, cfg.views.num_small) == (1, 0)
+  # By crops and flips alone: no colours, no other background.
+  assert cfg.views.jitter == cfg.views.grayscale == cfg.views.saliency == 0
+  assert (cfg.views.flip > 0) == seen.colour and not cfg.dataset.masks
+  assert cfg.loss.labelled_weight == 0
+
+
+def test_a_folders_student_needs_a_teacher(quick, monkeypatch):
+  monkeypatch.setattr(recipe, 'inspect', lambda *_: _LOOKS[0])
+  cfg = recipe.complete(settings('DIR', 'distill'), None)
+  with pytest.raises(UserError, match="teacher.checkpoint is ''"):
+    config.validate(cfg, 1)
+
+
 def test_settings_of_another_method_are_refused_first(tmp_path, monkeypatch):
   monkeypatch.setattr(recipe, 'inspect', lambda *_: pytest.fail('looked'))
   cfg = settings(str(tmp_path))

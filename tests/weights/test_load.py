@@ -677,6 +677,40 @@ def test_whether_the_padding_is_known(loaded, tmp_path):
   assert load_lib.load_checkpoint(file).says_padding
 
 
+_SWAV = heads_lib.PrototypeHead(
+  layers=2, hidden=8, size=4, num_prototypes=7
+)  # w, biases
+_MIRA = heads_lib.PrototypeHead(
+  layers=3, hidden=8, size=4, num_prototypes=7, hidden_bias=False,
+  weight_norm=True,
+)  # fmt: skip
+_DINO = heads_lib.PrototypeHead(
+  layers=3, hidden=8, size=4, num_prototypes=7, activation='gelu',
+  weight_norm=True, batch_norm=False,
+)  # fmt: skip
+_DAINO = dataclasses.replace(_DINO, batch_norm=True, scale_trained=True)
+
+
+@pytest.mark.parametrize('head', [_SWAV, _MIRA, _DINO, _DAINO])
+def test_a_head_with_prototypes_shows_what_it_is(head):
+  nets = networks.build(encoder=tiny.ENCODER, stem='small', heads=head)
+  images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+  shapes = jax.eval_shape(nets.init, jax.random.key(0), images)
+  params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  found = architecture_lib.head_sizes(params)
+  assert found == {'heads': head, 'num_classes': 0}
+  assert architecture_lib.layers(params) == ['encoder']
+  held = load_lib.Checkpoint(
+    params, state, encoders.Architecture(tiny.ENCODER, stem='small'),
+    step=1, kind='safetensors',
+  )  # fmt: skip
+  assert 'projector yes, predictor no, prototypes yes' in str(held)
+  outputs, _ = jax.eval_shape(
+    lambda *args: held.network().online(*args, False), params, state, images
+  )
+  assert outputs['scores'].shape == (2, 7)
+
+
 # -- Which of both networks --
 
 
@@ -780,37 +814,3 @@ def test_a_target_network_that_is_not_there(loaded, tmp_path):
   settings['evaluation']['network'] = 'both'
   config.write_text(json.dumps(settings))
   refused(tmp_path / 'run', 'its network is none of online, target')
-
-
-_SWAV = heads_lib.PrototypeHead(
-  layers=2, hidden=8, size=4, num_prototypes=7
-)  # w, biases
-_MIRA = heads_lib.PrototypeHead(
-  layers=3, hidden=8, size=4, num_prototypes=7, hidden_bias=False,
-  weight_norm=True,
-)  # fmt: skip
-_DINO = heads_lib.PrototypeHead(
-  layers=3, hidden=8, size=4, num_prototypes=7, activation='gelu',
-  weight_norm=True, batch_norm=False,
-)  # fmt: skip
-_DAINO = dataclasses.replace(_DINO, batch_norm=True, scale_trained=True)
-
-
-@pytest.mark.parametrize('head', [_SWAV, _MIRA, _DINO, _DAINO])
-def test_a_head_with_prototypes_shows_what_it_is(head):
-  nets = networks.build(encoder=tiny.ENCODER, stem='small', heads=head)
-  images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
-  shapes = jax.eval_shape(nets.init, jax.random.key(0), images)
-  params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  found = architecture_lib.head_sizes(params)
-  assert found == {'heads': head, 'num_classes': 0}
-  assert architecture_lib.layers(params) == ['encoder']
-  held = load_lib.Checkpoint(
-    params, state, encoders.Architecture(tiny.ENCODER, stem='small'),
-    step=1, kind='safetensors',
-  )  # fmt: skip
-  assert 'projector yes, predictor no, prototypes yes' in str(held)
-  outputs, _ = jax.eval_shape(
-    lambda *args: held.network().online(*args, False), params, state, images
-  )
-  assert outputs['scores'].shape == (2, 7)
