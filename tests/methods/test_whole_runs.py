@@ -118,7 +118,13 @@ def test_it_is_reported_and_looked_at_before(run, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize(
   'name, network',
-  [('swav', 'online'), ('dino', 'target'), ('mira', 'target')],
+  [
+    ('swav', 'online'),
+    ('dino', 'target'),
+    ('mira', 'target'),
+    ('suave', 'online'),
+    ('daino', 'target'),
+  ],
 )
 def test_methods_with_prototypes_end_as_their_network(name, network, tmp_path):
   workdir = tmp_path / 'run'
