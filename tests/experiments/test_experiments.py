@@ -13,6 +13,7 @@ import pytest
 
 from experiments import (
   cifar10,
+  cifar100_suave,
   digits,
   digits_contrastive,
   digits_relicv2,
@@ -24,10 +25,12 @@ from experiments import (
   folder,
   imagenet,
   imagenet_byol,
+  imagenet_daino,
   imagenet_dino,
   imagenet_distill,
   imagenet_mira,
   imagenet_simclr,
+  imagenet_suave,
   imagenet_swav,
   stl10,
 )
@@ -279,6 +282,62 @@ def test_imagenet_of_methods_with_prototypes_is_as_published():
   }
   with pytest.raises(ValueError, match="did you mean 'readme_100'"):
     imagenet_dino.get_config('readme')
+
+
+def _steps(cfg, images=1_281_167):
+  return schedules.to_steps(
+    cfg.num_epochs, num_examples=images, batch_size=cfg.batch_size
+  )
+
+
+@pytest.mark.parametrize('labels', ['1pct', '10pct'])
+def test_imagenet_with_labels_beside_the_batch_is_as_published(labels):
+  suave = imagenet_suave.get_config(labels)
+  tuned = imagenet_suave.get_config(f'finetune_{labels}')
+  daino = imagenet_daino.get_config(labels)
+  for cfg in (suave, tuned, daino):
+    for num_devices in (1, 8):
+      config.validate(cfg, num_devices)
+    assert cfg.labels.subset == f'imagenet2012_subset/{labels}'
+    assert cfg.prototypes.number == 0 and cfg.views.num_large == 2
+  assert (suave.batch_size, suave.support.images) == (256, 128)
+  assert (daino.batch_size, daino.support.images) == (1024, 512)
+  assert suave.views.num_small == daino.views.num_small == 8
+  assert suave.init_modules == daino.init_modules == 'encoder'
+  assert suave.queue.capacity == 3840 and not suave.queue.start_epoch
+  # As their lab notes say.
+  assert (_steps(suave), _steps(daino)) == (500_455, 75_068)
+  few = labels == '1pct'
+  assert tuned.num_epochs == (3 if few else 5)
+  assert tuned.loss.smoothing == (0.01 if few else 0.001)
+  rates = tuned.optimizer.learning_rate, tuned.optimizer.final_learning_rate
+  np.testing.assert_allclose(rates, (0.02, 2e-4) if few else (0.03, 3e-4))
+  assert tuned.views.num_small == tuned.views.jitter == 0
+  assert tuned.init_modules == 'all'
+
+
+def test_unknown_variants_of_suave_name_the_nearest():
+  for module, variant, nearest in (
+    (imagenet_suave, 'finetune_1pc', 'finetune_1pct'),
+    (imagenet_daino, '10pc', '10pct'),
+    (cifar100_suave, 'swaw', 'swav'),
+  ):
+    with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
+      module.get_config(variant)
+
+
+def test_cifar_100_without_labels_comes_before():
+  with_labels = cifar100_suave.get_config()
+  before = cifar100_suave.get_config('swav')
+  for num_devices in (1, 8):
+    config.validate(before, num_devices)
+  assert not config.uses_labels(before)
+  for key in ('name', 'stem', 'width', 'padding'):
+    assert with_labels.encoder[key] == before.encoder[key]
+  # As its lab note says.
+  assert (_steps(before, 50_000), _steps(with_labels, 50_000)) == (
+    39_062, 19_531,
+  )  # fmt: skip
 
 
 def test_imagenets_students():
