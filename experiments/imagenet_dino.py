@@ -25,7 +25,7 @@ there is no ImageNet on our machines. Loss, head, centre and six whole updates
 equal the release's in the tests.
 
 What differs: of readme_100 biases and BatchNorm's parameters decay, too
-(sgd_l2); the last BatchNorm of a residual block begins at 0, theirs at 1.
+(sgd_l2).
 """
 
 from semppl_jax import config

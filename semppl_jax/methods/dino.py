@@ -116,6 +116,9 @@ def default() -> ml_collections.ConfigDict:
     'num_small': 6,  # V_S, small views, of the online network [ours]
     'large_area': (0.14, 1.0),  # share of the image that a crop covers [ours]
     'small_area': (0.05, 0.14),  # likewise, of small views [ours]
+  cfg.encoder = {
+    'zero_init_residual': False,  # torchvision's default [P]
+  }
     'brightness_mode': 'multiply',  # as torchvision's [P]
     'small_blur': 0.5,  # probability of blur in small views [P]
     'small_solarize': 0.0,  # probability: never [P]
