@@ -103,6 +103,16 @@ class Result(NamedTuple):
   kept: Outputs = {}
 
 
+class Prototypes(NamedTuple):
+  """What images are assigned to, and what to do if one takes all.
+
+  A method that has them tells losses.clustering's `assignment_metrics`.
+  """
+
+  number: int  # K; both entropies are log K at most
+  advice: tuple[str, ...]  # settings to try if one takes all, the best first
+
+
 class FrozenTeacher(NamedTuple):
   """What a loss compares with of a trained network that stays as it is."""
 
@@ -165,10 +175,13 @@ class Method(NamedTuple):
     embedding: the output whose spread shows a collapse, of the target network
       if it has it; None: not watched.
     chance: {metric: its value, in nats, if views are told apart by chance}.
+    prototypes: the watchdog looks for a collapse of the assignments to these;
+      None: there are none.
     labels_train: pseudo-labels of the method's own take part in its loss, so
       that one of them may take over.
     advice: settings to try if one does, the best first; without pseudo-labels,
-      if embeddings collapse or views are told apart by chance.
+      if embeddings collapse, assignments become uniform or views are told
+      apart by chance.
     frozen: {Haiku module of the online network: first so many steps in which
       neither its weights nor the optimiser's state of them change}.
     unit_rows: Haiku modules of the online network whose matrices [K, d] have
@@ -190,6 +203,7 @@ class Method(NamedTuple):
   predict: Callable[[Outputs, Memory], jax.Array] | None = None
   embedding: str | None = 'projection'
   chance: Mapping[str, float] = {}
+  prototypes: Prototypes | None = None
   labels_train: bool = False
   advice: tuple[str, ...] = ()
   frozen: Mapping[str, int] = {}

@@ -89,6 +89,11 @@ def build(
     update=update,
     shards=Memory(-1),
     chance={'loss/swapped': math.log(number)},  # all assignments are uniform
+    # What keeps assignments from becoming uniform lets one take all.
+    prototypes=base.Prototypes(
+      number,
+      ('a higher loss.target_temperature', 'a lower loss.center_momentum'),
+    ),
     advice=(
       'a lower loss.target_temperature',
       'a longer prototypes.freeze_epochs',
@@ -111,14 +116,14 @@ def default() -> ml_collections.ConfigDict:
   cfg = ml_collections.ConfigDict()
   cfg.batch_size = 4080  # B, global: 80 GPUs with 51 images [P]
   cfg.num_epochs = 800.0  # passes over all training images [P]
+  cfg.encoder = {
+    'zero_init_residual': False,  # torchvision's default [P]
+  }
   cfg.views = {
     'num_large': 2,  # V_L, large views of an image [P]
     'num_small': 6,  # V_S, small views, of the online network [ours]
     'large_area': (0.14, 1.0),  # share of the image that a crop covers [ours]
     'small_area': (0.05, 0.14),  # likewise, of small views [ours]
-  cfg.encoder = {
-    'zero_init_residual': False,  # torchvision's default [P]
-  }
     'brightness_mode': 'multiply',  # as torchvision's [P]
     'small_blur': 0.5,  # probability of blur in small views [P]
     'small_solarize': 0.0,  # probability: never [P]

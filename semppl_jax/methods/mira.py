@@ -69,7 +69,9 @@ def build(
     target_views=base.large_views,
     prepare=prepare,
     chance={'loss/swapped': math.log(number)},  # all assignments are uniform
+    prototypes=base.Prototypes(number, ('a larger loss.beta',)),
     advice=(
+      'a lower loss.target_temperature',
       'a larger loss.beta',
       'a longer prototypes.freeze_epochs',
       'a smaller prototypes.number',

@@ -88,6 +88,9 @@ def build(
     loss=loss,
     # All images alike: every assignment and every prediction is uniform.
     chance={'loss/swapped': math.log(cfg.prototypes.number)},
+    prototypes=base.Prototypes(
+      cfg.prototypes.number, ('more sinkhorn.iterations',)
+    ),
     advice=advice(cfg),
     frozen={'prototypes': facts.steps(cfg.prototypes.freeze_epochs)},
     unit_rows=('prototypes',),
