@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from semppl_jax.config import checks
 from semppl_jax.errors import UserError
 from semppl_jax.models.heads import ProjectorPredictor
 from semppl_jax.types import Views
@@ -259,6 +260,26 @@ def projector_predictor(
   return ProjectorPredictor(
     cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
   )
+
+
+# Settings of objectives that have prototypes. ---------------------------------
+
+
+PROTOTYPE_RANGES = {
+  'projector.layers': (1, None),
+  'projector.hidden': (1, None),
+  'projector.size': (1, None),
+  'prototypes.number': (2, None),
+  'prototypes.freeze_epochs': (0, None),
+}
+
+
+def check_above_zero(cfg: ml_collections.ConfigDict, *keys: str) -> None:
+  """Refuses what divides scores and is not above 0."""
+  for key in keys:
+    value = checks.look_up(cfg, key)
+    if not value > 0:
+      raise UserError(f'{key} is {value}; it must be above 0.')
 
 
 # Settings of objectives that have a frozen teacher. ---------------------------

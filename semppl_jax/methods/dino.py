@@ -168,25 +168,17 @@ def default() -> ml_collections.ConfigDict:
   return cfg
 
 
-RANGES = {
+RANGES = base.PROTOTYPE_RANGES | {
   'views.num_large': (2, None),  # a view predicts another's assignment
   'loss.target_temperature_epochs': (0, None),
   'loss.center_momentum': (0, 1),
-  'projector.layers': (1, None),
-  'projector.hidden': (1, None),
-  'projector.size': (1, None),
-  'prototypes.number': (2, None),
-  'prototypes.freeze_epochs': (0, None),
 }
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of DINO that cannot work."""
   del num_devices
-  if not cfg.loss.temperature > 0:
-    raise UserError(
-      f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
-    )
+  base.check_above_zero(cfg, 'loss.temperature')
   both = tuple(cfg.loss.target_temperature)
   if len(both) != 2 or not min(both) > 0:
     raise UserError(
