@@ -22,8 +22,8 @@ one GPU takes prototypes.number=8192; they do not travel between devices. Cost:
 by its passes 0.66 times a step of SemPPL (docs/cost.md), 91 GFLOP an image, so
 11 days for 800 epochs at 100 TFLOP/s over all devices, which is assumed.
 readme_100: batch 512 (two and eight views), 250,227 steps; its result is not
-known to us. Not run: there is no ImageNet on our machines. Loss, head, centre and six whole updates
-equal the release's in the tests.
+known to us. Not run: there is no ImageNet on our machines. Loss, head, centre
+and six whole updates equal the release's in the tests.
 
 What differs: of readme_100 biases and BatchNorm's parameters decay, too
 (sgd_l2).
