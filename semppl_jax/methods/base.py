@@ -180,9 +180,9 @@ class Method(NamedTuple):
       None: there are none.
     labels_train: pseudo-labels of the method's own take part in its loss, so
       that one of them may take over.
-    advice: settings to try if one does, the best first; without pseudo-labels,
-      if embeddings collapse, assignments become uniform or views are told
-      apart by chance.
+    advice: settings to try if one does, or if assignments become uniform, the
+      best first; without pseudo-labels, if embeddings collapse or views are
+      told apart by chance, too.
     frozen: {Haiku module of the online network: first so many steps in which
       neither its weights nor the optimiser's state of them change}.
     unit_rows: Haiku modules of the online network whose matrices [K, d] have

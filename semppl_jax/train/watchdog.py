@@ -101,9 +101,9 @@ class Watchdog:
     chance: {metric: its value, in nats, of a network that cannot tell an
       image's views from other images}.
     prototypes: to which images are assigned; None: to none.
-    advice: settings to try if one pseudo-label takes over; of a run that
-      trains none, if embeddings collapse, assignments become uniform or views
-      are told apart by chance.
+    advice: settings to try if one pseudo-label takes over, or assignments to
+      prototypes become uniform; of a run that trains no pseudo-labels, if
+      embeddings collapse or views are told apart by chance, too.
     largest_class: share of the most frequent label among the training labels;
       pseudo-labels may be that one-sided by right.
     memory: of the watchdog that saw the steps before, see `memory`.
@@ -132,11 +132,11 @@ class Watchdog:
       # Then it is for what else can collapse; three are told at most.
       self._advice = {
         'spread': tuple(advice),
-        'assignments': tuple(advice),
         'chance': (*advice[:2], patient),
       }
     if prototypes is not None:
       self._advice['marginal'] = prototypes.advice
+      self._advice['assignments'] = tuple(advice)
     self._largest_class = largest_class
     memory = memory or {}
     # Of each thing that is watched: so many steps in a row it has been bad, and

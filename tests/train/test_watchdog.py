@@ -349,6 +349,10 @@ def test_a_method_without_pseudo_labels_has_advice_for_what_else_collapses():
     with pytest.raises(watchdog.AlarmError) as caught:
       _feed(_dog(advice=advice, watched=watched), 1, *[bad] * 40)
     assert told in str(watchdog.stopped(caught.value, None, config.default()))
+  # As assignments are told in a run that trains pseudo-labels, too.
+  with pytest.raises(watchdog.AlarmError) as caught:
+    _feed(_dog(advice=advice), 1, *[{'assignment_entropy': 3.0}] * 40)
+  assert caught.value.advice == tuple(advice)
 
 
 def test_an_alarm_says_its_kind():
