@@ -22,7 +22,9 @@ from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import run_data, run_settings
 from tests.helpers import tiny
 
-_IMAGES = np.random.RandomState(0).randint(0, 256, (40, 8, 8, 3), np.uint8)
+# Of all colours, so that they are not all of one class.
+_IMAGES = np.random.RandomState(0).randint(0, 256, (40, 1, 1, 3), np.uint8)
+_IMAGES = np.tile(_IMAGES, (1, 8, 8, 1))
 
 
 @pytest.fixture(scope='module', params=['suave', 'daino'])
@@ -33,7 +35,7 @@ def saved(request, tmp_path_factory):
 
 def _save(method, folder):
   run = tiny.prepare(method)
-  random = np.random.RandomState(1)
+  random = np.random.RandomState(3)
   move = lambda x: x + random.normal(0, 0.3, x.shape).astype(x.dtype)
   state = tiny.portable(run)
   fields = {'online_params': jax.tree.map(move, dict(state.online_params))}
