@@ -16,16 +16,17 @@ Run: python -m semppl_jax.main --config=experiments/imagenet_dino.py:VARIANT \
 Then: experiments/eval_knn.py and eval_linear.py, which take the target network;
 the authors' linear rate for it is 0.3, not their script's default (issue 131).
 
-Batch 4080 (two large and six small views an image), 251,209 steps. Scores are
-1.9 MB an image in float32, about three times that at once, so that one GPU
-takes prototypes.number=8192; they do not travel between devices. Cost: by its
-passes 0.66 times a step of SemPPL (docs/cost.md), 91 GFLOP an image, so 11
-days for 800 epochs at 100 TFLOP/s over all devices, which is assumed. Not run:
-there is no ImageNet on our machines. Loss, head, centre and six whole updates
-equal the release's in the tests.
+resnet_50: batch 4080 (two large and six small views an image), 251,209 steps.
+Scores are 1.9 MB an image in float32, about three times that at once, so that
+one GPU takes prototypes.number=8192; they do not travel between devices. Cost:
+by its passes 0.66 times a step of SemPPL (docs/cost.md), 91 GFLOP an image, so
+11 days for 800 epochs at 100 TFLOP/s over all devices, which is assumed.
+readme_100: batch 512 (two and eight views), 250,227 steps; its result is not
+known to us. Not run: there is no ImageNet on our machines. Loss, head, centre
+and six whole updates equal the release's in the tests.
 
 What differs: of readme_100 biases and BatchNorm's parameters decay, too
-(sgd_l2); the last BatchNorm of a residual block begins at 0, theirs at 1.
+(sgd_l2).
 """
 
 from semppl_jax import config

@@ -10,7 +10,7 @@ Then: experiments/eval_linear.py:imagenet, which takes the target network.
 
 Batch 4096 (two large and six small views an image), 125,113 steps; between
 devices travel 31 times a step the largest values and sums of 2 x 3000 numbers,
-12 KB each, never the scores. Cost: by its passes 0.66 times a step of SemPPL
+24 KB each, never the scores. Cost: by its passes 0.66 times a step of SemPPL
 (docs/cost.md), 91 GFLOP an image, so 5.4 days for 400 epochs at 100 TFLOP/s
 over all devices, which is assumed. Not run: there is no ImageNet on our
 machines. Assignments, loss and its gradient equal the authors' in the tests.

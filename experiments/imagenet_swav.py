@@ -24,10 +24,11 @@ Batch 4096 (two large and six small views an image): 31,278, 62,556, 125,113 and
 step of SemPPL (docs/cost.md), 75 GFLOP an image, so 8.9 days for 800 epochs at
 100 TFLOP/s over all devices, which is assumed; the README names 220 seconds an
 epoch on 64 V100. Between devices travel, besides gradients and BatchNorm's,
-three times a step the largest values and sums of 2 x 3000 numbers, and with a
-queue 2 x 256 features. Not run: there is no ImageNet on our machines.
-Assignments, losses and eight whole updates, with and without a queue, equal the
-release's in the tests.
+three times a step the largest values and sums of 2 x 3000 numbers, with a queue
+2 x 256 features, and for embedding_std the projections of all views, 17 MB of a
+batch of 4096. Not run: there is no ImageNet on our machines. Assignments,
+losses and eight whole updates, with and without a queue, equal the release's in
+the tests.
 """
 
 from semppl_jax import config

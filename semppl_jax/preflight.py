@@ -14,6 +14,7 @@ import numpy as np
 from semppl_jax import config, types
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
+from semppl_jax.evaluation import protocols
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.train import (
   device_memory,
@@ -101,6 +102,7 @@ def _evaluation(cfg: ml_collections.ConfigDict) -> list[str]:
   run = (setup_lib.prepare_without_data if several else setup_lib.prepare)(cfg)
   lines = [f'settings: fine; checkpoint: {run.checkpoint}']
   if not several:
+    protocols.check(run)
     lines.append(
       f'data: {len(run.data.train):,} training images, '
       f'{int(np.sum(run.labels >= 0)):,} of them with a label, '

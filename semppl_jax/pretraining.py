@@ -164,6 +164,8 @@ def watching(
     'loss': True,
     'spread': method.embedding is not None,
     'chance': bool(method.chance),
+    'marginal': method.prototypes is not None,
+    'assignments': method.prototypes is not None,
     'labels': method.labels_train,
   }
   return watchdog.Watchdog(
@@ -171,6 +173,7 @@ def watching(
     watched=[name for name, is_trained in trains.items() if is_trained],
     warmup_steps=run.setup.warmup_steps,
     chance=method.chance,
+    prototypes=method.prototypes,
     advice=method.advice,
     largest_class=labels_lib.largest_class(run.labels, run.data.num_classes),
     memory=memory,

@@ -32,6 +32,8 @@ COSMETIC = (
   'watchdog.chance_factor',
   'watchdog.chance_patience',
   'watchdog.max_label_share',
+  'watchdog.min_marginal_entropy',
+  'watchdog.max_assignment_entropy',
   'dataset.workers',
   'evaluation.baseline_images',  # a look at the data, not at the network
   'dataset.on_corrupt',  # until it stops a run, both do the same
@@ -251,6 +253,12 @@ def _watchdog() -> dict[str, Any]:
     # Of the way from the largest class's share of the labels to 1, which the
     # most frequent pseudo-label's share may go; 1: off [ours]
     'max_label_share': 0.9,
+    # Of marginal_entropy, times log K: below it, one prototype has taken all;
+    # 0: off [ours]
+    'min_marginal_entropy': 0.1,
+    # Of assignment_entropy, times log K: above it, assignments are uniform; 1:
+    # off [ours]
+    'max_assignment_entropy': 0.99,
   }
 
 

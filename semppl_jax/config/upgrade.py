@@ -34,6 +34,8 @@ _ADDED = {
   'optimizer.clip': 0.0,
   'views.small_blur': None,
   'views.small_solarize': None,
+  'watchdog.min_marginal_entropy': 0.1,
+  'watchdog.max_assignment_entropy': 0.99,
 }
 # Likewise, of SemPPL's own.
 _ADDED_TO_SEMPPL = {

@@ -45,6 +45,8 @@ RANGES = SHARED_RANGES | {
   'watchdog.chance_factor': (0, None),
   'watchdog.chance_patience': (0, None),
   'watchdog.max_label_share': (0, 1),
+  'watchdog.min_marginal_entropy': (0, 1),
+  'watchdog.max_assignment_entropy': (0, 1),
   'evaluation.k': (1, None),
   'evaluation.center': (0.01, 1),
   'evaluation.train_images': (0, None),

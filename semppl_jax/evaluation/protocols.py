@@ -51,8 +51,7 @@ def run_task(
     Interrupted: SIGINT or SIGTERM; what was trained is saved.
   """
   run = setup_lib.prepare(cfg, step)
-  _check_heads(run)
-  _check_neighbours(run)
+  check(run)
   run_log.info(f'{cfg.checkpoint}: {run.checkpoint}')
   run_log.info(
     f'Test images: the middle {cfg.crops.center:.1%} at {cfg.crops.size} px.'
@@ -196,6 +195,17 @@ TASKS = {
   'knn': knn,
   'classifier': classifier,
 }
+
+
+def check(run: EvalRun) -> None:
+  """What would stop a task of these, known before it begins.
+
+  Raises:
+    CheckpointError: the checkpoint lacks what is evaluated.
+    UserError: more neighbours than there are labelled images.
+  """
+  _check_heads(run)
+  _check_neighbours(run)
 
 
 def _check_heads(run: EvalRun) -> None:

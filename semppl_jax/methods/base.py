@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from semppl_jax.config import checks
 from semppl_jax.errors import UserError
 from semppl_jax.models.heads import ProjectorPredictor
 from semppl_jax.types import Views
@@ -103,6 +104,16 @@ class Result(NamedTuple):
   kept: Outputs = {}
 
 
+class Prototypes(NamedTuple):
+  """What images are assigned to, and what to do if one takes all.
+
+  A method that has them tells losses.clustering's `assignment_metrics`.
+  """
+
+  number: int  # K; both entropies are log K at most
+  advice: tuple[str, ...]  # settings to try if one takes all, the best first
+
+
 class FrozenTeacher(NamedTuple):
   """What a loss compares with of a trained network that stays as it is."""
 
@@ -165,10 +176,13 @@ class Method(NamedTuple):
     embedding: the output whose spread shows a collapse, of the target network
       if it has it; None: not watched.
     chance: {metric: its value, in nats, if views are told apart by chance}.
+    prototypes: the watchdog looks for a collapse of the assignments to these;
+      None: there are none.
     labels_train: pseudo-labels of the method's own take part in its loss, so
       that one of them may take over.
-    advice: settings to try if one does, the best first; without pseudo-labels,
-      if embeddings collapse or views are told apart by chance.
+    advice: settings to try if one does, or if assignments become uniform, the
+      best first; without pseudo-labels, if embeddings collapse or views are
+      told apart by chance, too.
     frozen: {Haiku module of the online network: first so many steps in which
       neither its weights nor the optimiser's state of them change}.
     unit_rows: Haiku modules of the online network whose matrices [K, d] have
@@ -190,6 +204,7 @@ class Method(NamedTuple):
   predict: Callable[[Outputs, Memory], jax.Array] | None = None
   embedding: str | None = 'projection'
   chance: Mapping[str, float] = {}
+  prototypes: Prototypes | None = None
   labels_train: bool = False
   advice: tuple[str, ...] = ()
   frozen: Mapping[str, int] = {}
@@ -245,6 +260,26 @@ def projector_predictor(
   return ProjectorPredictor(
     cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
   )
+
+
+# Settings of objectives that have prototypes. ---------------------------------
+
+
+PROTOTYPE_RANGES = {
+  'projector.layers': (1, None),
+  'projector.hidden': (1, None),
+  'projector.size': (1, None),
+  'prototypes.number': (2, None),
+  'prototypes.freeze_epochs': (0, None),
+}
+
+
+def check_above_zero(cfg: ml_collections.ConfigDict, *keys: str) -> None:
+  """Refuses what divides scores and is not above 0."""
+  for key in keys:
+    value = checks.look_up(cfg, key)
+    if not value > 0:
+      raise UserError(f'{key} is {value}; it must be above 0.')
 
 
 # Settings of objectives that have a frozen teacher. ---------------------------

@@ -93,6 +93,10 @@ def build(
       outputs['scores'], facts.num_classes
     ),
     chance={'loss/swapped': math.log(number)},  # all assignments are uniform
+    prototypes=base.Prototypes(
+      number,
+      ('a higher loss.target_temperature', 'a lower loss.center_momentum'),
+    ),
     labels_train=True,
     advice=(
       'a lower loss.target_temperature',
@@ -119,6 +123,9 @@ def default() -> ml_collections.ConfigDict:
   cfg.num_epochs = 60.0  # passes over all training images [P]
   cfg.support = defaults.support()
   cfg.support.images = 512  # S, labelled images of any class with a batch [P]
+  cfg.encoder = {
+    'zero_init_residual': False,  # as DINO's ResNet-50 [ours]
+  }
   cfg.views = {
     'num_large': 2,  # V_L, large views of an image [P]
     'num_small': 8,  # V_S, small views, of the online network [P]

@@ -80,6 +80,11 @@ def build(
     update=update,
     shards=center.SHARDS,
     chance={'loss/swapped': math.log(number)},  # all assignments are uniform
+    # What keeps assignments from becoming uniform lets one take all.
+    prototypes=base.Prototypes(
+      number,
+      ('a higher loss.target_temperature', 'a lower loss.center_momentum'),
+    ),
     advice=(
       'a lower loss.target_temperature',
       'a longer prototypes.freeze_epochs',
@@ -102,6 +107,9 @@ def default() -> ml_collections.ConfigDict:
   cfg = ml_collections.ConfigDict()
   cfg.batch_size = 4080  # B, global: 80 GPUs with 51 images [P]
   cfg.num_epochs = 800.0  # passes over all training images [P]
+  cfg.encoder = {
+    'zero_init_residual': False,  # torchvision's default [P]
+  }
   cfg.views = {
     'num_large': 2,  # V_L, large views of an image [P]
     'num_small': 6,  # V_S, small views, of the online network [ours]
@@ -151,25 +159,17 @@ def default() -> ml_collections.ConfigDict:
   return cfg
 
 
-RANGES = {
+RANGES = base.PROTOTYPE_RANGES | {
   'views.num_large': (2, None),  # a view predicts another's assignment
   'loss.target_temperature_epochs': (0, None),
   'loss.center_momentum': (0, 1),
-  'projector.layers': (1, None),
-  'projector.hidden': (1, None),
-  'projector.size': (1, None),
-  'prototypes.number': (2, None),
-  'prototypes.freeze_epochs': (0, None),
 }
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of DINO that cannot work."""
   del num_devices
-  if not cfg.loss.temperature > 0:
-    raise UserError(
-      f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
-    )
+  base.check_above_zero(cfg, 'loss.temperature')
   both = tuple(cfg.loss.target_temperature)
   if len(both) != 2 or not min(both) > 0:
     raise UserError(

@@ -69,7 +69,9 @@ def build(
     target_views=base.large_views,
     prepare=prepare,
     chance={'loss/swapped': math.log(number)},  # all assignments are uniform
+    prototypes=base.Prototypes(number, ('a larger loss.beta',)),
     advice=(
+      'a lower loss.target_temperature',
       'a larger loss.beta',
       'a longer prototypes.freeze_epochs',
       'a smaller prototypes.number',
@@ -136,23 +138,16 @@ def default() -> ml_collections.ConfigDict:
   return cfg
 
 
-RANGES = {
+RANGES = base.PROTOTYPE_RANGES | {
   'views.num_large': (2, None),  # a view predicts another's assignment
   'loss.iterations': (1, None),
-  'projector.layers': (1, None),
-  'projector.hidden': (1, None),
-  'projector.size': (1, None),
-  'prototypes.number': (2, None),
-  'prototypes.freeze_epochs': (0, None),
 }
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of MIRA that cannot work."""
   del num_devices
-  for key in ('temperature', 'target_temperature'):
-    if not cfg.loss[key] > 0:
-      raise UserError(f'loss.{key} is {cfg.loss[key]}; it must be above 0.')
+  base.check_above_zero(cfg, 'loss.temperature', 'loss.target_temperature')
   beta = tuple(cfg.loss.beta)
   if len(beta) != 2 or not all(0 <= each < 1 for each in beta):
     raise UserError(

@@ -98,6 +98,7 @@ def build(
     ),
     # All images alike: every assignment and every prediction is uniform.
     chance={'loss/swapped': math.log(number)},
+    prototypes=base.Prototypes(number, ('more sinkhorn.iterations',)),
     labels_train=True,
     advice=(
       'sinkhorn.epsilon=0.03',

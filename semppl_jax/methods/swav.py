@@ -85,6 +85,9 @@ def build(
     loss=loss,
     # All images alike: every assignment and every prediction is uniform.
     chance={'loss/swapped': math.log(cfg.prototypes.number)},
+    prototypes=base.Prototypes(
+      cfg.prototypes.number, ('more sinkhorn.iterations',)
+    ),
     advice=advice(cfg),
     frozen={'prototypes': facts.steps(cfg.prototypes.freeze_epochs)},
     unit_rows=('prototypes',),
@@ -170,13 +173,8 @@ def default() -> ml_collections.ConfigDict:
   return cfg
 
 
-RANGES = {
+RANGES = base.PROTOTYPE_RANGES | {
   'sinkhorn.iterations': (1, None),
-  'projector.layers': (1, None),
-  'projector.hidden': (1, None),
-  'projector.size': (1, None),
-  'prototypes.number': (2, None),
-  'prototypes.freeze_epochs': (0, None),
   'queue.capacity': (0, None),
   'queue.start_epoch': (0, None),
 }
@@ -185,12 +183,7 @@ RANGES = {
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of SwAV that cannot work."""
   del num_devices  # a multiple of the batch is one of the devices, too
-  for name, value in (
-    ('loss.temperature', cfg.loss.temperature),
-    ('sinkhorn.epsilon', cfg.sinkhorn.epsilon),
-  ):
-    if not value > 0:
-      raise UserError(f'{name} is {value}; it must be above 0.')
+  base.check_above_zero(cfg, 'loss.temperature', 'sinkhorn.epsilon')
   if cfg.views.num_large + cfg.views.num_small < 2:
     raise UserError(
       f'views.num_large is {cfg.views.num_large} and views.num_small '

@@ -5,6 +5,7 @@ is saved with the run: a run that was taken up again raises it at the same step,
 and all hosts of a job, who see the same metrics, raise it together.
 """
 
+import math
 import statistics
 import types
 from collections.abc import Collection, Mapping, Sequence
@@ -16,10 +17,12 @@ import numpy as np
 
 from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
+from semppl_jax.methods import base
 
 # What alarms after some steps in a row: an exploded loss, embeddings that have
-# collapsed, views told apart by chance, one pseudo-label for all.
-WATCHED = ('loss', 'spread', 'chance', 'labels')
+# collapsed, one prototype for all, uniform assignments to prototypes, views
+# told apart by chance, one pseudo-label for all.
+WATCHED = ('loss', 'spread', 'marginal', 'assignments', 'chance', 'labels')
 # Whatever its cause, an alarm ends a run with a status of its own.
 STATUS = 3
 _WINDOW = 100  # steps of which the median of the loss is taken
@@ -33,7 +36,7 @@ class AlarmError(UserError):
     step: at which it was noticed.
     good: the newest step whose state is trusted.
     what: is wrong, without a full stop.
-    kind: loss, spread, chance, labels, or '': not finite.
+    kind: one of `WATCHED`, or '': not finite.
     advice: settings to try, the best first.
   """
 
@@ -97,8 +100,10 @@ class Watchdog:
     warmup_steps: of the learning rate.
     chance: {metric: its value, in nats, of a network that cannot tell an
       image's views from other images}.
-    advice: settings to try if one pseudo-label takes over; of a run that
-      trains none, if embeddings collapse or views are told apart by chance.
+    prototypes: to which images are assigned; None: to none.
+    advice: settings to try if one pseudo-label takes over, or assignments to
+      prototypes become uniform; of a run that trains no pseudo-labels, if
+      embeddings collapse or views are told apart by chance, too.
     largest_class: share of the most frequent label among the training labels;
       pseudo-labels may be that one-sided by right.
     memory: of the watchdog that saw the steps before, see `memory`.
@@ -111,6 +116,7 @@ class Watchdog:
     watched: Collection[str] = WATCHED,
     warmup_steps: int = 0,
     chance: Mapping[str, float] = types.MappingProxyType({}),
+    prototypes: base.Prototypes | None = None,
     advice: Sequence[str] = (),
     largest_class: float = 0.0,
     memory: Mapping[str, Any] | None = None,
@@ -119,6 +125,7 @@ class Watchdog:
     self._watched = watched
     self._warmup_steps = warmup_steps
     self._chance = dict(chance)
+    self._prototypes = prototypes
     patient = 'a larger watchdog.chance_patience, if it was falling'
     self._advice = {'labels': tuple(advice), 'chance': (patient,)}
     if 'labels' not in watched:
@@ -127,6 +134,9 @@ class Watchdog:
         'spread': tuple(advice),
         'chance': (*advice[:2], patient),
       }
+    if prototypes is not None:
+      self._advice['marginal'] = prototypes.advice
+      self._advice['assignments'] = tuple(advice)
     self._largest_class = largest_class
     memory = memory or {}
     # Of each thing that is watched: so many steps in a row it has been bad, and
@@ -197,6 +207,11 @@ class Watchdog:
     found = {}
     if 'spread' in self._watched:
       found['spread'] = self._spread(scalars['embedding_std'])
+    if self._prototypes is not None:
+      if 'marginal' in self._watched:
+        found['marginal'] = self._one_prototype(scalars['marginal_entropy'])
+      if 'assignments' in self._watched:
+        found['assignments'] = self._uniform(scalars['assignment_entropy'])
     if 'chance' in self._watched and self._limits.chance_factor:
       told = [self._by_chance(scalars, name) for name in self._chance]
       found['chance'] = next(filter(None, told), '')
@@ -218,6 +233,28 @@ class Watchdog:
       f'embedding_std was below {limit:g} (it is {spread:.3g}): the embeddings '
       'have collapsed'
     )
+
+  def _one_prototype(self, entropy: float) -> str:
+    limit = self._limits.min_marginal_entropy * self._most_entropy()
+    if entropy >= limit:
+      return ''
+    return (
+      f'marginal_entropy was below {limit:.3g} (it is {entropy:.3g}): one '
+      'prototype had taken all images'
+    )
+
+  def _uniform(self, entropy: float) -> str:
+    factor, most = self._limits.max_assignment_entropy, self._most_entropy()
+    if factor >= 1 or entropy <= factor * most:
+      return ''
+    return (
+      f'assignment_entropy was above {factor * most:.3g} (it is {entropy:.3g}; '
+      f'the most is {most:.3g}): the assignments to prototypes were uniform'
+    )
+
+  def _most_entropy(self) -> float:
+    """log K, of uniform assignments, in nats."""
+    return math.log(self._prototypes.number)
 
   def _by_chance(self, scalars: Mapping[str, float], name: str) -> str:
     loss, chance = scalars[name], self._chance[name]

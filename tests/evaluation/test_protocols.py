@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from semppl_jax import checkpoint, errors
+from semppl_jax import checkpoint, errors, preflight
 from semppl_jax.config import eval_config
 from semppl_jax.data import pipeline
 from semppl_jax.evaluation import classifier as classifier_lib
@@ -391,8 +391,9 @@ def test_a_network_that_is_not_there_is_one_line(both, small, tmp_path):
   assert not (tmp_path / 'work').exists()
   cfg = make_config('knn', checkpoint=both, knn__of='prediction')
   cfg.evaluation.network = 'target'
-  with pytest.raises(errors.CheckpointError, match='has no predictor'):
-    protocols.run_task(cfg, str(tmp_path / 'work'))
+  for run in (protocols.run_task, preflight.check_run):
+    with pytest.raises(errors.CheckpointError, match='has no predictor'):
+      run(cfg, str(tmp_path / 'work'))
   cfg.knn.of = 'projection'
   assert protocols.run_task(cfg, str(tmp_path / 'work'))['top1'] >= 0
 
@@ -444,9 +445,10 @@ def test_more_neighbours_than_labelled_images(small, tmp_path):
     ({'knn__more_k': (5, 41)}, 'knn.more_k is .5, 41., but there are 40 '),
   ):
     cfg = make_config('knn', checkpoint=small, **changes)
-    with pytest.raises(errors.UserError, match=words) as error:
-      protocols.run_task(cfg, str(tmp_path / 'work'))
-    assert '\n' not in str(error.value)
+    for run in (protocols.run_task, preflight.check_run):
+      with pytest.raises(errors.UserError, match=words) as error:
+        run(cfg, str(tmp_path / 'work'))
+      assert '\n' not in str(error.value)
   assert not (tmp_path / 'work').exists()
   # One majority: all vote, as they always did.
   cfg = make_config('knn', checkpoint=small, knn__k=41)

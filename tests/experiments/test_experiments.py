@@ -159,6 +159,7 @@ def test_objectives_on_the_digits_share_what_is_the_engines():
       allowed |= {'views.small_blur', 'views.small_solarize'}
     if method == 'dino':
       allowed |= {'views.one_pass', 'views.heads_joint'}
+      allowed |= {'encoder.zero_init_residual'}  # of blocks that digits lack
     if method == 'supervised':  # as many steps, of labelled images alone
       allowed |= {'batch_size', 'num_epochs', 'labels.share'}
     assert differing == allowed
@@ -237,6 +238,7 @@ def test_swavs_settings_are_its_releases():
       (256, 3840) if small else (4096, 0)
     )
     assert not config.uses_labels(cfg)
+    assert not cfg.encoder.zero_init_residual
     for num_devices in (1, 8, 256):
       config.validate(cfg, num_devices)
     opt = cfg.optimizer
@@ -274,6 +276,8 @@ def test_imagenet_of_methods_with_prototypes_is_as_published():
       optimizer.name, round(peak, 4), optimizer.clip, cfg.views.num_small,
       cfg.prototypes.number, cfg.evaluation.network,
     )  # fmt: skip
+    # MIRA's own code has 0 there, DINO's torchvision's default.
+    assert cfg.encoder.zero_init_residual == (name == 'mira')
     assert not config.uses_labels(cfg)
   assert found == {  # as their lab notes say
     'resnet_50': (251_209, 'lars', 4.7812, 0.0, 6, 60_000, 'target'),

@@ -15,11 +15,11 @@ import numpy as np
 import optax
 import pytest
 
-from semppl_jax import methods
+from semppl_jax import methods, pretraining
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.models import networks
-from semppl_jax.train import optimizers
+from semppl_jax.train import optimizers, watchdog
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -318,9 +318,32 @@ def test_what_is_watched_is_told(name):
   scalars = seen[0][0]
   assert ('embedding_std' in scalars) == (method.embedding is not None)
   assert set(method.chance) <= set(scalars)
+  if method.prototypes is not None:
+    most = np.log(method.prototypes.number)
+    assert scalars['assignment_entropy'] <= most + 1e-5
+    assert scalars['marginal_entropy'] <= most + 1e-5
+  assert ('assignment_entropy' in scalars) == (method.prototypes is not None)
   assert not method.labels_train or 'top_label_share' in scalars
   assert set(scalars) >= {'loss', 'grad_norm', 'learning_rate'}
   assert np.all(np.isfinite(list(scalars.values())))
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_one_prototype_for_all_alarms(name):
+  run = _run(name)
+  healthy = {key: 1e-3 for key in run.setup.method.chance}
+  healthy |= {'loss': 1.0, 'grad_norm': 1.0, 'embedding_std': 1.0}
+  healthy |= {'top_label_share': 0.0, 'pseudo_label_share': 0.0}
+  bad = {'assignment_entropy': 0.0, 'marginal_entropy': 0.0}
+  dog = pretraining.watching(run)
+  found = ''
+  try:
+    for step in range(1, 500):
+      dog.check(step, healthy | bad)
+  except watchdog.AlarmError as error:
+    found = str(error)
+  has_prototypes = run.setup.method.prototypes is not None
+  assert has_prototypes == ('one prototype' in found)
 
 
 @pytest.mark.parametrize('name', methods.METHODS)

@@ -314,6 +314,8 @@ def test_nothing_of_the_size_of_the_scores_travels(monkeypatch):
     ('loss.center_momentum', 1.5, 'loss.center_momentum'),
     ('prototypes.number', 1, 'prototypes.number'),
     ('views.num_large', 1, 'views.num_large'),
+    ('watchdog.min_marginal_entropy', 1.5, 'min_marginal_entropy'),
+    ('watchdog.max_assignment_entropy', -0.1, 'max_assignment_entropy'),
   ],
 )
 def test_what_cannot_work_is_refused(key, value, words):

@@ -169,4 +169,6 @@ def test_settings_of_the_version_before_lack_only_what_changes_nothing():
   ):  # fmt: skip
     del settings['views'][key]
   del settings['encoder']['zero_init_residual']
+  for key in ('min_marginal_entropy', 'max_assignment_entropy'):
+    del settings['watchdog'][key]
   assert upgrade(settings) == _config('byol').to_dict()

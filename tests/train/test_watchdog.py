@@ -10,7 +10,7 @@ import pytest
 
 from experiments import digits, folder
 from semppl_jax import config
-from semppl_jax.methods import semppl
+from semppl_jax.methods import base, semppl
 from semppl_jax.train import watchdog
 from semppl_jax.workdir import stop_file
 
@@ -21,12 +21,18 @@ _LIMITS = types.SimpleNamespace(
   chance_factor=1.0,
   chance_patience=9,
   max_label_share=0.9,
+  min_marginal_entropy=0.1,
+  max_assignment_entropy=0.99,
 )
+# log 20 is 3.0.
+_PROTOTYPES = base.Prototypes(20, ('more of one', 'less of another'))
 _HEALTHY = {
   'loss': 1.0,
   'loss/augmentation': 1.0,
   'grad_norm': 2.0,
   'embedding_std': 0.8,
+  'assignment_entropy': 1.0,
+  'marginal_entropy': 2.9,
   'top_label_share': 0.3,
   'pseudo_label_share': 1.0,
   'queue_fill': 1.0,
@@ -35,7 +41,9 @@ _HEALTHY = {
 
 def _dog(**arguments):
   return watchdog.Watchdog(
-    _LIMITS, **{'chance': {'loss/augmentation': 2.4}} | arguments
+    _LIMITS,
+    **{'chance': {'loss/augmentation': 2.4}, 'prototypes': _PROTOTYPES}
+    | arguments,
   )
 
 
@@ -63,6 +71,14 @@ _LATE = 100  # long after the start
   [
     ({'loss': 5.1}, 'above 5 times its usual 1 '),
     ({'embedding_std': 0.09}, 'collapsed'),
+    (
+      {'marginal_entropy': 0.299},
+      'marginal_entropy was below 0.3 .* 0.299.*: one prototype had taken all',
+    ),
+    (
+      {'assignment_entropy': 2.97},
+      r'assignment_entropy was above 2.97 .* is 3\).*prototypes were uniform',
+    ),
     ({'loss/augmentation': 2.41}, 'could not tell .* by chance it is 2.4'),
     ({'top_label_share': 0.94}, 'pseudo-label had taken over .*94.0%'),
   ],
@@ -83,6 +99,8 @@ _BAD_STARTS = [
   {'embedding_std': 0.0},
   {'top_label_share': 1.0},
   {'loss/augmentation': 2.5},
+  {'marginal_entropy': 0.0},
+  {'assignment_entropy': 3.0},
 ]
 
 
@@ -140,6 +158,8 @@ def test_a_loss_that_rises_in_the_warmup_is_no_explosion():
   [
     {'loss': 4.9},
     {'embedding_std': 0.11},
+    {'marginal_entropy': 0.3},
+    {'assignment_entropy': 2.96},
     {'loss/augmentation': 2.39},
     # Of the way from 0.3 to 1: 0.93.
     {'top_label_share': 0.92},
@@ -156,12 +176,16 @@ def test_what_is_within_its_limits_goes_on(fine):
     ({'loss_factor': 0.0}, {'loss': 1e9}),
     ({'min_spread': 0.0}, {'embedding_std': 0.0}),
     ({'chance_factor': 0.0}, {'loss/augmentation': 9.0}),
+    ({'min_marginal_entropy': 0.0}, {'marginal_entropy': 0.0}),
+    ({'max_assignment_entropy': 1.0}, {'assignment_entropy': 3.01}),
     ({'max_label_share': 1.0}, {'top_label_share': 1.0}),
   ],
 )
 def test_a_limit_can_be_switched_off(off, bad):
   limits = types.SimpleNamespace(**vars(_LIMITS) | off)
-  dog = watchdog.Watchdog(limits, chance={'loss/augmentation': 2.4})
+  dog = watchdog.Watchdog(
+    limits, chance={'loss/augmentation': 2.4}, prototypes=_PROTOTYPES
+  )
   _feed(dog, _LATE, *[{}] * 5, *[bad] * 10)
 
 
@@ -214,7 +238,15 @@ def test_a_larger_patience_forgets_no_health():
 
 def test_what_a_run_does_not_train_is_not_watched():
   dog = _dog(watched=('loss',))
-  _feed(dog, 1, *[_BAD_STARTS[0] | _BAD_STARTS[1] | _BAD_STARTS[2]] * 40)
+  bad = {key: value for each in _BAD_STARTS for key, value in each.items()}
+  _feed(dog, 1, *[bad] * 40)
+
+
+def test_a_method_without_prototypes_tells_nothing_of_them():
+  healthy = {k: x for k, x in _HEALTHY.items() if 'entropy' not in k}
+  dog = _dog(prototypes=None)
+  for step in range(1, 40):
+    dog.check(step, healthy)
 
 
 @pytest.mark.parametrize(
@@ -311,10 +343,16 @@ def test_a_method_without_pseudo_labels_has_advice_for_what_else_collapses():
   for bad, told in (
     ({'embedding_std': 0.0}, 'way 0 or way 1 or way 2 or a smaller'),
     ({'loss/augmentation': 3.0}, 'way 0 or way 1 or a larger watchdog'),
+    ({'assignment_entropy': 3.0}, 'way 0 or way 1 or way 2 or a smaller'),
+    ({'marginal_entropy': 0.0}, 'more of one or less of another or a smaller'),
   ):
     with pytest.raises(watchdog.AlarmError) as caught:
       _feed(_dog(advice=advice, watched=watched), 1, *[bad] * 40)
     assert told in str(watchdog.stopped(caught.value, None, config.default()))
+  # As assignments are told in a run that trains pseudo-labels, too.
+  with pytest.raises(watchdog.AlarmError) as caught:
+    _feed(_dog(advice=advice), 1, *[{'assignment_entropy': 3.0}] * 40)
+  assert caught.value.advice == tuple(advice)
 
 
 def test_an_alarm_says_its_kind():
