@@ -1,10 +1,10 @@
 """The classifier that a checkpoint has, on the test images.
 
 For linear-evaluation files of DeepMind's, and for our own runs, of pre-training
-(the classifier that trained along) or of evaluation. With
---config.follow=True it is the release's evaluation worker: it waits for new
-checkpoints of a running job, evaluates each, and ends with the job. Variants:
-as in eval_linear.py.
+(the classifier that trained along; of Suave and Daino the prototypes) or of
+evaluation. With --config.follow=True it is the release's evaluation worker: it
+waits for new checkpoints of a running job, evaluates each, and ends with the
+job. Variants: as in eval_linear.py; run: those of the run itself.
 
 Run: python -m semppl_jax.main --config=experiments/eval_classifier.py:digits \
   --config.checkpoint=runs/digits --workdir=runs/digits_worker \

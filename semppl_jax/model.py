@@ -22,7 +22,6 @@ from semppl_jax.evaluation import features as features_lib
 from semppl_jax.evaluation import knn
 from semppl_jax.memory import pseudo_labels
 from semppl_jax.models import encoders
-from semppl_jax.weights import architecture as architecture_lib
 from semppl_jax.weights import haiku_trees
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import run_log
@@ -121,7 +120,12 @@ class Model:
   @property
   def num_classes(self) -> int:
     """K of the classifier; 0: there is none."""
-    return architecture_lib.head_sizes(self.params)['num_classes']
+    return self.checkpoint.num_classes
+
+  @property
+  def classifier(self) -> str:
+    """What predicts: 'linear', 'prototypes' (Suave, Daino); '': nothing."""
+    return self.checkpoint.classifier
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -204,6 +208,8 @@ class Model:
 
   def logits(self, images: Any) -> np.ndarray:
     """The classifier's outputs, [N, K] float32; see `embed`.
+
+    Where the prototypes are the classifier, their scores / temperature.
 
     Raises:
       CheckpointError: the checkpoint has no classifier.
@@ -342,7 +348,7 @@ def load_pretrained(
     UserError: see Model.
   """
   found = load_lib.load_checkpoint(name, **options)
-  if found.note:
+  if found.note or found.classifier == 'prototypes':  # what nobody expects
     run_log.info(f'{name}: {found}')
   return Model(found, image_size=image_size, center=center)
 

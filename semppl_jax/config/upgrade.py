@@ -53,6 +53,7 @@ _ADDED_TO_EVALUATIONS = {
   'optimizer.trust_coefficient': 1e-3,
   'weights.classifier_on': 'encoder',
   'weights.network': 'online',
+  'weights.prototype_temperature': None,
   'evaluation.network': '',
   'knn.vote': 'majority',
   'knn.temperature': 0.07,

@@ -168,3 +168,26 @@ def predict(
   head = parallel.unreplicate({'classifier': state.online_params['classifier']})
   logits = np.asarray(jax.jit(classifier_step.logits)(head, features))
   return Predictions(logits, readable)
+
+
+def state_of(run: EvalRun) -> classifier_step.ClassifierState:
+  """The checkpoint's weights on all devices, leaves [D, ...]."""
+  params, bn_state = run.checkpoint.params, run.checkpoint.state
+  state = classifier_step.ClassifierState(np.int32(0), params, bn_state, ())
+  return setup_lib.replicated(run, state)
+
+
+def predict_own(
+  run: EvalRun, state: classifier_step.ClassifierState, source: Any
+) -> Predictions:
+  """What the classifier that the checkpoint has says, linear or prototypes.
+
+  Args:
+    run: checkpoint, networks, settings.
+    state: see `state_of`.
+    source: N images.
+  """
+  if run.checkpoint.classifier != 'prototypes':
+    return predict(run, state, source)
+  weights = state.online_params, state.online_state
+  return Predictions(*setup_lib.embed(run, source, *weights, 'logits'))

@@ -4,7 +4,7 @@ linear: DeepMind's protocol, a classifier on the frozen encoder;
 semi_supervised: all weights fine-tuned on the labelled images, from the encoder
 or from a layer of the projector on;
 knn: neighbours among the labelled images;
-classifier: the one that the checkpoint has.
+classifier: the one that the checkpoint has, linear or its prototypes.
 Each writes results.json with top1, top5 and loss on the test images, and
 per_class.json.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from semppl_jax.data import sources
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import classifier as classifier_lib
-from semppl_jax.evaluation import classifier_step, grid_search
+from semppl_jax.evaluation import grid_search
 from semppl_jax.evaluation import knn as knn_lib
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.evaluation.classifier import Predictions
@@ -184,14 +184,9 @@ def classifier(
 ) -> tuple[Predictions, dict[str, Any]]:
   """Asks the classifier that the checkpoint has."""
   del workdir  # nothing is trained
-  state = classifier_step.ClassifierState(
-    step=np.int32(0),
-    online_params=run.checkpoint.params,
-    online_state=run.checkpoint.state,
-    opt_state=(),
-  )
-  state = setup_lib.replicated(run, state)
-  return classifier_lib.predict(run, state, run.data.test), {}
+  state = classifier_lib.state_of(run)
+  predictions = classifier_lib.predict_own(run, state, run.data.test)
+  return predictions, {'classifier': run.checkpoint.classifier}
 
 
 TASKS = {
@@ -230,9 +225,9 @@ def _check_heads(run: EvalRun) -> None:
     )
   if cfg.task != 'classifier':
     return
-  if 'classifier' not in has:
+  classes = run.checkpoint.num_classes
+  if not classes:
     raise setup_lib.no_classifier(run)
-  classes = run.checkpoint.params['classifier']['w'].shape[1]
   if classes != run.data.num_classes:
     raise CheckpointError(
       f'the classifier in {cfg.checkpoint} has {classes} classes, '

@@ -80,7 +80,7 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     if scores:
       ready = f'{len(scores)} of {len(parts)} sets are finished'
       run_log.info(f'{workdir}: {ready}.')
-    state = _state(run) if openers else None
+    state = classifier_lib.state_of(run) if openers else None
     for name, open_set in openers.items():
       scores[name] = _evaluate(run, state, name, open_set())
       files[name].parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +115,9 @@ def top(
 
 
 def _check_classifier(run: EvalRun) -> None:
-  head = run.checkpoint.params.get('classifier')
-  if head is None:
+  classes = run.checkpoint.num_classes
+  if not classes:
     raise setup_lib.no_classifier(run)
-  classes = head['w'].shape[1]
   if classes != label_maps.NUM_CLASSES:
     raise CheckpointError(
       f'the classifier in {run.cfg.checkpoint} has {classes} classes; these '
@@ -147,13 +146,6 @@ def _check_missing(
   raise UserError(reason)
 
 
-def _state(run: EvalRun) -> classifier_step.ClassifierState:
-  """The checkpoint's weights on all devices."""
-  params, bn_state = run.checkpoint.params, run.checkpoint.state
-  state = classifier_step.ClassifierState(np.int32(0), params, bn_state, ())
-  return setup_lib.replicated(run, state)
-
-
 def _evaluate(
   run: EvalRun,
   state: classifier_step.ClassifierState,
@@ -169,7 +161,7 @@ def _evaluate(
     cfg=ml_collections.FrozenConfigDict(settings),
     unreadable=run_log.Unreadable(),  # other sets have images of these names
   )
-  logits, readable = classifier_lib.predict(run, state, data.source)
+  logits, readable = classifier_lib.predict_own(run, state, data.source)
   if not np.isfinite(logits).all():
     raise CheckpointError(
       f'{name}: the classifier in {run.cfg.checkpoint} gives NaN or infinity.'
@@ -263,6 +255,7 @@ def _report(
     'checkpoint': str(run.checkpoint),
     'checkpoint_step': run.checkpoint.step,
     'network': run.checkpoint.weights_of,
+    'classifier': run.checkpoint.classifier,
     'seconds': sum(x['seconds'] for x in scores.values()),
     'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }

@@ -184,7 +184,7 @@ def embed(
     params: leaves [D, ...].
     bn_state: leaves [D, ...].
     of: 'embedding' (the encoder's), 'features' (what the classifier sees),
-      'projection' or 'prediction'.
+      'projection', 'prediction', or 'logits' of the checkpoint's classifier.
 
   Returns:
     [N, e] float32, and which images could be decoded, [N] bool.
@@ -213,7 +213,7 @@ def _forward(
     if of == 'projection':
       params, bn_state = map(nets.target_tree, (params, bn_state))
       return (nets.target(params, bn_state, views, False)[0]['projection'],)
-    return (nets.online(params, bn_state, views, False)[0]['prediction'],)
+    return (nets.online(params, bn_state, views, False)[0][of],)
 
   return forward
 

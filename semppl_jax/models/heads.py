@@ -389,6 +389,29 @@ def _uniform(inputs: int) -> hk.initializers.Initializer:
 
 
 @dataclasses.dataclass(frozen=True)
+class PrototypeClassifier:
+  """Prototypes as a classifier: the first of them are the classes.
+
+  Suave's and Daino's, see methods/suave.py. A value, as its head is.
+
+  Attributes:
+    head: projector and prototypes.
+    num_classes: C, at most the K prototypes.
+    temperature: tau, divides the scores.
+  """
+
+  head: PrototypeHead
+  num_classes: int
+  temperature: float
+
+  def __call__(self, *inputs: Any) -> Outputs:
+    """As the head, and logits [.., n, C]: scores / tau of the classes."""
+    outputs = self.head(*inputs)
+    of_classes = outputs['scores'][..., : self.num_classes]
+    return {**outputs, 'logits': of_classes / self.temperature}
+
+
+@dataclasses.dataclass(frozen=True)
 class Classifier:
   """A linear classifier that trains the encoder.
 

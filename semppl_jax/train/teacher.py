@@ -18,7 +18,6 @@ from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.models import encoders, networks
 from semppl_jax.train import device_memory, initial_weights
 from semppl_jax.train import run as run_lib
-from semppl_jax.weights import architecture as architecture_lib
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import metrics
 from semppl_jax.workdir.names import RESULTS, TEACHER, TEACHER_NOTE
@@ -145,7 +144,7 @@ def _load(run: Any, workdir: str | None, there: Any, is_saved: bool) -> Teacher:
 
 def _check_classifier(found: load_lib.Checkpoint, path: str, run: Any) -> None:
   """Refuses a teacher of no classes, or of others than the data set's."""
-  number = architecture_lib.head_sizes(found.params)['num_classes']
+  number = found.num_classes
   wanted, method = run.setup.method.teacher.size, run.cfg.method
   if not number:
     raise UserError(

@@ -136,6 +136,12 @@ def _prototype_head(params: haiku_trees.Tree) -> heads_lib.PrototypeHead:
   )
 
 
+def num_prototypes(params: haiku_trees.Tree) -> int:
+  """K, of the prototypes; 0: there are none."""
+  leaves = params.get('prototypes', {})
+  return _matrix(leaves.get('w', leaves.get('v')))[0]
+
+
 def _matrix(leaf: Any) -> tuple[int, ...]:
   """Its shape; what is odd is found later."""
   return np.shape(leaf) if np.ndim(leaf) == 2 else (0, 0)

@@ -42,6 +42,8 @@ _FIELDS = {
 _TARGET = ('target_params', 'target_state')  # beside pre-training's fields
 KINDS = (*_FIELDS, 'run')
 NETWORKS = ('online', 'target')
+# Methods whose prototypes are their classifier, see their `predict`.
+BY_PROTOTYPES = ('suave', 'daino')
 _NO_TARGET = 'has no target network: `evaluation.network` must be online.'
 _OURS = 'semppl_jax'  # our settings in a pickle
 _STEM = re.compile(r'[^/]+/~/initial_conv(_\d+)?')
@@ -62,6 +64,9 @@ class Settings(NamedTuple):
   # One of NETWORKS: whose weights a file holds; where it holds both, those that
   # are evaluated unless another is asked for
   network: str | None = None
+  # What divides the scores of prototypes that are the classifier, the first of
+  # them the classes; None: they are not, or there are none
+  prototype_temperature: float | None = None
 
 
 class Contents(NamedTuple):
@@ -405,6 +410,11 @@ def _run_settings(path: pathlib.Path) -> Settings:
     # Of the run's own classifier, not of the one that it began with.
     own = config.get('classifier')
     found['classifier_on'] = own.get('on') if isinstance(own, dict) else None
+    found['prototype_temperature'] = None
+    if 'weights' not in config and config.get('method') in BY_PROTOTYPES:
+      loss = config.get('loss')
+      if isinstance(loss, dict):
+        found['prototype_temperature'] = loss.get('temperature')
   return _settings(found)
 
 
@@ -427,6 +437,9 @@ def _settings(found: Any) -> Settings:
       continue
     if type(value) not in (int, float) or not 0 <= value < math.inf:
       raise CheckpointError(f'its {key} is no number of at least 0.')
+  tau = said.prototype_temperature
+  if tau is not None and not (type(tau) in (int, float) and 0 < tau < math.inf):
+    raise CheckpointError('its prototype_temperature is no number above 0.')
   if not isinstance(said.classifier_on, (str, type(None))):
     raise CheckpointError('its classifier_on is no text.')
   size, center = said.image_size, said.center

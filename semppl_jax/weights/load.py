@@ -52,6 +52,27 @@ class Checkpoint(NamedTuple):
   classifier_on: str = architecture_lib.ENCODER
   # Whose weights `params` and `state` are: online or target
   weights_of: str = 'online'
+  # What divides the scores of prototypes that are the classifier; None: they
+  # are not, or there are none
+  prototype_temperature: float | None = None
+
+  @property
+  def classifier(self) -> str:
+    """What predicts: 'prototypes', a 'linear' classifier; '': nothing."""
+    if self.prototype_temperature is not None:
+      return 'prototypes'
+    return 'linear' if self.num_classes else ''
+
+  @property
+  def num_classes(self) -> int:
+    """K of the classifier; 0: there is none.
+
+    Of prototypes the first are the classes, as many as have names; all, if
+    nobody named them.
+    """
+    if self.prototype_temperature is None:
+      return architecture_lib.head_sizes(self.params)['num_classes']
+    return len(self.class_names) or architecture_lib.num_prototypes(self.params)
 
   def __str__(self) -> str:
     has = {haiku_trees.root(module) for module in self.params}
@@ -60,6 +81,8 @@ class Checkpoint(NamedTuple):
       del words['prototypes']  # few methods have them
     if self.classifier_on != architecture_lib.ENCODER:
       words['classifier'] = f'on {self.classifier_on}'
+    if self.classifier == 'prototypes':
+      words['classifier'] = self.classifier
     heads = ', '.join(f'{head} {word}' for head, word in words.items())
     if self.weights_of == 'target':
       heads += ', of the target network'
@@ -72,12 +95,20 @@ class Checkpoint(NamedTuple):
   def network(self, precision: str = 'float32') -> networks.Networks:
     """The functions that take `params` and `state`, with all their heads.
 
+    Where the prototypes are the classifier, 'logits' are theirs, and one that
+    trained along has none.
+
     Args:
       precision: of activations, see networks.build.
     """
     heads = architecture_lib.head_sizes(self.params, self.classifier_on)
     if 'projector' not in {haiku_trees.root(module) for module in self.params}:
       heads['heads'] = heads_lib.no_heads
+    if self.prototype_temperature is not None:
+      heads['num_classes'] = 0
+      heads['heads'] = heads_lib.PrototypeClassifier(
+        heads['heads'], self.num_classes, self.prototype_temperature
+      )
     return networks.build(
       **self.architecture._asdict(),
       **heads,
@@ -164,6 +195,7 @@ def settings(weights: Checkpoint) -> files_lib.Settings:
     weights.center,
     weights.classifier_on,
     weights.weights_of,
+    weights.prototype_temperature,
   )
 
 
@@ -204,6 +236,9 @@ def _check(
   architecture = architecture._replace(
     padding=known_padding or architecture.padding
   )
+  names = found.class_names
+  if said.prototype_temperature is not None:
+    _check_prototypes(params, names)
   sizes = architecture_lib.head_sizes(
     params, said.classifier_on or architecture_lib.ENCODER
   )
@@ -211,7 +246,6 @@ def _check(
   mapping = _match(params, expected, architecture, mapping_file)
   fitting = _fitting((params, state), mapping, expected)
   checked = Checkpoint(*fitting, architecture, found.step, found.kind, mapping)
-  names = found.class_names
   number = sizes['num_classes']
   if names and number not in (0, len(names)):
     raise CheckpointError(
@@ -224,9 +258,27 @@ def _check(
     says_padding=known_padding is not None,
     weights_of=said.network or 'online',
   )
-  told = ('bn_eps', 'bn_decay', 'image_size', 'center', 'classifier_on')
+  told = (
+    'bn_eps', 'bn_decay', 'image_size', 'center', 'classifier_on',
+    'prototype_temperature',
+  )  # fmt: skip
   values = {key: getattr(said, key) for key in told}
   return checked._replace(**{k: v for k, v in values.items() if v is not None})
+
+
+def _check_prototypes(params: haiku_trees.Tree, names: tuple[str, ...]) -> None:
+  """Refuses prototypes that cannot be the classifier of these classes."""
+  number = architecture_lib.num_prototypes(params)
+  has_projector = any(haiku_trees.root(m) == 'projector' for m in params)
+  if not number or not has_projector:
+    lacking = 'projector' if number else 'prototypes'
+    raise CheckpointError(
+      f'says that its prototypes are its classifier, but has no {lacking}.'
+    )
+  if len(names) > number:
+    raise CheckpointError(
+      f'names {len(names)} classes, but has {number} prototypes.'
+    )
 
 
 def _fitting(

@@ -140,7 +140,8 @@ def test_an_evaluation_gets_what_came_later():
   assert after['optimizer']['name'] == 'lars'  # what it says holds
   assert after['optimizer']['scaling'] == 'linear'
   assert after['weights'] == {
-    'digest': '0', 'classifier_on': 'encoder', 'network': 'online'
+    'digest': '0', 'classifier_on': 'encoder', 'network': 'online',
+    'prototype_temperature': None,
   }  # fmt: skip
   assert 'weights' not in upgrade(before) and 'classifier' not in before
   # All of it is today's defaults.

@@ -404,6 +404,7 @@ def test_an_evaluation_of_before_goes_on(small, tmp_path):
   results = protocols.run_task(cfg, str(tmp_path))
   settings = read(tmp_path / 'config.json')
   del settings['evaluation']['network'], settings['weights']['network']
+  del settings['weights']['prototype_temperature']
   for name in ('vote', 'temperature', 'more_k'):
     del settings['knn'][name]
   (tmp_path / 'config.json').write_text(json.dumps(settings))

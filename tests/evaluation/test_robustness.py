@@ -494,6 +494,32 @@ def test_a_checkpoint_without_imagenets_classifier(partial, tmp_path):
   refused(partial, tmp_path / 'w2', 'imagenet_sketch', 'NaN or inf', kind=kind)
 
 
+def test_prototypes_are_asked_where_they_are_the_classifier(partial, tmp_path):
+  """A thousand and one, beside the constant classifier."""
+  partial.robustness.sets = ('imagenet_sketch',)  # labels 0 and 5
+  found = load_lib.load_checkpoint(partial.checkpoint)
+  heads = ('projector', 'predictor')
+  params, state = (
+    {m: x for m, x in tree.items() if m.split('/')[0] not in heads}
+    for tree in (found.params, found.state)
+  )
+  # Whatever an image is, its projection is 1.
+  constant = {'w': np.zeros((8, 1), np.float32), 'b': np.ones(1, np.float32)}
+  prototypes = np.full((1001, 1), -1, np.float32)
+  prototypes[[0, 5, 1000], 0] = 1, 2, 3  # the last one is no class
+  params |= {'projector/linear': constant, 'prototypes': {'w': prototypes}}
+  partial.checkpoint = str(tmp_path / 'file')
+  with_prototypes = found._replace(
+    params=params, state=state, prototype_temperature=0.1,
+    class_names=tuple(map(str, range(1000))),
+  )  # fmt: skip
+  load_lib.save_safetensors(partial.checkpoint, with_prototypes)
+  results = robustness.run(partial, str(tmp_path / 'work'))
+  assert results['classifier'] == 'prototypes'
+  assert results['imagenet_sketch/top1'] == 0.5
+  assert results['imagenet_sketch/top5'] == 1  # of the linear one 0.5
+
+
 def test_data_sets_that_do_not_fit(partial, tmp_path):
   partial.robustness.missing = 'skip'
   features = {

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 import pytest
 
-from semppl_jax import methods, pretraining, types
+from experiments import eval_classifier
+from semppl_jax import methods, pretraining, tasks, types
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.losses import clustering
@@ -463,6 +464,11 @@ def test_a_run_ends_with_what_its_prototypes_say(name, before, begun, tmp_path):
     guess = outputs['scores'][0, : tiny.NUM_CLASSES].argmax()
     hits.append(guess == record['label'])
   assert results['prediction_top1'] == pytest.approx(np.mean(hits))
+  own = eval_classifier.get_config('run')
+  own.checkpoint, own.progress, own.num_devices = workdir, False, 2
+  found = tasks.evaluate(own, str(tmp_path / 'own'))
+  assert found['classifier'] == 'prototypes' and found['network'] == network
+  assert found['top1'] == pytest.approx(results['prediction_top1'])
   assert 0 <= results['pseudo_label_accuracy'] <= 1
   rows = metrics.read(workdir)
   for key in ('loss/swapped', 'loss/labelled', 'top_label_share'):
