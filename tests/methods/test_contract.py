@@ -143,7 +143,10 @@ def _batches(name, labels=_LABELS):
   batches = [tiny.make_batch(labels, seed) for seed in range(2)]
   if not _has_support(name):
     return batches
-  support = tiny.make_batch([0, 1, 2, 0, 1, 2, 0, 1], seed=2)
+  count = methods.default(name).support.images_per_class
+  # So many of each of two classes, or of any.
+  of = [2, 2, 2, 2, 0, 0, 0, 0] if count else [0, 1, 2, 0, 1, 2, 0, 1]
+  support = tiny.make_batch(of, seed=2)
   return [batch._replace(support=support) for batch in batches]
 
 
