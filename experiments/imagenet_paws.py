@@ -21,20 +21,20 @@ Data: as imagenet.py; the labelled images are SimCLR's lists, as the release's.
 1% has 12 or 13 images a class, of which a step shows 7.
 Run: python -m semppl_jax.main --config=experiments/imagenet_paws.py:10pct \
   --config.dataset.path=DIR --workdir=WORKDIR
-Then: experiments/eval_knn.py:imagenet_10pct with
---config.knn.of=prediction --config.knn.vote=weighted, which is not yet its soft
-neighbours; eval_semi_supervised.py:imagenet_10pct with
+Then: experiments/eval_knn.py:imagenet_10pct with --config.knn.vote=snn
+--config.knn.temperature=0.1 --config.knn.of=prediction;
+eval_semi_supervised.py:imagenet_10pct with
 --config.classifier.on=projector/1 --config.classifier.init=zeros.
 
-Batch 4096 (two large and six small views an image) and 6720 labelled images (one
-large view): 31,278 steps in 100 epochs, 62,556 in 200 and 93,835 in 300. Cost:
-by its passes 0.83 times an image of SemPPL (docs/cost.md), 115 GFLOP an image,
-so 1.7 days for 100 epochs at 100 TFLOP/s over all devices, which is assumed.
-Between devices travel, besides gradients and BatchNorm's, projections and
-predictions of the labelled images, 55 MB each, and the projections of all views
-for embedding_std, 268 MB. Not run: there is no ImageNet on our machines. The
-loss and its gradient, both heads and the learning rate equal the release's in
-the tests.
+Batch 4096 (two large and six small views an image) and 6720 labelled images
+(one large view): 31,278 steps in 100 epochs, 62,556 in 200, 93,835 in 300.
+Cost: by its passes 0.83 times an image of SemPPL (docs/cost.md), 115 GFLOP an
+image, so 1.7 days for 100 epochs at 100 TFLOP/s over all devices, which is
+assumed. Between devices travel, besides gradients and BatchNorm's, projections
+and predictions of the labelled images, 55 MB each, and the projections of all
+views for embedding_std, 268 MB. Not run: there is no ImageNet on our machines.
+The loss and its gradient, both heads and the learning rate equal the release's
+in the tests.
 """
 
 from semppl_jax import config
