@@ -11,7 +11,7 @@ first, votes are balanced, and negatives of the same pseudo-label are excluded
 once pseudo-labels are mostly right.
 
 Variants, one for each objective: semppl (default), byol, simclr, swav, dino,
-mira, suave, daino, distill, simreg, supervised; digits_relicv2.py and
+mira, suave, daino, paws, distill, simreg, supervised; digits_relicv2.py and
 digits_contrastive.py beside it are SemPPL with terms off. The teacher of
 distill and simreg is the small model that comes along, unless
 --config.teacher.checkpoint names another.
@@ -39,6 +39,7 @@ def get_config(method='semppl'):
     'mira': _mira,
     'suave': _suave,
     'daino': _daino,
+    'paws': _paws,
     'distill': _distill,
     'simreg': _simreg,
     'supervised': _supervised,
@@ -149,6 +150,26 @@ def _daino(cfg):
   _support(cfg)
   cfg.support.views = 24
   cfg.optimizer.learning_rate = 8e-3
+
+
+def _paws(cfg):
+  """Both labelled images of every class with every batch. Not tuned."""
+  _heads(cfg)
+  cfg.predictor.hidden = 64
+  cfg.views.brightness = 0.4
+  cfg.views.contrast = 0.4
+  cfg.support.update(
+    classes=10,
+    images_per_class=2,
+    views=4,  # of 20 images, beside 256 large views in BatchNorm
+    area=cfg.views.large_area,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.0,
+    hue=0.0,
+    grayscale=0.0,
+  )
+  _usual_rates(cfg)
 
 
 def _support(cfg):

@@ -173,6 +173,7 @@ def watching(
     watched=[name for name, is_trained in trains.items() if is_trained],
     warmup_steps=run.setup.warmup_steps,
     chance=method.chance,
+    lowest=method.lowest,
     prototypes=method.prototypes,
     advice=method.advice,
     largest_class=labels_lib.largest_class(run.labels, run.data.num_classes),

@@ -145,9 +145,10 @@ def _knn() -> dict[str, Any]:
     # Other numbers of neighbours that results.json has the scores of, too
     'more_k': (),
     # majority, as in the method itself; weighted: a vote counts for
-    # exp(similarity / temperature), DINO's [P]
+    # exp(similarity / temperature), DINO's; snn, likewise, but all labelled
+    # images vote, whatever k is: PAWS's soft nearest neighbours [P]
     'vote': 'majority',
-    'temperature': 0.07,  # of weighted votes [P]
+    'temperature': 0.07,  # of weighted votes; PAWS has 0.1 for snn [P]
     'of': 'embedding',  # or projection, prediction: which output they are of
   }
 
@@ -211,7 +212,7 @@ _CHOICES = config.SHARED_CHOICES | {
   'transfer.missing': ('error', 'skip'),
   'transfer.mode': ('linear', 'fine_tune'),
   'knn.of': ('embedding', 'projection', 'prediction'),
-  'knn.vote': ('majority', 'weighted'),
+  'knn.vote': ('majority', 'weighted', 'snn'),
   'evaluation.network': ('', 'online', 'target'),
 }
 
@@ -253,6 +254,11 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
 
 def _check_knn(cfg: ml_collections.ConfigDict) -> None:
   more = cfg.knn.more_k
+  if more and cfg.knn.vote == 'snn':
+    raise UserError(
+      f'knn.more_k is {more}, but with knn.vote=snn all labelled images vote: '
+      'set it to ().'
+    )
   if not all(type(k) is int and k >= 1 for k in more):
     raise UserError(f'knn.more_k is {more}; it must be whole numbers >= 1.')
   if len({cfg.knn.k, *more}) <= len(more):

@@ -131,6 +131,78 @@ def ranks_of_each(
   return [np.concatenate(found) for found in zip(*parts, strict=True)]
 
 
+def soft_scores(
+  queries: np.ndarray,
+  keys: np.ndarray,
+  labels: np.ndarray,
+  *,
+  num_classes: int,
+  temperature: float,
+) -> np.ndarray:
+  """Soft nearest neighbours: all labelled images vote, by similarity.
+
+  log of softmax over all keys of similarity / temperature, summed by class;
+  PAWS (Assran et al., arXiv 2104.13963; its release, snn_eval.py).
+
+  Args:
+    queries: [N, e] float32.
+    keys: [M, e] float32, embeddings of images; may be a memory-mapped file.
+    labels: [M] int, -1: such an image is left out.
+    num_classes: K.
+    temperature: above 0.
+
+  Returns:
+    [N, K] float32 log-probabilities; of a class without a key float32's least.
+  """
+  used = np.flatnonzero(labels >= 0)
+  size = min(_KEYS, _power_of_two(len(used)))
+  many = min(_QUERIES, _power_of_two(len(queries)))
+  blocks = [
+    jnp.asarray(_filled(_normalised(queries[i : i + many]), many))
+    for i in range(0, len(queries), many)
+  ]
+  scores = [jnp.full((many, num_classes), -jnp.inf)] * len(blocks)
+  for i in range(0, len(used), size):
+    rows = used[i : i + size]
+    block = jnp.asarray(_filled(_normalised(keys[rows]), size))
+    classes = _filled(labels[rows].astype(np.int32), size, num_classes)
+    scores = [
+      _add_votes(one, queries_, block, classes, temperature)
+      for one, queries_ in zip(scores, blocks, strict=True)
+    ]
+  joined = np.concatenate([np.zeros((0, num_classes)), *scores])
+  log_p = np.asarray(jax.nn.log_softmax(joined[: len(queries)]), np.float32)
+  return np.nan_to_num(log_p, nan=_NOT_A_NUMBER, neginf=_NOT_A_NUMBER)
+
+
+@jax.jit
+def _add_votes(
+  scores: jax.Array,
+  queries: jax.Array,
+  keys: jax.Array,
+  labels: jax.Array,
+  temperature: float,
+) -> jax.Array:
+  """Logarithms of sums of exp(similarity / temperature), after m keys more.
+
+  Args:
+    scores: [n, K] of earlier keys.
+    queries: [n, e], of unit length.
+    keys: [m, e], of unit length.
+    labels: [m] int32, K: no key.
+    temperature: above 0.
+  """
+  similarity = jnp.dot(keys, queries.T, precision=jax.lax.Precision.HIGHEST)
+  similarity = jnp.where(jnp.isnan(similarity), -1.0, similarity)  # the least
+  number = scores.shape[1]
+  # Label K is out of range and dropped. Less its class's largest, no similarity
+  # is too large.
+  largest = jax.ops.segment_max(similarity, labels, number)  # [K, n]
+  weights = jnp.exp((similarity - largest[labels]) / temperature)
+  sums = jax.ops.segment_sum(weights, labels, number)
+  return jnp.logaddexp(scores, (largest / temperature + jnp.log(sums)).T)
+
+
 def _nearest(queries, keys, labels, k):
   """`neighbours` among the keys that have a label."""
   found = list(_search(queries, keys, labels, k))

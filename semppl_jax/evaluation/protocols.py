@@ -148,7 +148,8 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   """Votes of the nearest labelled images; ranks of the classes as logits.
 
   With knn.more_k the votes of other numbers of neighbours, too, whose scores
-  are kN_top1 and kN_top5.
+  are kN_top1 and kN_top5. With knn.vote 'snn' all labelled images vote, and
+  logits are log-probabilities.
   """
   del workdir  # nothing is trained
   settings = run.cfg.knn
@@ -162,17 +163,28 @@ def knn(run: EvalRun, workdir: str) -> tuple[Predictions, dict[str, Any]]:
   )
   keys, known = embed(sources.Rows(run.data.train, labelled))
   queries, readable = embed(run.data.test)
+  truth = np.where(readable, run.data.test.labels, -1)
+  known_labels = np.where(known, run.labels[labelled], -1)
+  if settings.vote == 'snn':
+    scores = knn_lib.soft_scores(
+      queries,
+      keys,
+      known_labels,
+      num_classes=run.data.num_classes,
+      temperature=settings.temperature,
+    )
+    count = int(known.sum())
+    return Predictions(scores, readable), {'k': count, 'vote': settings.vote}
   weighted = settings.vote == 'weighted'
   ranks, *others = knn_lib.ranks_of_each(
     queries,
     keys,
-    np.where(known, run.labels[labelled], -1),
+    known_labels,
     ks=(settings.k, *settings.more_k),
     num_classes=run.data.num_classes,
     temperature=settings.temperature if weighted else None,
   )
   extra = {'k': min(settings.k, int(known.sum())), 'vote': settings.vote}
-  truth = np.where(readable, run.data.test.labels, -1)
   for k, other in zip(settings.more_k, others, strict=True):
     found = metrics.classification(other, truth)
     extra |= {f'k{k}_{name}': found[name] for name in ('top1', 'top5')}
@@ -241,7 +253,9 @@ def _check_neighbours(run: EvalRun) -> None:
   But for one majority, as before there were other votes: then all vote.
   """
   cfg, count = run.cfg, int(np.sum(run.labels >= 0))
-  if cfg.task != 'knn' or cfg.knn.vote == 'majority' and not cfg.knn.more_k:
+  if cfg.task != 'knn' or cfg.knn.vote == 'snn':
+    return
+  if cfg.knn.vote == 'majority' and not cfg.knn.more_k:
     return
   for name, values in (('k', (cfg.knn.k,)), ('more_k', cfg.knn.more_k)):
     if max(values, default=0) > count:

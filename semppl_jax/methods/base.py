@@ -176,6 +176,8 @@ class Method(NamedTuple):
     embedding: the output whose spread shows a collapse, of the target network
       if it has it; None: not watched.
     chance: {metric: its value, in nats, if views are told apart by chance}.
+    lowest: what the loss can be at least, of a loss that may be negative: the
+      watchdog takes a loss for exploded by how far above it is.
     prototypes: the watchdog looks for a collapse of the assignments to these;
       None: there are none.
     labels_train: pseudo-labels of the method's own take part in its loss, so
@@ -204,6 +206,7 @@ class Method(NamedTuple):
   predict: Callable[[Outputs, Memory], jax.Array] | None = None
   embedding: str | None = 'projection'
   chance: Mapping[str, float] = {}
+  lowest: float = 0.0
   prototypes: Prototypes | None = None
   labels_train: bool = False
   advice: tuple[str, ...] = ()

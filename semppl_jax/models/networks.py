@@ -251,6 +251,8 @@ def _policies(precision: str) -> Iterator[None]:
       heads_lib.MLP,
       heads_lib.SimCLRMLP,
       heads_lib.SimRegMLP,
+      heads_lib.PAWSMLP,
+      heads_lib.PAWSPredictor,
       heads_lib.PrototypeMLP,
     ):
       stack.enter_context(hk.mixed_precision.push_policy(module, networks))

@@ -100,6 +100,7 @@ class Watchdog:
     warmup_steps: of the learning rate.
     chance: {metric: its value, in nats, of a network that cannot tell an
       image's views from other images}.
+    lowest: what the loss can be at least.
     prototypes: to which images are assigned; None: to none.
     advice: settings to try if one pseudo-label takes over, or assignments to
       prototypes become uniform; of a run that trains no pseudo-labels, if
@@ -116,6 +117,7 @@ class Watchdog:
     watched: Collection[str] = WATCHED,
     warmup_steps: int = 0,
     chance: Mapping[str, float] = types.MappingProxyType({}),
+    lowest: float = 0.0,
     prototypes: base.Prototypes | None = None,
     advice: Sequence[str] = (),
     largest_class: float = 0.0,
@@ -125,6 +127,7 @@ class Watchdog:
     self._watched = watched
     self._warmup_steps = warmup_steps
     self._chance = dict(chance)
+    self._lowest = lowest
     self._prototypes = prototypes
     patient = 'a larger watchdog.chance_patience, if it was falling'
     self._advice = {'labels': tuple(advice), 'chance': (patient,)}
@@ -267,11 +270,13 @@ class Watchdog:
 
   def _exploded(self, loss: float) -> str:
     usual, factor = statistics.median(self._losses), self._limits.loss_factor
-    if not factor or loss <= factor * usual:
+    lowest = self._lowest
+    if not factor or loss - lowest <= factor * (usual - lowest):
       return ''
+    above = f', both above {lowest:.3g}, its lowest' if lowest else ''
     return (
       f'the loss was above {factor:g} times its usual {usual:.3g} (it is '
-      f'{loss:.3g})'
+      f'{loss:.3g}{above})'
     )
 
   def _one_label(self, share: float) -> str:

@@ -98,6 +98,8 @@ def layers(params: haiku_trees.Tree) -> list[str]:
     count = _simclr_layers(params)
   elif _is_simreg(params) or 'prototypes' in params:
     count = 0
+  elif _is_paws(params):
+    count = 3 if _PAWS_LAST in params else 2
   else:
     own = ('projector/linear', 'projector/linear_1')
     count = sum(module in params for module in own)
@@ -106,6 +108,16 @@ def layers(params: haiku_trees.Tree) -> list[str]:
 
 def _is_simreg(params: haiku_trees.Tree) -> bool:
   return 'projector/linear_3' in params and 'projector/linear_0' not in params
+
+
+# SimReg's projector has another after it.
+_PAWS_LAST = 'projector/linear_2'
+
+
+def _is_paws(params: haiku_trees.Tree) -> bool:
+  """Whether the projector has two BatchNorms; what comes after may be gone."""
+  others = ('projector/linear_0', 'projector/linear_3', 'prototypes')
+  return 'projector/batch_norm_1' in params and not params.keys() & set(others)
 
 
 def _simclr_layers(params: haiku_trees.Tree) -> int:
@@ -152,8 +164,8 @@ def head_sizes(
 ) -> dict[str, Any]:
   """networks.build's arguments for the heads that a tree has.
 
-  SimCLR's and SimReg's projectors show themselves by their names, others by
-  the prototypes after them; else it is SemPPL's, and BYOL's.
+  SimCLR's, SimReg's and PAWS's projectors show themselves by their names,
+  others by the prototypes after them; else it is SemPPL's, and BYOL's.
 
   Args:
     params: the tree.
@@ -181,6 +193,9 @@ def head_sizes(
   elif _is_simreg(params):
     last = size('projector/linear_3')
     sizes = {'heads': heads_lib.SimRegProjector(hidden, last)}
+  elif _is_paws(params):
+    last, between = size(_PAWS_LAST), size('predictor/linear')
+    sizes = {'heads': heads_lib.PAWSHead(hidden, last, between)}
   if classifier_on == ENCODER:
     return sizes | classes
   if classifier_on not in layers(params):
@@ -189,8 +204,11 @@ def head_sizes(
       f'{", ".join(layers(params))}.'
     )
   # Sizes of layers that were dropped do not matter.
-  projector = heads_lib.ProjectorPredictor(hidden, last, 0)
-  if 'heads' in sizes:
+  projector = sizes.get('heads')
+  if projector is None:
+    # PAWS's first layer, too, if the layers after it were dropped.
+    projector = heads_lib.ProjectorPredictor(hidden, last, 0)
+  if 'projector/linear_0' in params:
     # The projection's BatchNorm alone has no offset.
     is_cut = 'offset' in params.get(f'projector/batch_norm_{count - 1}', {})
     projector = heads_lib.SimCLRProjector(count + is_cut, hidden, last)

@@ -17,6 +17,7 @@ _NUMBERS = {
   'Invariance terms': ('invariance/',),
   'Embedding spread': ('embedding_std',),
   'Assignments to prototypes': ('assignment_entropy', 'marginal_entropy'),
+  'Soft labels': ('mean_entropy',),
   'Prototypes in use': ('prototypes_used',),
 }
 _SHARES = {
@@ -46,11 +47,13 @@ NAMES = {
   'loss/distillation': 'cross-entropy with the teacher',
   'loss/labelled': 'labelled images, cross-entropy',
   'loss/swapped': "swapped prediction, another view's assignment",
+  'loss/consistency': "another view's soft label, cross-entropy",
   'invariance/augmentation': 'invariance, augmentation positives',
   'invariance/semantic': 'invariance, semantic positives',
   'embedding_std': 'embedding spread',
   'assignment_entropy': "entropy of an image's assignment",
   'marginal_entropy': 'entropy of their mean',
+  'mean_entropy': 'entropy of their mean',
   'pseudo_label_accuracy': 'pseudo-labels, unlabelled images',
   'labelled_vote_accuracy': 'votes, labelled images',
   'labelled_accuracy': 'nearest prototype, labelled images beside the batch',

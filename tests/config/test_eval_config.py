@@ -39,6 +39,7 @@ def test_tables_follow_no_run(task):
     ({'knn.more_k': (2.5,)}, 'must be whole numbers'),
     ({'knn.more_k': (10, 10)}, 'the same value twice'),
     ({'knn.more_k': (1,)}, 'knn.k is 1: the same value twice'),
+    ({'knn.vote': 'snn', 'knn.more_k': (9,)}, 'all labelled images vote: set'),
     ({'evaluation.network': 'both'}, 'known: , online, target'),
     ({'labels.per_class': 1, 'labels.subset': 'x/y'}, 'only one of them'),
   ],

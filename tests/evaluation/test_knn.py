@@ -5,6 +5,7 @@ import pytest
 from sklearn import neighbors
 
 from semppl_jax.evaluation import knn
+from tests.helpers import golden
 
 
 def test_knn_by_hand():
@@ -252,3 +253,47 @@ def test_majorities_of_several_numbers_are_those_of_each():
   for k, ranks in zip((3, 40, 7), several, strict=True):
     alone = knn.ranks(queries, keys, labels, k=k, num_classes=4)
     np.testing.assert_array_equal(ranks, alone)
+
+
+# -- Soft nearest neighbours --
+
+
+def soft(queries, keys, labels, num_classes=3, temperature=0.1):
+  return np.exp(
+    knn.soft_scores(
+      queries, keys, labels, num_classes=num_classes, temperature=temperature
+    )
+  )
+
+
+@pytest.mark.parametrize('keys_at_a_time', [2**14, 4])
+def test_soft_neighbours_are_those_of_pawss_release(
+  keys_at_a_time, monkeypatch
+):
+  """golden_data/paws_parts.npz, snn/: make_snn of src/snn_eval.py."""
+  monkeypatch.setattr(knn, '_KEYS', keys_at_a_time)
+  monkeypatch.setattr(knn, '_QUERIES', 2)
+  file = golden.load('paws_parts.npz')
+  given = [file[f'snn/{x}'] for x in ('queries', 'embeddings', 'labels')]
+  wanted = file['snn/probs']
+  np.testing.assert_allclose(soft(*given), wanted, rtol=1e-5, atol=1e-7)
+  # Images without a label are left out, and a class without images is last.
+  queries, keys, labels = given
+  more = np.concatenate([queries, keys])
+  none = np.concatenate([np.full(len(queries), -1), labels])
+  found = knn.soft_scores(queries, more, none, num_classes=4, temperature=0.1)
+  np.testing.assert_allclose(np.exp(found[:, :3]), wanted, rtol=1e-5, atol=1e-7)
+  assert np.isfinite(found).all() and (found.argmin(axis=1) == 3).all()
+
+
+def test_soft_neighbours_by_hand():
+  keys, labels = np.eye(2, dtype=np.float32), np.array([2, 0])
+  # e^10 against e^0, then equal ones; the length of a vector does not count.
+  queries = np.array([[3.0, 0.0], [1.0, 1.0]], np.float32)
+  found = soft(queries, keys, labels)
+  first = 1 / (1 + np.exp(-10))
+  wanted = [[1 - first, 0, first], [0.5, 0, 0.5]]
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
+  # However cold it is, no sum is 0 or infinite.
+  found = soft(-queries, keys, labels, temperature=1e-4)
+  np.testing.assert_allclose(found, [[1, 0, 0], [0.5, 0, 0.5]])

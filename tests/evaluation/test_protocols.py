@@ -427,6 +427,18 @@ def test_votes_of_several_numbers_of_neighbours(small, tmp_path):
     assert 'k1_top1' not in alone
 
 
+def test_all_labelled_images_vote_softly(small, tmp_path):
+  changes = {'checkpoint': small, 'knn__temperature': 0.1}
+  cfg = make_config('knn', knn__vote='snn', knn__k=1, **changes)
+  found = protocols.run_task(cfg, str(tmp_path / 'soft'))
+  assert (found['k'], found['vote'], found['loss']) == (40, 'snn', None)
+  # The same order as the weighted votes of all.
+  cfg = make_config('knn', knn__vote='weighted', knn__k=40, **changes)
+  votes = protocols.run_task(cfg, str(tmp_path / 'votes'))
+  for name in ('top1', 'top5'):
+    assert found[name] == votes[name]
+
+
 def test_a_votes_temperature_counts(small, tmp_path):
   seen = set()
   for temperature in (1e-3, 100.0):

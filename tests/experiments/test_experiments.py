@@ -29,6 +29,7 @@ from experiments import (
   imagenet_dino,
   imagenet_distill,
   imagenet_mira,
+  imagenet_paws,
   imagenet_simclr,
   imagenet_suave,
   imagenet_swav,
@@ -42,6 +43,7 @@ from semppl_jax.methods import semppl
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import schedules, teacher
 from semppl_jax.train import step as step_lib
+from semppl_jax.train import support as support_lib
 from semppl_jax.weights import releases
 from tests.helpers import tfds_data, tiny
 
@@ -318,6 +320,45 @@ def test_imagenet_with_labels_beside_the_batch_is_as_published(labels):
   np.testing.assert_allclose(rates, (0.02, 2e-4) if few else (0.03, 3e-4))
   assert tuned.views.num_small == tuned.views.jitter == 0
   assert tuned.init_modules == 'all'
+
+
+@pytest.mark.parametrize('variant', imagenet_paws.VARIANTS)
+def test_pawss_settings_are_its_releases(variant):
+  """Its configs/paws/imgnt_train.yaml, over its 64 devices."""
+  cfg = imagenet_paws.get_config(variant)
+  for num_devices in (1, 8, 64):
+    config.validate(cfg, num_devices)
+  labels, _, epochs = variant.partition('_')
+  assert cfg.labels.subset == f'imagenet2012_subset/{labels}'
+  assert cfg.num_epochs == int(epochs or 100)
+  wanted = {100: 31_278, 200: 62_556, 300: 93_835}  # as its lab note says
+  assert _steps(cfg) == wanted[cfg.num_epochs]
+  assert cfg.batch_size == 64 * 64 and config.support_size(cfg) == 64 * 15 * 7
+  assert (cfg.views.num_large, cfg.views.num_small) == (2, 6)
+  # Labelled images are augmented as large views are.
+  views = support_lib.view_settings(cfg)
+  for key in set(cfg.views) - {'num_large', 'num_small'}:
+    own = cfg.views[key] if key != 'saliency' else 0.0
+    assert views[key] == own, key
+  opt = cfg.optimizer
+  rates = [
+    16 * rate
+    for rate in (
+      opt.start_learning_rate, opt.learning_rate, opt.final_learning_rate,
+    )
+  ]  # fmt: skip
+  np.testing.assert_allclose(rates, [0.3, 6.4, 0.064])
+  assert (opt.name, opt.rate_in_momentum) == ('lars', True)
+  if variant == '10pct':
+    with pytest.raises(ValueError, match="did you mean '10pct_300'"):
+      imagenet_paws.get_config('10pc_300')
+
+
+def test_digits_show_paws_every_label():
+  cfg = digits.get_config('paws')
+  for num_devices in (1, 2, 4):
+    config.validate(cfg, num_devices)
+  assert config.support_size(cfg) == 20
 
 
 def test_unknown_variants_of_suave_name_the_nearest():

@@ -7,7 +7,7 @@ weights and inputs are not stored: `fill` makes them anew.
 
 clustering_schedules.npz, dino_*, swav_*, mira.npz, suave_*, daino_steps.npz: of
 SwAV's, DINO's, MIRA's, Suave's and Daino's code (torch 2.13.0), inputs
-included.
+included. paws_*: of PAWS's (facebookresearch/suncet, torch 2.13.0), likewise.
 
 release_linear_eval.npz: the release's EvalExperiment on
 release_checkpoint_tiny.pkl, one device, six steps of 8 images (RandomState(0),

@@ -64,6 +64,10 @@ def make_config(method='semppl', **changes):
     cfg.queue.update(capacity=BATCH, start_epoch=0.0)
   if method in ('suave', 'daino'):
     cfg.support.update(images=8, jitter=0.0, grayscale=0.0)
+  if method == 'paws':
+    cfg.support.update(classes=2, images_per_class=4)
+    cfg.support.update(jitter=0.0, grayscale=0.0)
+    cfg.optimizer.update(start_learning_rate=0.0, final_learning_rate=0.0)
   cfg.optimizer.update(name='adamw', learning_rate=0.02, warmup_epochs=0.5)
   # Pixels and colours: test_recipe and test_baselines look at them.
   cfg.evaluation.update(batch_size=16, center=1.0, baseline_images=0)

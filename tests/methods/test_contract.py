@@ -33,6 +33,9 @@ _BEFORE_BATCHNORM = (
   'projector/linear_2',
   'predictor/linear',
 )
+# Of a gradient, between one device and four: PAWS's is the small difference of
+# two terms that oppose each other. In 64 bits test_paws finds none.
+_ROUNDING = {'paws': 3e-4}
 _TEACHER = ({'linear': {'w': np.sin(np.arange(48 * 8.0) ** 2)}}, {})
 _BN = {'create_scale': True, 'create_offset': True, 'decay_rate': 0.9}
 
@@ -143,7 +146,10 @@ def _batches(name, labels=_LABELS):
   batches = [tiny.make_batch(labels, seed) for seed in range(2)]
   if not _has_support(name):
     return batches
-  support = tiny.make_batch([0, 1, 2, 0, 1, 2, 0, 1], seed=2)
+  count = methods.default(name).support.images_per_class
+  # So many of each of two classes, or of any.
+  of = [2, 2, 2, 2, 0, 0, 0, 0] if count else [0, 1, 2, 0, 1, 2, 0, 1]
+  support = tiny.make_batch(of, seed=2)
   return [batch._replace(support=support) for batch in batches]
 
 
@@ -204,7 +210,8 @@ def test_the_number_of_devices_changes_nothing(name):
     assert np.ptp(scalars[key]) == 0, f'{key} differs between devices'
     np.testing.assert_allclose(scalars[key][0], value[0], rtol=1e-4, atol=1e-6)
   found = _to_host(run, four, 4)
-  _assert_close(found.opt_state, states[1].opt_state, rtol=1e-5)  # gradient
+  rtol = _ROUNDING.get(name, 1e-5)
+  _assert_close(found.opt_state, states[1].opt_state, rtol)  # gradient
   integers = lambda tree: [
     x for x in jax.tree.leaves(tree) if np.issubdtype(x.dtype, np.integer)
   ]

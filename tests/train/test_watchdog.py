@@ -189,6 +189,17 @@ def test_a_limit_can_be_switched_off(off, bad):
   _feed(dog, _LATE, *[{}] * 5, *[bad] * 10)
 
 
+@pytest.mark.parametrize('loss, alarms', [(-1.6, False), (-1.1, True)])
+def test_a_loss_below_0_explodes_by_what_is_above_its_lowest(loss, alarms):
+  """Usually 0.2 above it, then 0.7 or 1.2: five times are 1.0."""
+  dog = watchdog.Watchdog(_LIMITS, watched=['loss'], lowest=-2.3)
+  rows = [{'loss': -2.1}] * 10 + [{'loss': loss}] * 10
+  if not alarms:
+    return _feed(dog, 1, *rows)
+  with pytest.raises(watchdog.AlarmError, match='above -2.3, its lowest'):
+    return _feed(dog, 1, *rows)
+
+
 def test_a_data_set_of_one_class_has_one_pseudo_label():
   bad = {'top_label_share': 1.0}
   _feed(_dog(largest_class=1.0), _LATE, *[bad] * 10)
