@@ -11,9 +11,9 @@ first, votes are balanced, and negatives of the same pseudo-label are excluded
 once pseudo-labels are mostly right.
 
 Variants, one for each objective: semppl (default), byol, simclr, swav, dino,
-mira, suave, daino, paws, distill, simreg, supervised; digits_relicv2.py and
-digits_contrastive.py beside it are SemPPL with terms off. The teacher of
-distill and simreg is the small model that comes along, unless
+mira, suave, daino, paws, mean_shift, distill, simreg, supervised;
+digits_relicv2.py and digits_contrastive.py beside it are SemPPL with terms off.
+The teacher of distill and simreg is the small model that comes along, unless
 --config.teacher.checkpoint names another.
 
 Run: python -m semppl_jax.main --config=experiments/digits.py \
@@ -40,6 +40,7 @@ def get_config(method='semppl'):
     'suave': _suave,
     'daino': _daino,
     'paws': _paws,
+    'mean_shift': _mean_shift,
     'distill': _distill,
     'simreg': _simreg,
     'supervised': _supervised,
@@ -170,6 +171,18 @@ def _paws(cfg):
     grayscale=0.0,
   )
   _usual_rates(cfg)
+
+
+def _mean_shift(cfg):
+  """CMSF with SemPPL's vote, and its views and networks. Not tuned.
+
+  MSF: --config.loss.same_label=False --config.loss.pseudo_labels=none.
+  """
+  _heads(cfg)
+  cfg.ema.base = 0.97
+  cfg.loss.update(same_label=True, pseudo_labels='vote')
+  cfg.memory.capacity = 1024  # of 1,500 images: each at most once, nearly
+  cfg.queue.update(capacity=32, balance=1.0)
 
 
 def _support(cfg):

@@ -34,6 +34,7 @@ TESTS = {
   'methods/simclr': ('methods/test_simclr',),
   'methods/swav': ('methods/test_swav',),
   'methods/dino': ('methods/test_dino',),
+  'methods/mean_shift': ('methods/test_mean_shift',),
   'methods/mira': ('methods/test_mira',),
   'methods/suave': ('methods/test_suave',),
   'methods/daino': ('methods/test_daino',),
@@ -46,7 +47,7 @@ TESTS = {
     'models/test_prototype_head',
     'models/test_paws_head',
   ),
-  'losses/regression': ('losses/test_losses',),
+  'losses/regression': ('losses/test_losses', 'methods/test_mean_shift'),
   'train/microbatch': ('train/test_microbatch', 'train/test_step'),
   'losses/contrastive': ('losses/test_losses', 'methods/test_simclr'),
   'losses/clustering': (

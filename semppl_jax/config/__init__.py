@@ -64,7 +64,7 @@ def default(method: str = 'semppl') -> ml_collections.ConfigDict:
 
   Args:
     method: a key of `methods.METHODS`: semppl, byol, simclr, swav, dino,
-      mira, suave, daino, paws, distill, simreg, supervised.
+      mira, suave, daino, paws, mean_shift, distill, simreg, supervised.
 
   Raises:
     UserError: an unknown method.

@@ -1,4 +1,4 @@
-"""Regression of another network's embedding: BYOL's loss, SimReg's.
+"""Regression of another network's embedding: BYOL's, SimReg's, mean shift's.
 
 Per image, no collectives.
 
@@ -55,3 +55,31 @@ def same_view_distances(online: jax.Array, targets: jax.Array) -> jax.Array:
     'vbd,vbd->vb', online, targets, precision=jax.lax.Precision.HIGHEST
   )
   return (2 - 2 * cosine).mean(axis=0)
+
+
+def neighbour_distances(
+  online: jax.Array, neighbours: jax.Array, exists: jax.Array
+) -> jax.Array:
+  """Squared distance of unit embeddings to k neighbours, mean over those.
+
+  2 - 2 cos, of every view to every neighbour: MSF (Koohpayegani et al., arXiv
+  2105.07269). With the target's own embedding as the only neighbour it is
+  BYOL's distance.
+
+  Args:
+    online: [V, b, d] unit predictions.
+    neighbours: [k, b, d] unit projections, the same for all views.
+    exists: [b, k] bool, False: there is none, and it does not count.
+
+  Returns:
+    [b] float32, from 0 to 4; 0: an image has no neighbour.
+  """
+  views, images, size = online.shape
+  chex.assert_shape(neighbours, (None, images, size))
+  chex.assert_shape(exists, (images, len(neighbours)))
+  cosine = jnp.einsum(
+    'vbd,kbd->vbk', online, neighbours, precision=jax.lax.Precision.HIGHEST
+  )
+  distance = jnp.where(exists, 2 - 2 * cosine, 0.0)  # [V, b, k]
+  count = jnp.maximum(exists.sum(axis=-1), 1)  # [b]
+  return distance.sum(axis=(0, 2)) / (views * count)

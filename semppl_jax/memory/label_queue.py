@@ -1,6 +1,7 @@
 """First-in-first-out queues of labelled embeddings, split over the devices.
 
-Where labels are of no matter, as SwAV's, one for all makes every image enter.
+Where labels are of no matter, as SwAV's, one for all makes every image enter;
+where images without a label count, too, as in mean shift, `keep` does.
 
 One queue for each large view, with labels and ids in common. All functions run
 inside the mapped step and see one device's part. Slots are numbered globally,
@@ -27,7 +28,7 @@ class LabelQueue(NamedTuple):
   """One device's part of the queues. All but the embeddings is replicated."""
 
   embeddings: jax.Array  # [V_L, C/D, d] float32, unit rows: this device's slots
-  labels: jax.Array  # [C] int32, -1: empty slot
+  labels: jax.Array  # [C] int32, -1: empty slot, or no label
   ids: jax.Array  # [C] int32, the image's number in its data set, -1: empty
   count: jax.Array  # [] int32, pushes so far: the next slot is count mod C
 
@@ -36,7 +37,7 @@ class Neighbours(NamedTuple):
   """Nearest entries, N of them for each image, empty places included."""
 
   similarity: jax.Array  # [..., N] float32, cosine; -inf: no entry
-  labels: jax.Array  # [..., N] int32; -1: no entry
+  labels: jax.Array  # [..., N] int32; -1: no entry, or it has no label
   slots: jax.Array  # [..., N] int32; -1: no entry
 
 
@@ -61,29 +62,35 @@ def init(num_views: int, capacity: int, size: int) -> LabelQueue:
 
 
 def push(
-  queue: LabelQueue, embeddings: jax.Array, labels: jax.Array, ids: jax.Array
+  queue: LabelQueue,
+  embeddings: jax.Array,
+  labels: jax.Array,
+  ids: jax.Array,
+  keep: jax.Array | None = None,
 ) -> LabelQueue:
   """Enters the labelled images of the global batch, in the batch's order.
 
   Every device knows the whole batch, works out the same slots and writes the
-  rows that fall into its part: nothing travels. Of more labelled images than
+  rows that fall into its part: nothing travels. Of more images that enter than
   slots, the last C stay.
 
   Args:
     queue: this device's part.
     embeddings: [V_L, B, d] target projections, unit rows.
     labels: [B] int32, -1: unlabelled, not entered.
-    ids: [B] int32.
+    ids: [B] int32, at least 0.
+    keep: [B] bool, the images that enter, with or without a label; None: those
+      with a label.
   """
   capacity = len(queue.labels)
   views, here, size = queue.embeddings.shape  # [V_L, C/D, d]
   chex.assert_shape(embeddings, (views, len(labels), size))
   chex.assert_equal_shape([labels, ids])
-  labelled = labels >= 0  # [B]
-  rank = jnp.cumsum(labelled) - 1  # [B] among the labelled
-  total = jnp.sum(labelled)
+  enters = labels >= 0 if keep is None else keep  # [B]
+  rank = jnp.cumsum(enters) - 1  # [B] among those that enter
+  total = jnp.sum(enters)
   # No slot is written twice: the order of a scatter's writes is undefined.
-  stays = labelled & (rank >= total - capacity)
+  stays = enters & (rank >= total - capacity)
   slots = (queue.count + rank) % capacity
   local = slots - parallel.axis_index() * here
 
@@ -120,6 +127,7 @@ def nearest(
   *,
   k: int,
   block_size: int,
+  wanted: jax.Array | None = None,
 ) -> Neighbours:
   """The k nearest entries in every queue, for every view of an image.
 
@@ -130,6 +138,8 @@ def nearest(
       of image i does not see entries with id exclude_ids[m, i]. -2: sees all.
     k: entries for each pair of view and queue; those that lack are marked.
     block_size: keys in one product; bounds the temporary memory.
+    wanted: [M, B] int32: look-up m of image i sees entries with this label
+      only; -1, or None for all: it sees every entry.
 
   Returns:
     Neighbours [M, b, V_q * V_L * k] of this device's images: view by view,
@@ -138,7 +148,9 @@ def nearest(
   _, images, _ = queries.shape
   chex.assert_shape(queries, (None, images, queue.embeddings.shape[-1]))
   chex.assert_shape(exclude_ids, (None, images))
-  found = _search_shard(queue, queries, exclude_ids, k, block_size)
+  if wanted is not None:
+    chex.assert_equal_shape([exclude_ids, wanted])
+  found = _search_shard(queue, queries, exclude_ids, wanted, k, block_size)
   similarity, slots = map(_to_owners, found)  # [M, b, V_q, V_L, D * k]
   capacity = len(queue.labels)
   age = jnp.where(slots < 0, capacity, (queue.count - 1 - slots) % capacity)
@@ -156,6 +168,7 @@ def _search_shard(
   queue: LabelQueue,
   queries: jax.Array,
   exclude_ids: jax.Array,
+  wanted: jax.Array | None,
   k: int,
   block_size: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -180,7 +193,7 @@ def _search_shard(
       order = i * block + jnp.arange(block)  # 0 is the newest entry here
       rows = (newest - order) % here
       slots = first + rows
-      present = (order < here) & (queue.labels[slots] >= 0)
+      present = (order < here) & (queue.ids[slots] >= 0)
       # Indexed at once: a slice of one view would be a copy that grows with C.
       keys = queue.embeddings[view, rows]  # [block, d]
       similarity = jnp.einsum(
@@ -189,6 +202,9 @@ def _search_shard(
       # A top k may rank 0.0 above -0.0; equal similarities must be equal.
       similarity = jnp.where(similarity == 0, 0.0, similarity)
       seen = present & (queue.ids[slots] != exclude_ids[..., None])
+      if wanted is not None:
+        same = queue.labels[slots] == wanted[..., None]  # [M, B, block]
+        seen &= same | (wanted[..., None] < 0)
       # [M, V_q, B, block]
       similarity = jnp.where(seen[:, None], similarity, -jnp.inf)
       top, at = _largest(similarity, min(k, block))
@@ -289,9 +305,9 @@ def fetch(queue: LabelQueue, slots: jax.Array) -> jax.Array:
 
 def fill(queue: LabelQueue) -> jax.Array:
   """Share of slots that are filled, [] float32."""
-  return jnp.mean(queue.labels >= 0, dtype=jnp.float32)
+  return jnp.mean(queue.ids >= 0, dtype=jnp.float32)
 
 
 def is_full(queue: LabelQueue) -> jax.Array:
   """Whether all slots are filled, [] bool."""
-  return jnp.all(queue.labels >= 0)
+  return jnp.all(queue.ids >= 0)

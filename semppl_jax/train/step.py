@@ -392,7 +392,9 @@ def loss_fn(
   metrics, total = {'loss': result.loss} | result.metrics, result.loss
   if 'classifier' in cfg:
     logits = outputs.get('logits')
-    monitor = _classifier(logits, part.batch.labels, batch_wide.labels, cfg)
+    monitor = _classifier(
+      logits, part.batch.labels, batch_wide.labels, len(views[0])
+    )
     metrics |= monitor
     total += cfg.classifier.weight * monitor['loss/classifier']
   embeddings = None
@@ -406,7 +408,7 @@ def _classifier(
   logits: jax.Array | None,
   labels: jax.Array,
   all_labels: jax.Array,
-  cfg: ml_collections.FrozenConfigDict,
+  large: int,
 ) -> base.Metrics:
   """Cross-entropy and top-1 of the monitoring classifier on large views.
 
@@ -414,11 +416,11 @@ def _classifier(
     logits: [V, b, K], or None without labels.
     labels: [b] int32, -1: left out.
     all_labels: [B] int32, of the global batch: how many images count.
-    cfg: settings.
+    large: how many of the views are large ones.
   """
   if logits is None:
     return {'loss/classifier': jnp.zeros(())}
-  logits = logits[: cfg.views.num_large]
+  logits = logits[:large]
   mean = functools.partial(
     parallel.masked_mean, mask=labels >= 0, everyones=all_labels >= 0
   )

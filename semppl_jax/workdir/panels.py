@@ -32,6 +32,7 @@ _SHARES = {
   'Queue and votes': (
     'vote_share',
     'queue_fill',
+    'memory_fill',
     'positive_share',
     'top_label_share',
   ),
@@ -43,6 +44,7 @@ NAMES = {
   'loss/semantic': 'semantic positives',
   'loss/classifier': 'classifier, cross-entropy',
   'loss/regression': "regression of the target's or teacher's embedding",
+  'loss/mean_shift': 'regression of the nearest neighbours',
   'loss/contrastive': 'contrastive, both views',
   'loss/distillation': 'cross-entropy with the teacher',
   'loss/labelled': 'labelled images, cross-entropy',
@@ -62,6 +64,7 @@ NAMES = {
   'teacher_agreement': 'student chooses as its teacher',
   'vote_share': 'vote share of the winner',
   'queue_fill': 'queue fill',
+  'memory_fill': 'fill of the memory of all images',
   'positive_share': 'images with a positive',
   'top_label_share': 'most frequent pseudo-label',
   'prototypes_used': 'nearest of some image',

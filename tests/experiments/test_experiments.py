@@ -28,6 +28,7 @@ from experiments import (
   imagenet_daino,
   imagenet_dino,
   imagenet_distill,
+  imagenet_mean_shift,
   imagenet_mira,
   imagenet_paws,
   imagenet_simclr,
@@ -288,6 +289,44 @@ def test_imagenet_of_methods_with_prototypes_is_as_published():
   }
   with pytest.raises(ValueError, match="did you mean 'readme_100'"):
     imagenet_dino.get_config('readme')
+
+
+def test_imagenet_by_mean_shift_is_as_published():
+  for variant in imagenet_mean_shift.VARIANTS:
+    cfg = imagenet_mean_shift.get_config(variant)
+    for num_devices in (1, 8):
+      config.validate(cfg, num_devices)
+    labelled = variant == 'cmsf_10pct'
+    assert config.uses_labels(cfg) == labelled
+    assert (cfg.memory.k, cfg.memory.capacity) == (
+      10 if labelled else 5,
+      128_000,
+    )
+    assert cfg.loss.same_label == labelled
+    assert cfg.loss.pseudo_labels == ('vote' if labelled else 'none')
+    assert _steps(cfg) == 1_000_911  # as its lab note says
+    for step in (0, 1_000_000):
+      rate = schedules.ema_rate(
+        step, base=cfg.ema.base, total_steps=1_000_911,
+        constant=cfg.ema.constant,
+      )  # fmt: skip
+      np.testing.assert_allclose(rate, 0.99, rtol=1e-6)
+  with pytest.raises(ValueError, match="did you mean 'cmsf_10pct'"):
+    imagenet_mean_shift.get_config('cmsf_10')
+
+
+def test_mean_shift_on_the_digits_votes_as_semppl_does():
+  cfg, semppls = digits.get_config('mean_shift'), digits.get_config()
+  for key in ('capacity', 'k', 'min_share', 'balance'):
+    assert cfg.queue[key] == semppls.queue[key]
+  for key in ('batch_size', 'num_epochs'):
+    assert cfg[key] == semppls[key]
+  for key in ('projector', 'predictor', 'encoder', 'labels'):
+    assert cfg[key] == semppls[key]
+  assert cfg.memory.capacity < 1500
+  free = digits.get_config('mean_shift')
+  free.loss.update(same_label=False, pseudo_labels='none')
+  config.validate(free, 8)
 
 
 def _steps(cfg, images=1_281_167):

@@ -9,6 +9,11 @@ clustering_schedules.npz, dino_*, swav_*, mira.npz, suave_*, daino_steps.npz: of
 SwAV's, DINO's, MIRA's, Suave's and Daino's code (torch 2.13.0), inputs
 included. paws_*: of PAWS's (facebookresearch/suncet, torch 2.13.0), likewise.
 
+msf.npz, cmsf_sup.npz, cmsf_semi.npz: forward passes of MSF's (UMBCvision/MSF
+130191c4, train_msf.py) and of CMSF's code (UCDvision/CMSF 7f40a519,
+supervised/train_cmsf_sup.py and semi_supervised/pseudo_cmsf.py), torch 2.13.0,
+inputs included.
+
 release_linear_eval.npz: the release's EvalExperiment on
 release_checkpoint_tiny.pkl, one device, six steps of 8 images (RandomState(0),
 as test_classifier_step makes them) in order, its data set replaced by them;

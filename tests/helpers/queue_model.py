@@ -13,9 +13,9 @@ class Queue:
     self.count = 0
     self.entries = collections.deque(maxlen=capacity)
 
-  def push(self, embeddings, labels, ids):
-    """embeddings [V_L, B, d], labels [B], ids [B]."""
-    for i in np.flatnonzero(labels >= 0):
+  def push(self, embeddings, labels, ids, keep=None):
+    """embeddings [V_L, B, d], labels [B], ids [B], keep [B]."""
+    for i in np.flatnonzero(labels >= 0 if keep is None else keep):
       slot = self.count % self.capacity
       entry = (slot, int(labels[i]), int(ids[i]), embeddings[:, i])
       self.entries.append(entry)
@@ -29,29 +29,31 @@ class Queue:
       labels[slot], ids[slot], rows[slot] = label, image, row
     return labels, ids, rows
 
-  def nearest(self, query, view, k, exclude_id=-2):
+  def nearest(self, query, view, k, exclude_id=-2, wanted=-1):
     """k (similarity, label, slot), padded; query [d], looked up in one view."""
     seen = [
       (float(np.dot(query, row[view])), label, slot)
       for slot, label, image, row in reversed(self.entries)
-      if image != exclude_id
+      if image != exclude_id and (wanted < 0 or label == wanted)
     ]
     seen.sort(key=lambda x: -x[0])  # stable: the newer of equals stays first
     return (seen + [(-np.inf, -1, -1)] * k)[:k]
 
-  def neighbours(self, queries, exclude_ids, k, num_views):
+  def neighbours(self, queries, exclude_ids, k, num_views, wanted=None):
     """Arrays [M, B, V_q * V_L * k]: similarity, labels, slots."""
+    if wanted is None:
+      wanted = np.full_like(exclude_ids, -1)
     found = [
       [
         [
           candidate
           for query in queries[:, i]
           for view in range(num_views)
-          for candidate in self.nearest(query, view, k, row[i])
+          for candidate in self.nearest(query, view, k, row[i], labels[i])
         ]
         for i in range(queries.shape[1])
       ]
-      for row in exclude_ids
+      for row, labels in zip(exclude_ids, wanted)
     ]
     return tuple(np.moveaxis(np.array(found, np.float64), -1, 0))
 

@@ -60,6 +60,10 @@ def make_config(method='semppl', **changes):
   if method == 'semppl':
     cfg.loss.update(num_negatives=4, num_semantic_positives=2)
     cfg.queue.update(capacity=16, block_size=3)
+  if method == 'mean_shift':  # all that it can do
+    cfg.loss.update(same_label=True, pseudo_labels='vote')
+    cfg.memory.update(capacity=24, block_size=3, k=3)
+    cfg.queue.capacity = 16
   if method in ('swav', 'suave'):
     cfg.queue.update(capacity=BATCH, start_epoch=0.0)
   if method in ('suave', 'daino'):

@@ -391,6 +391,18 @@ def test_regression_by_hand():
   np.testing.assert_allclose(found, [2 / 4], atol=1e-6)
 
 
+def test_distances_to_neighbours_by_hand():
+  x, y = [1.0, 0.0], [0.0, 1.0]
+  online = np.array([[x, x], [y, x]], np.float32)  # two views of two images
+  neighbours = np.array([[x, y], [y, x], [[-1, 0], x]], np.float32)
+  exists = np.array([[True, True, True], [True, False, False]])
+  found = regression.neighbour_distances(online, neighbours, exists)
+  # Image 0: (0 + 2 + 4) / 3 and (2 + 0 + 2) / 3; image 1: 2 and 2.
+  np.testing.assert_allclose(found, [5 / 3, 2], rtol=1e-6)
+  none = regression.neighbour_distances(online, neighbours, ~exists & False)
+  np.testing.assert_array_equal(none, [0, 0])
+
+
 def test_regression_is_byols():
   byol = golden.load('byol.npz')
   one, two = (

@@ -209,6 +209,43 @@ def test_any_history(pushes, seed, num_devices):
   check_found(found, model, batch, SEARCHES[0]['k'])
 
 
+def keep_and_look_up(queue, embeddings, labels, ids, queries, keep, wanted):
+  """All images that are to be kept enter; two look-ups, one by label."""
+  queue = label_queue.push(queue, embeddings, labels, ids, keep=keep)
+  return queue, label_queue.nearest(
+    queue,
+    queries,
+    jnp.full_like(wanted, -2),
+    wanted=wanted,
+    **SEARCHES[0],
+  )
+
+
+@pytest.mark.parametrize('num_devices', DEVICES)
+def test_images_without_a_label_are_kept_and_found_by_label(num_devices):
+  rng = np.random.default_rng(3)
+  queue, model = empty(num_devices), queue_model.Queue(CAPACITY)
+  step = mapped(keep_and_look_up, num_devices, 7)
+  for start in range(6):
+    labels = np.where(rng.random(BATCH) < 0.5, rng.integers(0, 3, BATCH), -1)
+    batch = batch_of(rng, labels, start)
+    keep = rng.random(BATCH) < (1 if start % 2 else 0.6)
+    wanted = np.stack([np.full(BATCH, -1), rng.integers(-1, 4, BATCH)])
+    wanted = wanted.astype(np.int32)
+    model.push(*batch[:3], keep)
+    queue, found = step(queue, *batch, keep, wanted)
+    check_contents(queue, model)
+    filled = min(model.count, CAPACITY) / CAPACITY
+    assert label_queue.fill(on_host(queue)) == filled
+    expected = model.neighbours(
+      batch[3], np.full((2, BATCH), -2), 3, VIEWS, wanted
+    )
+    parts = found.similarity, found.labels, found.slots
+    for part, answer in zip(parts, expected):
+      np.testing.assert_array_equal(joined(part, axis=1), answer)
+  assert label_queue.is_full(on_host(queue))
+
+
 def whole_round(queue, embeddings, labels, ids, queries, keys):
   """All that a step does with the queue, on the device."""
   search = SEARCHES[0]

@@ -1,0 +1,347 @@
+"""MSF and CMSF: mean shift, free or within a class.
+
+The online network's prediction regresses the k target projections of a memory
+that are nearest to the image's own target projection, which is always the first
+of them. With k = 1 this is BYOL, one direction of it. MSF: Koohpayegani et al.,
+ICCV 2021 (arXiv 2105.07269), UMBCvision/MSF, train_msf.py. CMSF looks among the
+entries with the image's label only: Navaneet et al., ECCV 2022 (arXiv
+2112.04607), UCDvision/CMSF, supervised/train_cmsf_sup.py and
+semi_supervised/pseudo_cmsf.py. There a classifier gives pseudo-labels; here
+they are a vote of the nearest labelled images, as SemPPL's.
+
+The first large view is the target network's, the other views are the online
+network's: one direction, as released.
+
+Shapes: V views of the online network; C slots of the memory; k neighbours;
+others as in `base`.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from semppl_jax.config import checks, defaults
+from semppl_jax.distributed import parallel
+from semppl_jax.errors import UserError
+from semppl_jax.losses import regression
+from semppl_jax.memory import label_queue, pseudo_labels
+from semppl_jax.memory.label_queue import LabelQueue
+from semppl_jax.methods import base
+from semppl_jax.models.multicrop import l2_normalize
+from semppl_jax.types import Views
+
+
+class Memory(NamedTuple):
+  """Target projections of all images, and of labelled ones, who vote."""
+
+  images: LabelQueue  # with the (pseudo-)labels of their time, -1: none
+  labelled: LabelQueue | tuple  # with true labels; (): nobody votes
+
+
+class Shared(NamedTuple):
+  """What is found out once a step, of the whole batch."""
+
+  labels: jax.Array  # [B] int32, whose neighbours an image gets; -1: anyone's
+  metrics: base.Metrics  # of the votes
+
+
+def build(
+  cfg: ml_collections.FrozenConfigDict, facts: base.RunFacts
+) -> base.Method:
+  """Mean shift's heads, memory and loss, and its votes if it has any."""
+  votes = cfg.loss.pseudo_labels == 'vote'
+
+  # Push before the search: an image's own target is its first neighbour.
+  def prepare(memory: Memory, batch: base.BatchWide):
+    targets = l2_normalize(batch.target['projection'])  # [1, B, d]
+    labelled, labels, metrics = memory.labelled, batch.labels, {}
+    if votes:
+      labelled = label_queue.push(labelled, targets, labels, batch.ids)
+      labels, metrics = assign_labels(targets, batch, labelled, cfg, facts)
+    elif not cfg.loss.same_label:
+      labels = jnp.full_like(labels, -1)
+    everyone = jnp.ones(len(labels), bool)
+    images = label_queue.push(
+      memory.images, targets, labels, batch.ids, keep=everyone
+    )
+    return Memory(images, labelled), Shared(labels, metrics)
+
+  def loss(inputs: base.Inputs, memory: Memory) -> base.Result:
+    online = l2_normalize(inputs.online['prediction'])  # [V, b, d]
+    targets = l2_normalize(inputs.target['projection'])  # [1, b, d]
+    dims = base.dimensions(inputs)
+    chex.assert_shape(online, dims['Vbd'])
+    chex.assert_shape(targets, (1, *dims['bd']))
+    labels = inputs.shared.labels[inputs.keys.index]  # [b]
+    neighbours, exists = find_neighbours(targets, labels, memory.images, cfg)
+    value = regression.neighbour_distances(online, neighbours, exists).mean()
+    metrics = {
+      'loss/mean_shift': value,
+      'memory_fill': label_queue.fill(memory.images),
+      **inputs.shared.metrics,
+    }
+    if not votes:
+      return base.Result(value, metrics)
+    metrics['queue_fill'] = label_queue.fill(memory.labelled)
+    return base.Result(value, metrics, labels)
+
+  size, none = cfg.projector.size, ()
+  return base.Method(
+    heads=base.projector_predictor(cfg),
+    loss=loss,
+    online_views=_online_views,
+    target_views=_target_view,
+    init=lambda: Memory(
+      label_queue.init(1, cfg.memory.capacity, size),
+      label_queue.init(1, cfg.queue.capacity, size) if votes else none,
+    ),
+    prepare=prepare,
+    shards=Memory(label_queue.SHARDS, label_queue.SHARDS if votes else none),
+    labels_train=votes,
+    advice=advice(cfg) if votes else (),
+  )
+
+
+def _online_views(views: Views) -> tuple[jax.Array, ...]:
+  return views.large[1:], views.small
+
+
+def _target_view(views: Views) -> tuple[jax.Array, ...]:
+  return (views.large[:1],)
+
+
+def find_neighbours(
+  targets: jax.Array,
+  labels: jax.Array,
+  memory: LabelQueue,
+  cfg: ml_collections.FrozenConfigDict,
+) -> tuple[jax.Array, jax.Array]:
+  """The k entries nearest to the targets, among those of the image's label.
+
+  Args:
+    targets: [1, b, d] unit projections, of this device's images.
+    labels: [b] int32; -1: every entry may be a neighbour.
+    memory: with this batch's images in it.
+    cfg: settings.
+
+  Returns:
+    Entries [k, b, d], nearest first, and [b, k] bool: there is one.
+  """
+  wanted = parallel.all_gather(labels)[None]  # [1, B]
+  found = label_queue.nearest(
+    memory,
+    parallel.all_gather(targets, axis=1),
+    jnp.full_like(wanted, -2),
+    k=cfg.memory.k,
+    block_size=cfg.memory.block_size,
+    wanted=wanted,
+  )  # [1, b, k]
+  slots = found.slots[0]
+  rows = label_queue.fetch(memory, parallel.all_gather(slots))  # [k, 1, b, d]
+  return rows[:, 0], slots >= 0
+
+
+def assign_labels(
+  targets: jax.Array,
+  batch: base.BatchWide,
+  queue: LabelQueue,
+  cfg: ml_collections.FrozenConfigDict,
+  facts: base.RunFacts,
+) -> tuple[jax.Array, base.Metrics]:
+  """Votes of the nearest labelled images; a true label overrules them.
+
+  SemPPL's vote, of the whole batch at once, looked up by target projections,
+  as the neighbours are.
+
+  Args:
+    targets: [1, B, d] unit projections.
+    batch: its labels and ids.
+    queue: of labelled images, with this batch's in it.
+    cfg: settings.
+    facts: how often a class should get a vote, if votes are balanced.
+
+  Returns:
+    (Pseudo-)labels [B] int32, -1: none; and metrics. The accuracy on labelled
+    images is that of a second look-up, blind to the image's own entries.
+  """
+  blind_to = jnp.stack([jnp.full_like(batch.ids, -2), batch.ids])  # [2, B]
+  found = label_queue.nearest(
+    queue,
+    targets,
+    blind_to,
+    k=cfg.queue.k,
+    block_size=cfg.memory.block_size,
+  )  # [2, b, k]
+  voted, share = map(
+    lambda x: parallel.all_gather(x, axis=1),
+    pseudo_labels.vote(found.labels, found.similarity),
+  )  # [2, B]
+  known = batch.labels >= 0
+  vote, vote_share = voted[0], share[0]
+  if cfg.queue.balance:
+    vote, vote_share = pseudo_labels.balance(
+      parallel.all_gather(found.labels[0]),
+      ~known,
+      jnp.asarray(facts.class_share),
+      strength=cfg.queue.balance,
+    )
+  labels = pseudo_labels.assign(
+    vote, vote_share, batch.labels, cfg.queue.min_share
+  )
+  mean = lambda x, mask: jnp.sum(x * mask) / jnp.maximum(mask.sum(), 1)
+  return labels, {
+    'vote_share': mean(vote_share, ~known),
+    'labelled_vote_accuracy': mean(voted[1] == batch.labels, known),
+  }
+
+
+# Settings. -----------------------------------------------------------------
+
+
+def default() -> ml_collections.ConfigDict:
+  """Mean shift's own sections, and what it sets of the engine's, for ImageNet.
+
+  MSF's, and of what CMSF adds its own.
+  """
+  cfg = ml_collections.ConfigDict()
+  cfg.batch_size = 256  # B, global [P]
+  cfg.num_epochs = 200.0  # passes over all training images [P]
+  cfg.views = {
+    # V_L, large views of an image: the first is the target network's, the
+    # others are the online network's [P]
+    'num_large': 2,
+    'num_small': 0,  # V_S: MSF has none [P]
+    'large_area': (0.2, 1.0),  # share of the image that a crop covers [P]
+    'saliency': 0.0,  # probability: never [P]
+    'brightness_mode': 'multiply',  # as torchvision's [P]
+    'saturation': 0.4,  # strength: the largest change [P]
+    # Probability in the target's view, in the second; jitter and grayscale are
+    # those of both, where the release leaves the target's alone [P]
+    'blur': (0.0, 0.5),
+    'solarize': (0.0, 0.0),  # probability: never [P]
+  }
+  cfg.loss = {
+    # True: an image with a label has neighbours with that label only (CMSF);
+    # False: labels change nothing (MSF)
+    'same_label': False,
+    # Of images without a label: none, all entries may be their neighbours; or
+    # vote, that of the nearest labelled images (SemPPL's)
+    'pseudo_labels': 'none',
+  }
+  cfg.memory = {
+    'capacity': 128_000,  # C, images whose target projections are kept [P]
+    # Nearest of them that an image regresses; CMSF has 10 [P]
+    'k': 5,
+    'block_size': 1024,  # entries per product: bounds the temporary memory
+  }
+  cfg.queue = {
+    # Labelled images that vote, if they do; as SemPPL's [ours]
+    'capacity': 81_920,
+    'k': 1,  # neighbours that vote [ours]
+    'min_share': 0.0,  # of the votes, to get a pseudo-label [ours]
+    # How strongly the votes of a batch are scaled until each class has its
+    # share of the labels: 0, not at all, to 1; see pseudo_labels.balance
+    # [ours]
+    'balance': 0.0,
+  }
+  cfg.optimizer = {
+    'name': 'sgd_l2',  # all parameters decay [P]
+    'learning_rate': 0.05,  # for 256 images [P]
+    'warmup_epochs': 0.0,  # there is none [P]
+    'weight_decay': 1e-4,  # of all parameters [P]
+    'momentum': 0.9,  # of sgd_l2 [P]
+  }
+  cfg.ema = {
+    'base': 0.99,  # of the target network [P]
+    'constant': True,  # it stays [P]
+  }
+  cfg.projector = {
+    'hidden': 4096,  # hidden units [P]
+    'size': 512,  # d, of projections and predictions [P]
+  }
+  cfg.predictor = base.predictor_section()
+  return cfg
+
+
+RANGES = base.PROJECTOR_RANGES | {
+  'views.num_large': (2, None),  # one is the target's, another the online's
+  'memory.capacity': (1, None),
+  'memory.k': (1, None),
+  'memory.block_size': (1, None),
+  'queue.capacity': (1, None),
+  'queue.k': (1, None),
+  'queue.min_share': (0, 1),
+  'queue.balance': (0, 1),
+}
+CHOICES = {'loss.pseudo_labels': ('none', 'vote')}
+
+
+def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
+  """Refuses settings of mean shift that cannot work, alone or together."""
+  votes = cfg.loss.pseudo_labels != 'none'
+  if votes and not cfg.loss.same_label:
+    raise UserError(
+      f'loss.pseudo_labels is {cfg.loss.pseudo_labels!r}, but with '
+      'loss.same_label=False labels choose no neighbours: set it to True, or '
+      'loss.pseudo_labels to none.'
+    )
+  if cfg.loss.same_label and not defaults.uses_labels(cfg):
+    raise UserError(
+      'loss.same_label is True, but no image has a label: set '
+      'labels.per_class, .fraction, .file or .subset, or loss.same_label=False '
+      '(MSF).'
+    )
+  for key in ('memory.capacity', *(('queue.capacity',) if votes else ())):
+    value = checks.look_up(cfg, key)
+    if value % num_devices:
+      raise UserError(
+        f'{key} {value} is not a multiple of the {num_devices} devices that '
+        'share it.'
+      )
+  if cfg.memory.capacity < cfg.batch_size:
+    raise UserError(
+      f'memory.capacity is {cfg.memory.capacity}, but a batch of '
+      f'{cfg.batch_size} images enters it whole: set it to batch_size or more.'
+    )
+
+
+def doubts(
+  cfg: ml_collections.ConfigDict, facts: base.RunFacts
+) -> Iterator[str]:
+  """What can run but can hardly be meant, with these images and labels."""
+  capacity = cfg.memory.capacity
+  if cfg.memory.k > 1 and capacity > facts.num_images:
+    yield (
+      f'memory.capacity {capacity:,} is more than the {facts.num_images:,} '
+      'training images: an image would be its own neighbour again and again'
+    )
+  if cfg.loss.pseudo_labels != 'vote' or not facts.num_labels:
+    return
+  if (facts.class_share > 0).sum() == 1 < facts.num_classes:
+    yield 'all labelled images are of one class'
+  share = cfg.labels.share or facts.num_labels / facts.num_images
+  passing = int(share * cfg.batch_size * facts.total_steps)
+  if passing < cfg.queue.capacity:
+    yield (
+      f'queue.capacity {cfg.queue.capacity:,} can never fill: about '
+      f'{passing:,} labelled images come by in all {facts.total_steps:,} steps'
+    )
+
+
+def advice(cfg: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Settings that keep one pseudo-label from taking over, and are not on.
+
+  Those of SemPPL that its votes have in common with these.
+  """
+  ways = {
+    'queue.balance=1': cfg.queue.balance == 0,
+    'labels.share=0.25': cfg.labels.share == 0,
+    'queue.k=5': cfg.queue.k == 1,
+    'queue.min_share=0.5': cfg.queue.min_share == 0,
+    'loss.pseudo_labels=none': True,
+  }
+  return tuple(way for way, is_off in ways.items() if is_off)
