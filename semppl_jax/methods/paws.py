@@ -131,17 +131,16 @@ def default() -> ml_collections.ConfigDict:
     'solarize': (0.0, 0.0),  # probability: never [P]
     'one_pass': True,  # views of a size share BatchNorm's statistics [P]
   }
-  cfg.support = defaults.support() | {
-    'images': 0,  # there are so many of each class [P]
-    'classes': 960,  # C_s, in each step others, 15 on each of 64 devices [P]
-    'images_per_class': 7,  # n [P]
-    'area': (0.14, 1.0),  # as large views [P]
-    'brightness': 0.8,  # likewise [P]
-    'contrast': 0.8,  # likewise [P]
-    'saturation': 0.8,  # likewise [P]
-    'hue': 0.2,  # likewise [P]
-    'blur': (0.5, 0.5),  # likewise [P]
-  }
+  cfg.support = defaults.support()
+  cfg.support.images = 0  # there are so many of each class [P]
+  cfg.support.classes = 960  # C_s, others in each step [P]
+  cfg.support.images_per_class = 7  # n [P]
+  cfg.support.area = (0.14, 1.0)  # as large views [P]
+  cfg.support.brightness = 0.8  # likewise [P]
+  cfg.support.contrast = 0.8  # likewise [P]
+  cfg.support.saturation = 0.8  # likewise [P]
+  cfg.support.hue = 0.2  # likewise [P]
+  cfg.support.blur = (0.5, 0.5)  # likewise [P]
   cfg.loss = {
     'temperature': 0.1,  # tau, divides the similarities [P]
     'sharpening': 0.25,  # T: targets are p^(1 / T), to sum 1 again [P]
