@@ -221,7 +221,7 @@ def test_the_number_of_devices_changes_nothing(name):
     _step(name, 4), _from_host(run, states[1], 4), _batches(name)[1:], 4
   )
   np.testing.assert_array_equal(labels, seen[1][1])
-  _assert_close(_to_host(run, after, 4), states[2], max(rtol, 1e-4))
+  _assert_close(_to_host(run, after, 4), states[2], rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', methods.METHODS)
