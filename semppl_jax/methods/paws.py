@@ -133,8 +133,7 @@ def default() -> ml_collections.ConfigDict:
   }
   cfg.support = defaults.support()
   cfg.support.images = 0  # there are so many of each class [P]
-  # C_s, in each step others, 15 on each of 64 devices [P]
-  cfg.support.classes = 960
+  cfg.support.classes = 960  # C_s, others in each step [P]
   cfg.support.images_per_class = 7  # n [P]
   cfg.support.area = (0.14, 1.0)  # as large views [P]
   cfg.support.brightness = 0.8  # likewise [P]
