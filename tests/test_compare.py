@@ -57,7 +57,7 @@ def test_trains_all_and_writes_a_table(trained, tmp_path, capsys):
   assert relicv2['config.num_epochs'] == '42.5'
   assert 'config.num_epochs' not in ours.keys() | supervised.keys()
   table = (tmp_path / 'table.md').read_text()
-  assert '| SemPPL | 50.00 | 25.00 | – | 812 |' in table
+  assert '| SemPPL | 50.00 | 25.00 | – | – | 812 |' in table
   assert 'a colour histogram and logistic regression | – | 30.00 | –' in table
   assert (tmp_path / 'compared.html').exists()
   assert 'compared.html' in capsys.readouterr().out

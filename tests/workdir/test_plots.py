@@ -70,10 +70,12 @@ def test_all_panels_and_legends():
       'semantic positives',
       'classifier, cross-entropy',
       "regression of the target's or teacher's embedding",
+      'regression of the nearest neighbours',
       'contrastive, both views',
       'cross-entropy with the teacher',
       'labelled images, cross-entropy',
       "swapped prediction, another view's assignment",
+      "another view's soft label, cross-entropy",
     ],
     'Invariance terms': [
       'invariance, augmentation positives',
@@ -84,6 +86,7 @@ def test_all_panels_and_legends():
       "entropy of an image's assignment",
       'entropy of their mean',
     ],
+    'Soft labels': [],
     'Prototypes in use': [],
   }
   found = curves(rows(3), shares=True)
@@ -109,6 +112,7 @@ def test_missing_and_null_series_are_left_out():
     'Loss terms',
     'Embedding spread',
     'Assignments to prototypes',
+    'Soft labels',
     'Prototypes in use',
   }
   assert 'semantic positives' not in drawn['Loss terms']
