@@ -90,7 +90,7 @@ def test_all_panels_and_legends():
     'Prototypes in use': [],
   }
   found = curves(rows(3), shares=True)
-  assert [len(legend) for legend in found.values()] == [6, 4, 0]
+  assert [len(legend) for legend in found.values()] == [6, 5, 0]
 
 
 def test_terms_of_any_objective_are_drawn():
