@@ -30,7 +30,7 @@ def before(queries, keys, labels, *, k, num_classes):
     near = np.take_along_axis(similarity, nearest, axis=1)
     own = np.full((len(block), num_classes), -np.inf)
     np.maximum.at(own, (rows, labels[None]), similarity)
-    parts.append(knn._rank(near, nearest, own, labels))
+    parts.append(knn._rank(near, nearest, own, labels, k, None))
   return np.concatenate(parts)
 
 
