@@ -323,6 +323,16 @@ def check_teacher(cfg: ml_collections.ConfigDict) -> None:
 # Settings of objectives that assign images to prototypes. ---------------------
 
 
+def check_two_views(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses a single view, of whose assignment no other could be predicted."""
+  if cfg.views.num_large + cfg.views.num_small < 2:
+    raise UserError(
+      f'views.num_large is {cfg.views.num_large} and views.num_small '
+      f'{cfg.views.num_small}, but method {cfg.method!r} predicts one view '
+      'from another: set views.num_large to 2.'
+    )
+
+
 def check_feature_queue(cfg: ml_collections.ConfigDict) -> None:
   """Refuses a queue of features that whole batches do not fill."""
   if rest := cfg.queue.capacity % cfg.batch_size:

@@ -193,10 +193,7 @@ RANGES = {
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of Daino that cannot work."""
   del num_devices
-  if not cfg.loss.temperature > 0:
-    raise UserError(
-      f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
-    )
+  base.check_above_zero(cfg, 'loss.temperature')
   both = tuple(cfg.loss.target_temperature)
   if len(both) != 2 or not all(each > 0 for each in both):
     raise UserError(

@@ -116,10 +116,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of distillation that cannot work."""
   del num_devices
   base.check_teacher(cfg)
-  if not cfg.loss.temperature > 0:
-    raise UserError(
-      f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
-    )
+  base.check_above_zero(cfg, 'loss.temperature')
   if cfg.loss.labelled_weight > 0 and not defaults.uses_labels(cfg):
     raise UserError(
       f'loss.labelled_weight is {cfg.loss.labelled_weight:g}, but no image has '

@@ -333,10 +333,7 @@ def uses_semantic_positives(cfg: ml_collections.ConfigDict) -> bool:
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of SemPPL that cannot work, alone or together."""
-  if not cfg.loss.temperature > 0:
-    raise UserError(
-      f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
-    )
+  base.check_above_zero(cfg, 'loss.temperature')
   if not semantic_invariance_weight(cfg) >= 0:
     raise UserError(
       'loss.semantic_invariance_weight is '

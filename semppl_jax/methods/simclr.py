@@ -134,10 +134,7 @@ RANGES = {
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of SimCLR that cannot work."""
   del num_devices
-  if not cfg.loss.temperature > 0:
-    raise UserError(
-      f'loss.temperature is {cfg.loss.temperature}; it must be above 0.'
-    )
+  base.check_above_zero(cfg, 'loss.temperature')
   for key, number in (('num_large', 2), ('num_small', 0)):
     if cfg.views[key] != number:
       raise UserError(

@@ -22,7 +22,6 @@ import ml_collections
 
 from semppl_jax.config import defaults
 from semppl_jax.distributed import parallel
-from semppl_jax.errors import UserError
 from semppl_jax.losses import clustering
 from semppl_jax.memory import label_queue
 from semppl_jax.memory.label_queue import LabelQueue
@@ -206,18 +205,8 @@ RANGES = {
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of Suave that cannot work."""
   del num_devices  # a multiple of the batch is one of the devices, too
-  for name, value in (
-    ('loss.temperature', cfg.loss.temperature),
-    ('sinkhorn.epsilon', cfg.sinkhorn.epsilon),
-  ):
-    if not value > 0:
-      raise UserError(f'{name} is {value}; it must be above 0.')
-  if cfg.views.num_large + cfg.views.num_small < 2:
-    raise UserError(
-      f'views.num_large is {cfg.views.num_large} and views.num_small '
-      f"{cfg.views.num_small}, but method 'suave' predicts one view from "
-      'another: set views.num_large to 2.'
-    )
+  base.check_above_zero(cfg, 'loss.temperature', 'sinkhorn.epsilon')
+  base.check_two_views(cfg)
   base.check_feature_queue(cfg)
 
 

@@ -19,7 +19,6 @@ import jax
 import ml_collections
 
 from semppl_jax.distributed import parallel
-from semppl_jax.errors import UserError
 from semppl_jax.losses import clustering
 from semppl_jax.memory import label_queue
 from semppl_jax.memory.label_queue import LabelQueue
@@ -184,12 +183,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of SwAV that cannot work."""
   del num_devices  # a multiple of the batch is one of the devices, too
   base.check_above_zero(cfg, 'loss.temperature', 'sinkhorn.epsilon')
-  if cfg.views.num_large + cfg.views.num_small < 2:
-    raise UserError(
-      f'views.num_large is {cfg.views.num_large} and views.num_small '
-      f"{cfg.views.num_small}, but method 'swav' predicts one view from "
-      'another: set views.num_large to 2.'
-    )
+  base.check_two_views(cfg)
   base.check_feature_queue(cfg)
 
 
