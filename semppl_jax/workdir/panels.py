@@ -17,7 +17,7 @@ _NUMBERS = {
   'Invariance terms': ('invariance/',),
   'Embedding spread': ('embedding_std',),
   'Assignments to prototypes': ('assignment_entropy', 'marginal_entropy'),
-  'Soft labels': ('mean_entropy',),
+  'Entropy of the mean soft label': ('mean_entropy',),
   'Prototypes in use': ('prototypes_used',),
 }
 _SHARES = {

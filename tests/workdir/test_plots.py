@@ -86,7 +86,7 @@ def test_all_panels_and_legends():
       "entropy of an image's assignment",
       'entropy of their mean',
     ],
-    'Soft labels': [],
+    'Entropy of the mean soft label': [],
     'Prototypes in use': [],
   }
   found = curves(rows(3), shares=True)
@@ -112,7 +112,7 @@ def test_missing_and_null_series_are_left_out():
     'Loss terms',
     'Embedding spread',
     'Assignments to prototypes',
-    'Soft labels',
+    'Entropy of the mean soft label',
     'Prototypes in use',
   }
   assert 'semantic positives' not in drawn['Loss terms']
