@@ -440,7 +440,7 @@ def test_it_is_reported(run, tmp_path):
   path = page.write([str(run[0])], str(tmp_path / 'page.html'))
   with open(path) as file:
     text = file.read()
-  assert 'PAWS: views predict' in text and 'Soft labels' in text
+  assert 'PAWS: views predict' in text and 'the mean soft label' in text
   assert 'another view&#x27;s soft label, cross-entropy' in text
 
 
