@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from semppl_jax.data import pipeline, python_objects
+from semppl_jax.data import pipeline, python_objects, sources
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import features as features_lib
@@ -200,11 +200,26 @@ class Model:
     paths = python_objects.files(files)
     unreadable: dict[str, str] = {}
     tell = unreadable.__setitem__ if skip_unreadable else _refuse
-    embeddings = self._run(self._embed, paths, tell)
+    embeddings = self.embed_source(python_objects.source(paths), tell)
     kept = [i for i, path in enumerate(paths) if path not in unreadable]
     return FileEmbeddings(
       [paths[i] for i in kept], embeddings[kept], unreadable
     )
+
+  def embed_source(
+    self, source: sources.Source, on_unreadable: pipeline.OnUnreadable
+  ) -> np.ndarray:
+    """Embeddings of a data set's images, or of a part of them.
+
+    Args:
+      source: N records, such as `datasets.load(...).train`.
+      on_unreadable: told name and reason of each image that cannot be decoded;
+        its row has no meaning.
+
+    Returns:
+      [N, e] float32, not normalised.
+    """
+    return self._over(self._embed, source, on_unreadable)
 
   def logits(self, images: Any) -> np.ndarray:
     """The classifier's outputs, [N, K] float32; see `embed`.
@@ -308,18 +323,20 @@ class Model:
     copies = parallel.replicate((self.params, self.state), len(devices))
     return parallel.put_sharded(copies, devices)
 
-  def _run(
+  def _run(self, forward: Callable[..., Any], images: Any) -> np.ndarray:
+    return self._over(forward, python_objects.source(images), _refuse)
+
+  def _over(
     self,
     forward: Callable[..., Any],
-    images: Any,
-    on_unreadable: pipeline.OnUnreadable | None = None,
+    source: sources.Source,
+    on_unreadable: pipeline.OnUnreadable,
   ) -> np.ndarray:
-    source = python_objects.source(images)
     few, many = _BATCHES
     (found,), _ = features_lib.over_images(
       forward, self._on_devices, source, jax.local_devices(),
       few if len(source) <= few else many, images=self._crops,
-      on_unreadable=on_unreadable or _refuse,
+      on_unreadable=on_unreadable,
     )  # fmt: skip
     return found
 
