@@ -22,6 +22,7 @@ TASKS = {
   'report': ('report.__main__', 'a web page of one run or several: DIR ...'),
   'embed': ('tools.embed', 'embeddings of many images, with their names'),
   'convert': ('tools.convert', 'weights from format to format: IN OUT'),
+  'export': ('tools.export', 'weights for PyTorch: CHECKPOINT FOLDER'),
   'saliency': ('tools.saliency', "make a data set's foreground masks"),
   'to-array-record': (
     'tools.to_array_record',
