@@ -190,6 +190,8 @@ class Method(NamedTuple):
     unit_rows: Haiku modules of the online network whose matrices [K, d] have
       rows of length 1: made so at the beginning and after every update.
     accumulates: whether a batch may be taken in parts.
+    scratch: bytes on a device that the loss takes for a while beside the
+      networks, however many images they see at once.
   """
 
   heads: Callable[..., Outputs]
@@ -213,6 +215,7 @@ class Method(NamedTuple):
   frozen: Mapping[str, int] = {}
   unit_rows: tuple[str, ...] = ()
   accumulates: bool = True
+  scratch: int = 0
 
 
 def dimensions(inputs: Inputs) -> chex.Dimensions:
@@ -263,6 +266,50 @@ def projector_predictor(
   return ProjectorPredictor(
     cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
   )
+
+
+# Settings of objectives that have negatives. ----------------------------------
+
+
+def negatives_section() -> dict[str, Any]:
+  """Which other images are taken for false negatives, and what becomes of them.
+
+  Numbers are those of FNC; see losses/false_negatives.py.
+  """
+  return {
+    # Which other images are no negatives: none, all are; label, those with the
+    # image's (pseudo-)label, if the method has any; similarity, the most
+    # similar ones, its false negatives, without labels
+    'cancel': 'none',
+    'top_k': 10,  # false negatives of an image, at most [P]
+    'threshold': 0.7,  # cosine that they are above [P]
+    # In place of the threshold, if above 0: the cosine that so large a share of
+    # an image's candidates is below, as a mean over the batch [ours]
+    'quantile': 0.0,
+    'attract': False,  # these false negatives are positives
+  }
+
+
+NEGATIVES_RANGES = {
+  'negatives.top_k': (1, None),
+  'negatives.threshold': (-1, None),
+  'negatives.quantile': (0, 1),
+}
+
+
+def check_negatives(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses settings of false negatives that cannot work together."""
+  if cfg.negatives.attract and cfg.negatives.cancel != 'similarity':
+    raise UserError(
+      f'negatives.attract is True, but negatives.cancel is '
+      f'{cfg.negatives.cancel!r}: set it to similarity.'
+    )
+  most = cfg.batch_size - 2
+  if cfg.negatives.cancel == 'similarity' and cfg.negatives.top_k > most:
+    raise UserError(
+      f'negatives.top_k is {cfg.negatives.top_k}, but of batch_size '
+      f'{cfg.batch_size} a negative must be left: set it to {most} or less.'
+    )
 
 
 # Settings of objectives that have prototypes. ---------------------------------

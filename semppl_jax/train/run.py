@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from semppl_jax import config, methods
+from semppl_jax.config import upgrade
 from semppl_jax.data import datasets, pipeline, sources
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.data import support as support_lib
@@ -43,6 +44,7 @@ class TrainRun(NamedTuple):
 
 def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
   """Checks the config, reads the data set, builds networks and optimiser."""
+  cfg = upgrade.renamed(cfg)
   methods.check_kinds(cfg)  # before any setting is of use
   devices = parallel.some_devices(cfg.num_devices)
   config.validate(cfg, len(devices))
