@@ -114,6 +114,19 @@ class Prototypes(NamedTuple):
   advice: tuple[str, ...]  # settings to try if one takes all, the best first
 
 
+class Scratch(NamedTuple):
+  """Memory on a device for which a setting says of how many images it is."""
+
+  setting: str  # its dotted name
+  images: int
+  each: int  # bytes
+
+  @property
+  def size(self) -> int:
+    """Bytes."""
+    return self.images * self.each
+
+
 class FrozenTeacher(NamedTuple):
   """What a loss compares with of a trained network that stays as it is."""
 
@@ -190,8 +203,8 @@ class Method(NamedTuple):
     unit_rows: Haiku modules of the online network whose matrices [K, d] have
       rows of length 1: made so at the beginning and after every update.
     accumulates: whether a batch may be taken in parts.
-    scratch: bytes on a device that the loss takes for a while beside the
-      networks, however many images they see at once.
+    scratch: what the loss takes for a while of a device's memory beside the
+      networks, however many images they see at once; None: little.
   """
 
   heads: Callable[..., Outputs]
@@ -215,7 +228,7 @@ class Method(NamedTuple):
   frozen: Mapping[str, int] = {}
   unit_rows: tuple[str, ...] = ()
   accumulates: bool = True
-  scratch: int = 0
+  scratch: Scratch | None = None
 
 
 def dimensions(inputs: Inputs) -> chex.Dimensions:

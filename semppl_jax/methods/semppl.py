@@ -117,7 +117,7 @@ def build(
     chance={'loss/augmentation': chance} if learns else {},
     labels_train=needs_labels(cfg),
     advice=advice(cfg),
-    scratch=_dense_bytes(cfg),
+    scratch=_scratch(cfg),
   )
 
 
@@ -501,13 +501,14 @@ def _num_negatives(cfg: ml_collections.FrozenConfigDict) -> int:
   return min(cfg.loss.num_negatives or others, others)
 
 
-def _dense_bytes(cfg: ml_collections.FrozenConfigDict) -> int:
-  """Of a block's logits with all images, about: forth, back and the masks."""
+def _scratch(cfg: ml_collections.FrozenConfigDict) -> base.Scratch | None:
+  """A block's logits with all images, about four such arrays."""
   if cfg.loss.num_negatives:
-    return 0
+    return None
   views = cfg.views.num_large + cfg.views.num_small
   logits = views * cfg.views.num_large * cfg.batch_size
-  return 4 * 4 * logits * cfg.negatives.block_size
+  images = min(cfg.negatives.block_size, cfg.batch_size)
+  return base.Scratch('negatives.block_size', images, 4 * 4 * logits)
 
 
 # Settings. -----------------------------------------------------------------
