@@ -7,6 +7,7 @@ BYOL's (arXiv 2006.07733). Settings of it are
 
   ReLICv2: loss.alpha = 0 and loss.semantic_invariance_weight = 0
   multi-crop contrastive learning: loss.invariance_weight = 0 besides
+  FNC's rule (arXiv 2011.11765): negatives.cancel = similarity, .attract
 
 Shapes: V = V_L + V_S large and small views; S draws of semantic positives; n
 negatives; C slots of the queue; others as in `base`.

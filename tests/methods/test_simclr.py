@@ -36,7 +36,7 @@ def _both(z):
 
 
 def _loss(z, number, *, temperature=1.0, hidden_norm=True, cut=False,
-          negatives=()):  # fmt: skip
+          negatives=None):  # fmt: skip
   """Loss and metrics of SimCLR on some devices, and the gradient.
 
   Args:
@@ -52,7 +52,7 @@ def _loss(z, number, *, temperature=1.0, hidden_norm=True, cut=False,
   """
   cfg = tiny.make_config('simclr')
   cfg.loss.update(temperature=temperature, hidden_norm=hidden_norm)
-  cfg.negatives.update(negatives)
+  cfg.negatives.update(negatives or {})
   method = simclr.build(cfg, None)
   total = z.shape[1] // number if cut else z.shape[1]
 
