@@ -17,7 +17,10 @@ import ml_collections
 import numpy as np
 
 from semppl_jax.config import checks
+from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
+from semppl_jax.losses import false_negatives
+from semppl_jax.losses.false_negatives import FalseNegatives
 from semppl_jax.models.heads import ProjectorPredictor
 from semppl_jax.types import Views
 
@@ -308,6 +311,25 @@ NEGATIVES_RANGES = {
   'negatives.threshold': (-1, None),
   'negatives.quantile': (0, 1),
 }
+
+
+def find_false_negatives(
+  scores: jax.Array, own: jax.Array, cfg: ml_collections.FrozenConfigDict
+) -> FalseNegatives:
+  """The most similar candidates of each image, by these settings.
+
+  Args:
+    scores: [b, M] similarities of this device's images and all candidates.
+    own: [b, M] bool, the image's own.
+    cfg: settings.
+  """
+  threshold = cfg.negatives.threshold
+  if cfg.negatives.quantile:
+    shares = false_negatives.quantile(scores, own, cfg.negatives.quantile)
+    threshold = parallel.pmean(shares.mean())
+  return false_negatives.find(
+    scores, own, top_k=cfg.negatives.top_k, threshold=threshold
+  )
 
 
 def check_negatives(cfg: ml_collections.ConfigDict) -> None:

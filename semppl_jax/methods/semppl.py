@@ -431,13 +431,7 @@ def _find_similar(
     [false_negatives.similarity(targets, view) for view in inputs.shared],
   )  # [b, B]
   own = inputs.keys.index[:, None] == jnp.arange(scores.shape[1])
-  threshold = cfg.negatives.threshold
-  if cfg.negatives.quantile:
-    shares = false_negatives.quantile(scores, own, cfg.negatives.quantile)
-    threshold = parallel.pmean(shares.mean())
-  similar = false_negatives.find(
-    scores, own, top_k=cfg.negatives.top_k, threshold=threshold
-  )
+  similar = base.find_false_negatives(scores, own, cfg)
   late = inputs.batch.step >= facts.steps(cfg.negatives.cancel_after_epochs)
   similar = similar._replace(mask=similar.mask & late)
   number = similar.mask.sum(axis=1)  # [b]

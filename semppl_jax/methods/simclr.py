@@ -92,13 +92,7 @@ def _find_similar(
     l2_normalize(z), l2_normalize(candidates).reshape(-1, size)
   )  # [b, 2 B]
   own = jnp.tile(index[:, None] == jnp.arange(total), (1, views))
-  threshold = cfg.negatives.threshold
-  if cfg.negatives.quantile:
-    shares = false_negatives.quantile(scores, own, cfg.negatives.quantile)
-    threshold = parallel.pmean(shares.mean())
-  similar = false_negatives.find(
-    scores, own, top_k=cfg.negatives.top_k, threshold=threshold
-  )
+  similar = base.find_false_negatives(scores, own, cfg)
   number = similar.mask.sum(axis=1)  # [b]
   return similar, {'false_negatives': number.mean(dtype=jnp.float32)}
 

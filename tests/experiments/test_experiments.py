@@ -154,7 +154,7 @@ def test_objectives_on_the_digits_share_what_is_the_engines():
       allowed |= {'views.num_small', 'num_epochs'}
     if method == 'simclr':  # two views in one pass, stronger colours
       differing -= {key for key in differing if key.startswith('views.')}
-      allowed |= {'batch_size', 'loss.temperature'}
+      allowed |= {'batch_size', 'loss.temperature', 'negatives.cancel'}
       allowed |= {'optimizer.rate_in_momentum'}  # of LARS, not of AdamW
     if method in ('dino', 'mira'):
       allowed |= {'loss.temperature', 'evaluation.network'}
