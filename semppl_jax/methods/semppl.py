@@ -423,8 +423,8 @@ def _find_similar(
     facts: of the run.
 
   Returns:
-    Places in the batch; and metrics: their mean number, and how many of those
-    whose label is known have the image's, if its own is.
+    Places in the batch; and metrics: their mean number and, if all images have
+    labels, the share of those with the image's.
   """
   scores = functools.reduce(
     jnp.maximum,
@@ -436,8 +436,9 @@ def _find_similar(
   similar = similar._replace(mask=similar.mask & late)
   number = similar.mask.sum(axis=1)  # [b]
   told = {'false_negatives': number.mean(dtype=jnp.float32)}
-  # Over pairs of images, whose number the parts of a batch do not know.
-  if defaults.uses_labels(cfg) and cfg.accumulate == 1:
+  # Of few labels hardly a pair would be known; and the parts of a batch do not
+  # know how many there are.
+  if facts.num_labels == facts.num_images and cfg.accumulate == 1:
     mine, theirs = inputs.labels[:, None], inputs.batch.labels[similar.index]
     known = similar.mask & (mine >= 0) & (theirs >= 0)  # [b, k]
     told['false_negative_precision'] = parallel.masked_mean(
