@@ -7,7 +7,7 @@ with is trained before it. Any number of processes share the work.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,30 +117,44 @@ def ready(cell: Cell, table: Table) -> Cell | None:
 
 def train(cell: Cell, table: Table) -> bool:
   """Trains a run; False: another process is at it."""
-  folder = cell.folder(table.workdir)
+  return attempt(config(cell, table), cell.folder(table.workdir))
+
+
+def attempt(cfg: Any, folder: str) -> bool:
+  """Trains a run of such settings; False: another process is at it."""
+  path = os.path.join(folder, pretraining.RESULTS)
   try:
-    pretraining.pretrain(config(cell, table), folder)
+    pretraining.pretrain(cfg, folder)
   except watchdog.AlarmError as error:
-    command.say(f'{cell}: {error}')
-    path = os.path.join(folder, pretraining.RESULTS)
+    command.say(f'{folder}: {error}')
     metrics.write_json(path, {'alarm': str(error), 'seconds': 0.0, 'step': 0})
   except UserError as error:
     if 'Another job works' not in str(error):
       raise
     return False
+  command.say(f'{folder}: {metrics.read_json(path)}')
   return True
 
 
 def work(plan: Sequence[Cell], table: Table) -> None:
   """Trains whatever is ready and nobody else's, until all is finished."""
-  done = lambda cell: cell and results(cell, table.workdir)
-  while True:
-    left = [now for cell in plan if not done(now := ready(cell, table))]
-    if not left:
-      return
-    for now in left:
-      if now and not done(now) and train(now, table):
-        command.say(f'{now}: {results(now, table.workdir)}')
-        break
-    else:
+
+  def left():
+    now = [ready(cell, table) for cell in plan]
+    return [x for x in now if x is None or results(x, table.workdir) is None]
+
+  until_done(left, lambda cell: train(cell, table))
+
+
+def until_done(
+  left: Callable[[], Sequence[Any]], one: Callable[[Any], bool]
+) -> None:
+  """Trains runs one by one, beside other processes that do.
+
+  Args:
+    left: () -> runs that are not finished; None: one that waits for another.
+    one: run -> whether it was trained; False: another process is at it.
+  """
+  while waiting := left():
+    if not any(one(run) for run in waiting if run is not None):
       time.sleep(5)  # others are at what is left

@@ -26,7 +26,8 @@ that no other has, and waits for those.
 
 Writes table.md and table.json: test top-1 in percent, mean and standard error,
 the paired difference from SemPPL; images seen and seconds, with those of the
-run that a row begins with, without labelled images beside the batches.
+run that a row begins with, without labelled images beside the batches. And
+table.html, a page with the curves of all rows and every validation score.
 """
 
 import argparse
@@ -40,7 +41,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from benchmarks import command, method_runs, method_settings, method_table
+from benchmarks import (
+  command,
+  method_page,
+  method_runs,
+  method_settings,
+  method_table,
+)
 from benchmarks.method_rows import ROWS
 from benchmarks.method_runs import VALIDATION_SEED, Cell
 from benchmarks.method_settings import Table
@@ -209,6 +216,7 @@ def run(args: argparse.Namespace) -> method_table.Found:
   files.write_text(pathlib.Path(table.workdir, 'table.md'), text)
   metrics.write_json(os.path.join(table.workdir, 'table.json'), found)
   print(text)
+  command.say(f'Written: {method_page.write(names, found, table)}')
   return found
 
 

@@ -1,5 +1,6 @@
 """benchmarks.methods: what is trained in which order, choices, the table."""
 
+import json
 import os
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from benchmarks import (
   drawn_folders,
+  method_page,
   method_rows,
   method_runs,
   method_settings,
@@ -128,7 +130,7 @@ def test_a_row_that_cannot_work_is_told_before_the_first_is_trained(
 ):
   rows = {'semppl': _ROWS['semppl'], 'paws': method_rows.ROWS['paws']}
   monkeypatch.setattr(method_runs, 'ROWS', rows)
-  with pytest.raises(UserError, match="^paws: .*images_per_class is 2"):
+  with pytest.raises(UserError, match='^paws: .*images_per_class is 2'):
     methods.check(['semppl', 'paws'], table._replace(labels='1'))
   assert not trained
 
@@ -160,6 +162,32 @@ def test_the_table_by_hand(trained, table):
   assert decided[:2] == [
     ['swav', f'{_RATE}=0.1', '60.0', ''],
     ['swav', f'{_RATE}=0.2', '70.0', 'yes'],
+  ]
+
+
+def test_the_page_has_scores_choices_and_mean_curves(trained, table, tmp_path):
+  names = ['semppl', 'swav']
+  _train(names, 2, table)
+  for seed, loss in ((0, 1.0), (1, 3.0)):
+    rows = [{'step': step, 'loss': loss + step} for step in (10, 20)]
+    path = tmp_path / f'swav-{seed}-1' / 'metrics.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  found = method_table.collect(names, 2, table)
+  text = method_page.write(names, found, table).read_text()
+  assert '<td>60.5 ± 0.5</td>' in text and '2 labels per class' in text
+  assert f'<td>{_RATE}=0.2</td><td>70.0</td><td>yes</td>' in text
+  assert 'swav: 12 at step 10, 22 at step 20.' in text  # of 11 and 13
+  assert text.count('semppl: ') == 0  # it has no curve, and is in the legend
+
+
+def test_mean_curves_are_of_the_seeds_that_have_a_value():
+  rows = method_page.mean_rows([
+    [{'step': 10, 'loss': 1.0, 'acc': None}, {'step': 20, 'loss': 2.0}],
+    [{'step': 10, 'loss': 3.0, 'acc': 0.5}],
+  ])  # fmt: skip
+  assert rows == [
+    {'step': 10, 'loss': 2.0, 'acc': 0.5},
+    {'step': 20, 'loss': 2.0},
   ]
 
 
