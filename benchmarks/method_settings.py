@@ -168,7 +168,7 @@ def _carry_over(cfg: Any, table: Table) -> None:
   cfg.views.update(small_blur=0.0, small_solarize=0.0)
   if cfg.method in _WITHOUT_SMALL_VIEWS:
     cfg.views.num_small = 0
-  if 'balance' in cfg.get('queue', {}):  # labelled images of the batch vote
+  if 'balance' in cfg.get('queue', {}) and _votes(cfg):
     cfg.queue.capacity = chosen.queue.capacity
     cfg.labels.share = chosen.labels.share
   if 'memory' in cfg:  # of all images: of 16 batches, as each is there once
@@ -182,6 +182,11 @@ def _carry_over(cfg: Any, table: Table) -> None:
       cfg.support.classes = few
     else:
       cfg.support.images = min(seen.labelled, _MOST_SUPPORT)
+
+
+def _votes(cfg: Any) -> bool:
+  """Whether labelled images of the batches vote: not in MSF."""
+  return cfg.loss.get('pseudo_labels') != 'none'
 
 
 def _set_steps(cfg: Any, steps: int) -> None:

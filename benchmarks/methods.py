@@ -182,6 +182,11 @@ def main() -> None:
     )
   if not re.fullmatch(r'\d+|\d+(\.\d+)?%', args.labels):
     parser.error(f'--labels: {args.labels}; so many a class, or e.g. 10%')
+  if not 0 < args.seeds <= VALIDATION_SEED:
+    parser.error(
+      f'--seeds: {args.seeds}; from 1 to {VALIDATION_SEED}, for seed '
+      f'{VALIDATION_SEED} chooses the settings'
+    )
   logging.set_verbosity(logging.WARNING)
   try:
     found = run(args)

@@ -15,10 +15,11 @@ from semppl_jax.workdir import metrics
 UNTRAINED = 'untrained encoder'
 PIXELS = 'pixels'
 NAMES = (UNTRAINED, PIXELS)
+_SCORES = ('knn_top1', 'linear_labelled_top1', 'linear_all_top1')
 
 
-def results(name: str, cfg: Any, workdir: str) -> dict[str, Any]:
-  """The scores of one row and seed, made or found.
+def results(name: str, cfg: Any, workdir: str) -> dict[str, float | None]:
+  """kNN and linear scores of one row and seed, made or found.
 
   Args:
     name: UNTRAINED or PIXELS.
@@ -27,16 +28,17 @@ def results(name: str, cfg: Any, workdir: str) -> dict[str, Any]:
   """
   folder = os.path.join(workdir, f'{name}-{cfg.seed}'.replace(' ', '_'))
   path = os.path.join(folder, pretraining.RESULTS)
-  if (there := metrics.read_json(path)) is not None:
-    return there
-  run = run_lib.prepare(cfg)
-  os.makedirs(folder, exist_ok=True)
-  if name == UNTRAINED:
-    state = run_lib.initial_state(run)
-    return pretraining.finish(run, state, folder, resume.History())
-  found = pixels(run)
-  metrics.write_json(path, found)
-  return found
+  found = metrics.read_json(path)
+  if found is None:
+    os.makedirs(folder, exist_ok=True)
+    run = run_lib.prepare(cfg)
+    if name == UNTRAINED:
+      state = run_lib.initial_state(run)
+      found = pretraining.finish(run, state, folder, resume.History())
+    else:
+      found = pixels(run)
+      metrics.write_json(path, found)
+  return {key: found[key] for key in _SCORES}
 
 
 def pixels(run: run_lib.TrainRun) -> dict[str, float | None]:
@@ -51,8 +53,7 @@ def pixels(run: run_lib.TrainRun) -> dict[str, float | None]:
     test_truth=run.data.test.labels,
     cfg=run.cfg,
   )
-  wanted = ('knn_top1', 'linear_labelled_top1', 'linear_all_top1')
-  return {key: found[key] for key in wanted}
+  return {key: found[key] for key in _SCORES}
 
 
 def _pixels(source: sources.Source) -> features.Features:

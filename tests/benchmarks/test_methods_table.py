@@ -249,6 +249,7 @@ def test_a_share_of_labels(table):
   [
     ('--methods=semppl,sawv', '--methods: sawv; known: semppl, swav, suave'),
     ('--labels=few', '--labels: few; so many a class, or e.g. 10%'),
+    ('--seeds=11', '--seeds: 11; from 1 to 10, for seed 10 chooses'),
     ('--data=/nowhere', "dataset.path '/nowhere' is not a folder."),
   ],
 )
@@ -283,6 +284,9 @@ def test_all_rows_are_alike_on_a_folder(table, folder):
       row.experiment().optimizer.warmup_epochs / row.experiment().num_epochs,
     ]
     assert shares[0] == pytest.approx(shares[1], rel=1e-6)
+    voting = ('semppl', 'relicv2', 'semppl_after_relicv2', 'mean_shift')
+    share = 1 if name == 'supervised' else 0.25 * (name in voting)
+    assert cfg.labels.share == share, name
     small = cfg.views.num_small
     assert small == (0 if name in ('simclr', 'supervised') else 2)
     views = cfg.views.to_dict()
