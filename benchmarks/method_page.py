@@ -56,7 +56,9 @@ def write(
 
 def _scores(found: method_table.Found) -> markup.Html:
   return markup.join(
-    markup.table(*method_table.rows_of(found), label='Scores of all rows'),
+    markup.table(
+      *method_table.rows_of(found), label='Scores of all rows', kind='numbers'
+    ),
     markup.note(
       'Test top-1 in percent, mean ± standard error over seeds; differences '
       'are paired by seed.'
