@@ -97,6 +97,20 @@ def test_trials_decide_before_the_seeds_and_starts_come_first(
   assert len(trained) == count  # finished ones are kept
 
 
+def test_a_run_waits_for_the_one_that_it_begins_with(trained, table):
+  suave = Cell('suave', 0, 3)
+  assert method_runs.ready(suave, table) is None  # which SwAV is not decided
+  for trial in (0, 1):
+    method_runs.train(Cell('swav', trial, 10), table)
+  assert method_runs.ready(suave, table) is None
+  method_runs.train(Cell('swav', 0, 3), table)  # the worse one
+  assert method_runs.ready(suave, table) is None
+  method_runs.train(Cell('swav', 1, 3), table)
+  assert method_runs.ready(suave, table) == suave
+  undecided = suave._replace(trial=-1)
+  assert method_runs.ready(undecided, table) is None
+
+
 def test_the_plan_is_told_before_anything_is_trained(
   trained, table, monkeypatch
 ):
