@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     load_pretrained,
   )
   from semppl_jax.models import networks
+  from semppl_jax.selection.usl import select
   from semppl_jax.tasks import evaluate, pretrain
   from semppl_jax.weights.load import Checkpoint, load_checkpoint
 
@@ -39,6 +40,7 @@ __all__ = [
   'load_pretrained',
   'networks',
   'pretrain',
+  'select',
 ]
 __version__ = '0.1.0'
 
@@ -57,6 +59,7 @@ _HOMES = {
   'load_pretrained': 'model',
   'networks': 'models.networks',
   'pretrain': 'tasks',
+  'select': 'selection.usl',
 }
 _MODULES = ('config', 'eval_config', 'networks')
 

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from semppl_jax.data import pipeline, python_objects
+from semppl_jax.data import pipeline, python_objects, sources
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import features as features_lib
@@ -117,6 +118,16 @@ class Model:
     """e, the size of the encoder's output."""
     return encoders.output_size(self.checkpoint.architecture)
 
+  @functools.cached_property
+  def projection_size(self) -> int:
+    """d, the size of the projector's output; 0: there is no projector."""
+    size = self.image_size
+    views = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    passed = functools.partial(self._nets.target, is_training=False)
+    outputs, _ = jax.eval_shape(passed, self.params, self.state, views)
+    found = outputs.get('projection')
+    return 0 if found is None else found.shape[-1]
+
   @property
   def num_classes(self) -> int:
     """K of the classifier; 0: there is none."""
@@ -182,6 +193,42 @@ class Model:
         cannot be read or decoded; the line names it.
     """
     return self._run(self._embed, images)
+
+  def project(self, images: Any) -> np.ndarray:
+    """The projector's outputs, [N, d] float32, not normalised; see `embed`.
+
+    What the contrastive losses compare, and `semppl_jax.select` looks at.
+
+    Raises:
+      CheckpointError: the checkpoint has no projector.
+      UserError: see `embed`.
+    """
+    if not self.projection_size:
+      raise CheckpointError(
+        f'{self.checkpoint} has no projector: use embed, or a checkpoint of '
+        'pre-training.'
+      )
+    return self._run(self._project, images)
+
+  def features(
+    self, source: sources.Source, output: str
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Features of a data set's images, and which of them could be read.
+
+    Args:
+      source: N records.
+      output: 'embedding', see `embed`, or 'projection', see `project`.
+
+    Returns:
+      [N, e] or [N, d] float32, of a black image where there is none; and
+      [N] bool.
+    """
+    forward = {'embedding': self._embed, 'projection': self._project}[output]
+    (found,), readable = features_lib.over_images(
+      forward, self._on_devices, source, jax.local_devices(), _BATCHES[-1],
+      images=self._crops, on_unreadable=lambda name, reason: None,
+    )  # fmt: skip
+    return found, readable
 
   def embed_files(
     self, files: Any, *, skip_unreadable: bool = False
@@ -296,6 +343,12 @@ class Model:
   def _embed(self) -> Callable[..., tuple[jax.Array]]:
     # Kept: another function would be compiled anew.
     return lambda state, views: (self.apply(*state, views),)
+
+  @functools.cached_property
+  def _project(self) -> Callable[..., tuple[jax.Array]]:
+    # The heads of a target network are the projector without what follows it.
+    target = self._nets.target
+    return lambda state, views: (target(*state, views, False)[0]['projection'],)
 
   @functools.cached_property
   def _classify(self) -> Callable[..., tuple[jax.Array]]:
