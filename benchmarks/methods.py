@@ -19,7 +19,7 @@ error, and the paired difference from SemPPL.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -215,36 +215,46 @@ def ready(cell: Cell, workdir: str) -> Cell | None:
 
 def train(cell: Cell, workdir: str, labels: str) -> bool:
   """Trains a run; False: another process is at it."""
+  return attempt(config(cell, workdir, labels), cell.folder(workdir))
+
+
+def attempt(cfg: Any, folder: str) -> bool:
+  """Trains a run of such settings; False: another process is at it."""
+  path = os.path.join(folder, pretraining.RESULTS)
   try:
-    pretraining.pretrain(config(cell, workdir, labels), cell.folder(workdir))
+    pretraining.pretrain(cfg, folder)
   except watchdog.AlarmError as error:
-    command.say(f'{cell}: {error}')
-    path = os.path.join(cell.folder(workdir), pretraining.RESULTS)
+    command.say(f'{folder}: {error}')
     metrics.write_json(path, {'alarm': str(error), 'seconds': 0.0, 'step': 0})
   except UserError as error:
     if 'Another job works' not in str(error):
       raise
     return False
+  command.say(f'{folder}: {metrics.read_json(path)}')
   return True
 
 
 def work(plan: Sequence[Cell], workdir: str, labels: str) -> None:
   """Trains whatever is ready and nobody else's, until all is finished."""
-  while True:
-    left = [
-      (cell, now)
-      for cell in plan
-      if (now := ready(cell, workdir)) is None or results(now, workdir) is None
-    ]
-    if not left:
-      return
-    took = False
-    for _, now in left:
-      if now and results(now, workdir) is None and train(now, workdir, labels):
-        command.say(f'{now}: {results(now, workdir)}')
-        took = True
-        break
-    if not took:
+
+  def left():
+    now = [ready(cell, workdir) for cell in plan]
+    return [x for x in now if x is None or results(x, workdir) is None]
+
+  until_done(left, lambda cell: train(cell, workdir, labels))
+
+
+def until_done(
+  left: Callable[[], Sequence[Any]], one: Callable[[Any], bool]
+) -> None:
+  """Trains runs one by one, beside other processes that do.
+
+  Args:
+    left: () -> runs that are not finished; None: one that waits for another.
+    one: run -> whether it was trained; False: another process is at it.
+  """
+  while waiting := left():
+    if not any(one(run) for run in waiting if run is not None):
       time.sleep(5)  # others are at what is left
 
 
