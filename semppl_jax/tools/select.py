@@ -134,7 +134,10 @@ def _part(
 def _say_unreadable(source: sources.Source, rows: np.ndarray) -> None:
   first = ', '.join(sources.name(source, int(row)) for row in rows[:5])
   more = ', ...' if len(rows) > 5 else ''
-  _warn(f'{len(rows):,} images cannot be read and are left out: {first}{more}.')
+  _warn(
+    f'{len(rows):,} of {len(source):,} images cannot be read and are left out: '
+    f'{first}{more}.'
+  )
 
 
 def listed(source: sources.Source, rows: np.ndarray) -> list[str]:

@@ -156,7 +156,7 @@ def test_unreadable_images_are_left_out(folder, call, tmp_path):
   status, _, err = call(**flags, budget=11)
   assert status == 0
   assert (
-    'Warning: 1 images cannot be read and are left out: unlabelled/6' in err
+    'Warning: 1 of 12 images cannot be read and are left out: unlab' in err
   )
   assert '6.png' not in (tmp_path / 'out/list.txt').read_text().split()
   status, _, err = call(**flags, budget=12)
