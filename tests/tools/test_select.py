@@ -155,9 +155,7 @@ def test_unreadable_images_are_left_out(folder, call, tmp_path):
   flags = dict(checkpoint='digits', dataset='folder', path=folder, sheet=0)
   status, _, err = call(**flags, budget=11)
   assert status == 0
-  assert (
-    'Warning: 1 of 12 images cannot be read and are left out: unlab' in err
-  )
+  assert 'Warning: 1 of 12 images cannot be read and are left out: unlab' in err
   assert '6.png' not in (tmp_path / 'out/list.txt').read_text().split()
   status, _, err = call(**flags, budget=12)
   assert status == 2 and 'budget is 12; it must be a whole number' in err
