@@ -148,6 +148,7 @@ def _suave(cfg):
 def _daino(cfg):
   """Likewise, from a DINO's."""
   _dino(cfg)
+  cfg.loss.target_temperature = (0.02, 0.02)  # 0.03 was not tried
   _support(cfg)
   cfg.support.views = 24
   cfg.optimizer.learning_rate = 8e-3

@@ -224,11 +224,7 @@ class Model:
       [N] bool.
     """
     forward = {'embedding': self._embed, 'projection': self._project}[output]
-    (found,), readable = features_lib.over_images(
-      forward, self._on_devices, source, jax.local_devices(), _BATCHES[-1],
-      images=self._crops, on_unreadable=lambda name, reason: None,
-    )  # fmt: skip
-    return found, readable
+    return self._over(forward, source, lambda name, reason: None)
 
   def embed_files(
     self, files: Any, *, skip_unreadable: bool = False
@@ -247,11 +243,26 @@ class Model:
     paths = python_objects.files(files)
     unreadable: dict[str, str] = {}
     tell = unreadable.__setitem__ if skip_unreadable else _refuse
-    embeddings = self._run(self._embed, paths, tell)
+    embeddings = self.embed_source(python_objects.source(paths), tell)
     kept = [i for i, path in enumerate(paths) if path not in unreadable]
     return FileEmbeddings(
       [paths[i] for i in kept], embeddings[kept], unreadable
     )
+
+  def embed_source(
+    self, source: sources.Source, on_unreadable: pipeline.OnUnreadable
+  ) -> np.ndarray:
+    """Embeddings of a data set's images, or of a part of them.
+
+    Args:
+      source: N records, such as `datasets.load(...).train`.
+      on_unreadable: told name and reason of each image that cannot be decoded;
+        its row has no meaning.
+
+    Returns:
+      [N, e] float32, not normalised.
+    """
+    return self._over(self._embed, source, on_unreadable)[0]
 
   def logits(self, images: Any) -> np.ndarray:
     """The classifier's outputs, [N, K] float32; see `embed`.
@@ -361,20 +372,23 @@ class Model:
     copies = parallel.replicate((self.params, self.state), len(devices))
     return parallel.put_sharded(copies, devices)
 
-  def _run(
+  def _run(self, forward: Callable[..., Any], images: Any) -> np.ndarray:
+    return self._over(forward, python_objects.source(images), _refuse)[0]
+
+  def _over(
     self,
     forward: Callable[..., Any],
-    images: Any,
-    on_unreadable: pipeline.OnUnreadable | None = None,
-  ) -> np.ndarray:
-    source = python_objects.source(images)
+    source: sources.Source,
+    on_unreadable: pipeline.OnUnreadable,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """An output of all images, and which of them could be read."""
     few, many = _BATCHES
-    (found,), _ = features_lib.over_images(
+    (found,), readable = features_lib.over_images(
       forward, self._on_devices, source, jax.local_devices(),
       few if len(source) <= few else many, images=self._crops,
-      on_unreadable=on_unreadable or _refuse,
+      on_unreadable=on_unreadable,
     )  # fmt: skip
-    return found
+    return found, readable
 
 
 def load_pretrained(

@@ -33,6 +33,7 @@ from semppl_jax.evaluation import features as features_lib
 from semppl_jax.selection import usl
 from semppl_jax.tools import command
 from semppl_jax.utils import files
+from semppl_jax.weights import files as weight_files
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import config_file, metrics, run_data
 
@@ -440,7 +441,7 @@ def _parser() -> argparse.ArgumentParser:
     choices=('projection', 'embedding'),
     help='default: projection, if there is a projector',
   )
-  add('--network', help='online or target, where the checkpoint has both')
+  add('--network', choices=weight_files.NETWORKS, help='of what has both')
   add('--seed', type=int, default=0, help='of the clusters (default: 0)')
   add(
     '--sheet',

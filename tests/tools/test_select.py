@@ -179,7 +179,6 @@ def test_unreadable_images_are_left_out(folder, call, tmp_path):
     (dict(momentum=2), 'momentum is 2.0'),
     (dict(out='.'), 'is a folder'),
     (dict(out='images/list.txt'), 'lies in the data set'),
-    (dict(network='both'), "network is 'both'"),
   ],
 )  # fmt: skip
 def test_mistakes_are_one_line(changes, words, folder, call):
