@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     load_pretrained,
   )
   from semppl_jax.models import networks
+  from semppl_jax.selection.usl import select
   from semppl_jax.tasks import evaluate, pretrain
   from semppl_jax.tools.embed import save_embeddings
   from semppl_jax.weights.load import Checkpoint, load_checkpoint
@@ -41,6 +42,7 @@ __all__ = [
   'networks',
   'pretrain',
   'save_embeddings',
+  'select',
 ]
 __version__ = '0.1.0'
 
@@ -60,6 +62,7 @@ _HOMES = {
   'networks': 'models.networks',
   'pretrain': 'tasks',
   'save_embeddings': 'tools.embed',
+  'select': 'selection.usl',
 }
 _MODULES = ('config', 'eval_config', 'networks')
 

@@ -44,6 +44,7 @@ _ADDED = {
   'views.small_solarize': None,
   'watchdog.min_marginal_entropy': 0.1,
   'watchdog.max_assignment_entropy': 0.99,
+  'labels.rule': 'stratified',
 }
 # Likewise, of SemPPL's own.
 _ADDED_TO_SEMPPL = {
@@ -76,6 +77,7 @@ _ADDED_TO_EVALUATIONS = {
   'knn.vote': 'majority',
   'knn.temperature': 0.07,
   'knn.more_k': [],
+  'labels.rule': 'stratified',
 }
 # What `supervised` has no use for.
 _NOT_SUPERVISED = (
