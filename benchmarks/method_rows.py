@@ -107,12 +107,15 @@ _SIMILAR = product(
   each('negatives.quantile', 0.9, 0.95),
   each('negatives.cancel_after_epochs', 5.0, 15.0),
 )
+_SEMPPL_ELSEWHERE = product(
+  _rates(8e-3, 4e-3), each('labels.share', 0.125, 0.25)
+)
 
 ROWS = {
   'semppl': Row(
     _digits('semppl'),
     _FOUND_BEFORE,
-    elsewhere=product(_rates(8e-3, 4e-3), each('labels.share', 0.125, 0.25)),
+    elsewhere=_SEMPPL_ELSEWHERE,
   ),
   'relicv2': Row(
     digits_relicv2.get_config,
@@ -172,8 +175,8 @@ ROWS = {
   # an image's class.
   'similar_out': Row(_similar(attract=False), _SIMILAR),
   'similar_in': Row(_similar(attract=True), _SIMILAR),
-  'nearest': Row(_nearest, [{}]),
-  'true_labels': Row(_true_labels, [{}]),
+  'nearest': Row(_nearest, [{}], elsewhere=_SEMPPL_ELSEWHERE),
+  'true_labels': Row(_true_labels, [{}], elsewhere=_SEMPPL_ELSEWHERE),
   'supervised': Row(
     _digits('supervised'),
     _FOUND_BEFORE,

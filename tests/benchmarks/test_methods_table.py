@@ -300,7 +300,10 @@ def test_all_rows_are_alike_on_a_folder(table, folder):
       row.experiment().optimizer.warmup_epochs / row.experiment().num_epochs,
     ]
     assert shares[0] == pytest.approx(shares[1], rel=1e-6)
-    voting = ('semppl', 'relicv2', 'semppl_after_relicv2', 'mean_shift')
+    voting = (
+      'semppl', 'relicv2', 'semppl_after_relicv2', 'mean_shift', 'similar_out',
+      'similar_in', 'nearest', 'true_labels',
+    )  # fmt: skip
     share = 1 if name == 'supervised' else 0.25 * (name in voting)
     assert cfg.labels.share == share, name
     small = cfg.views.num_small
