@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from benchmarks import command, methods, scores
+from benchmarks import command, method_runs, method_table, scores
 from experiments import digits, digits_relicv2
 from semppl_jax.data import datasets, sources
 from semppl_jax.data import labels as labels_lib
@@ -38,7 +38,7 @@ CLASSES = 10
 COLUMNS = {
   'early': f'pseudo-labels at {EARLY:.0%}',
   **{
-    key: methods.COLUMNS[key]
+    key: method_table.COLUMNS[key]
     for key in ('pseudo_label_accuracy', 'knn_top1', 'linear_labelled_top1')
   },
 }
@@ -106,19 +106,19 @@ def cells(seeds: int) -> Iterator[Cell]:
 def ready(cell: Cell, workdir: str) -> bool:
   """Whether the run that it needs, if any, is finished."""
   start = Cell(START, 0, cell.seed)
-  return cell.arm != 'usl' or methods.results(start, workdir) is not None
+  return cell.arm != 'usl' or method_runs.results(start, workdir) is not None
 
 
 def work(plan: Sequence[Cell], workdir: str, epochs: float = 0) -> None:
   """Trains whatever is ready and nobody else's, until all is finished."""
 
   def left():
-    waiting = [x for x in plan if methods.results(x, workdir) is None]
+    waiting = [x for x in plan if method_runs.results(x, workdir) is None]
     return [x if ready(x, workdir) else None for x in waiting]
 
-  methods.until_done(
+  method_runs.until_done(
     left,
-    lambda cell: methods.attempt(
+    lambda cell: method_runs.attempt(
       config(cell, workdir, epochs), cell.folder(workdir)
     ),
   )
@@ -128,7 +128,7 @@ def found(
   cell: Cell, workdir: str, data: sources.Dataset
 ) -> dict[str, Any] | None:
   """What a finished run has for the table; None: it is not finished."""
-  one = methods.results(cell, workdir)
+  one = method_runs.results(cell, workdir)
   if one is None:
     return None
   seen = labels_lib.visible_labels(config(cell, workdir).labels, data)
@@ -207,7 +207,7 @@ def main() -> None:
   logging.set_verbosity(logging.WARNING)
   os.makedirs(args.workdir, exist_ok=True)
   plan = list(cells(args.seeds))
-  waiting = sum(methods.results(x, args.workdir) is None for x in plan)
+  waiting = sum(method_runs.results(x, args.workdir) is None for x in plan)
   command.say(f'{waiting} runs of one core are left, a minute or two each.')
   work(plan, args.workdir, args.epochs)
   text, numbers = table(args.seeds, args.workdir)

@@ -14,6 +14,8 @@ msf.npz, cmsf_sup.npz, cmsf_semi.npz: forward passes of MSF's (UMBCvision/MSF
 supervised/train_cmsf_sup.py and semi_supervised/pseudo_cmsf.py), torch 2.13.0,
 inputs included.
 
+fnc.npz: of FNC's (google-research/fnc adf5da5d, objective.py), TensorFlow
+2.21.0, inputs included; masks and elimination derived apart.
 usl.npz: USL's neighbours, k-means and selections
 (TonyLianLong/UnsupervisedSelectiveLabeling ceaab3c9), torch 2.13.0, likewise.
 
