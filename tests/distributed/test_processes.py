@@ -123,6 +123,9 @@ def alone(tmp_path_factory):
     pytest.param(2, 2, _SUPPORT, marks=pytest.mark.long),
     # A batch that is shared out to prototypes, with a queue, by all of them.
     pytest.param(2, 2, ('method="swav"',), marks=pytest.mark.long),
+    # Each process has its part of the labelled images beside the batch.
+    pytest.param(2, 2, ('method="suave"',), marks=pytest.mark.long),
+    pytest.param(2, 2, ('method="daino"',), marks=pytest.mark.long),
   ],
 )
 def test_processes_give_what_one_gives(
