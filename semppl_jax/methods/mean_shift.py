@@ -28,7 +28,7 @@ from semppl_jax.config import checks, defaults
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.losses import regression
-from semppl_jax.memory import label_queue, pseudo_labels
+from semppl_jax.memory import label_queue, queue_vote
 from semppl_jax.memory.label_queue import LabelQueue
 from semppl_jax.methods import base
 from semppl_jax.models.multicrop import l2_normalize
@@ -168,35 +168,19 @@ def assign_labels(
     (Pseudo-)labels [B] int32, -1: none; and metrics. The accuracy on labelled
     images is that of a second look-up, blind to the image's own entries.
   """
-  blind_to = jnp.stack([jnp.full_like(batch.ids, -2), batch.ids])  # [2, B]
-  found = label_queue.nearest(
+  labels, metrics = queue_vote.assign_labels(
     queue,
     targets,
-    blind_to,
+    parallel.local_slice(batch.labels),
+    batch.ids,
+    batch.labels,
     k=cfg.queue.k,
     block_size=cfg.memory.block_size,
-  )  # [2, b, k]
-  voted, share = map(
-    lambda x: parallel.all_gather(x, axis=1),
-    pseudo_labels.vote(found.labels, found.similarity),
-  )  # [2, B]
-  known = batch.labels >= 0
-  vote, vote_share = voted[0], share[0]
-  if cfg.queue.balance:
-    vote, vote_share = pseudo_labels.balance(
-      parallel.all_gather(found.labels[0]),
-      ~known,
-      jnp.asarray(facts.class_share),
-      strength=cfg.queue.balance,
-    )
-  labels = pseudo_labels.assign(
-    vote, vote_share, batch.labels, cfg.queue.min_share
+    min_share=cfg.queue.min_share,
+    balance=cfg.queue.balance,
+    class_share=facts.class_share,
   )
-  mean = lambda x, mask: jnp.sum(x * mask) / jnp.maximum(mask.sum(), 1)
-  return labels, {
-    'vote_share': mean(vote_share, ~known),
-    'labelled_vote_accuracy': mean(voted[1] == batch.labels, known),
-  }
+  return parallel.all_gather(labels), metrics
 
 
 # Settings. -----------------------------------------------------------------

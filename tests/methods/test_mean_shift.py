@@ -15,7 +15,7 @@ import pytest
 from semppl_jax import methods
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
-from semppl_jax.memory import label_queue
+from semppl_jax.memory import label_queue, pseudo_labels
 from semppl_jax.methods import base, mean_shift
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -278,7 +278,7 @@ def test_balanced_votes_give_every_class_its_share():
     return jnp.where(right, jnp.array([0, 1, 1, 0]), -1), jnp.ones(4)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mean_shift.pseudo_labels, 'balance', balance)
+    patch.setattr(pseudo_labels, 'balance', balance)
     *_, labels = _votes(2, labels=nobody, queue__balance=0.5)
   # Of the whole batch, on every device.
   assert seen == [((4, 1), (4,), 0.5)]
