@@ -384,7 +384,7 @@ def test_uncompiled_and_unmapped_it_gives_the_same(name):
     mapped = parallel.map_step(step, jax.devices()[:1], donate=False)
     batch = jax.tree.map(jnp.asarray, parallel.shard(_batches(name)[0], 1))
     state = jax.tree.map(lambda x: jnp.asarray(x)[None], states[0])
-    _, scalars, labels = mapped(state, batch, jax.random.key(0))
+    _, scalars, labels, *_ = mapped(state, batch, jax.random.key(0))
   np.testing.assert_array_equal(labels[0], seen[0][1])
   for key, value in seen[0][0].items():
     np.testing.assert_allclose(scalars[key][0], value[0], rtol=1e-4, atol=1e-5)
