@@ -46,7 +46,7 @@ def _take(*arguments):
   return _look(*arguments)[:-1]
 
 
-def _look(cfg, memory, query, target, labels, number=1, step=0):
+def _look(cfg, memory, query, target, labels, number=1):
   """One step's memory and loss on `number` devices, whole again.
 
   Args:
@@ -56,24 +56,22 @@ def _look(cfg, memory, query, target, labels, number=1, step=0):
     target: projections.
     labels: [B].
     number: D.
-    step: the clock.
 
   Returns:
     The memory after it, loss, gradient [V, B, d], metrics, (pseudo-)labels [B],
     {purity: ids of neighbours [B, k]}.
   """
-  cfg.projector.size = np.shape(query)[-1]
-  cfg.batch_size = len(labels)
-  method = mean_shift.build(tiny.frozen(cfg), _FACTS)
-  batch = base.BatchWide(
-    {'projection': jnp.asarray(target, jnp.float32)[None]},
-    jnp.asarray(labels, jnp.int32),
-    jnp.arange(len(labels), dtype=jnp.int32),
-    jnp.asarray(step, jnp.int32),
-    key=jax.random.fold_in(jax.random.key(0), step),
+  return _compiled(cfg, number, *np.shape(query)[1:])(
+    memory, query, target, labels
   )
 
-  def one(memory, query):
+
+def _compiled(cfg, number, images, size):
+  """`_look` at step after step of one method."""
+  cfg.projector.size, cfg.batch_size = size, images
+  method = mean_shift.build(tiny.frozen(cfg), _FACTS)
+
+  def one(memory, query, batch):
     memory, shared = method.prepare(memory, batch)
     here = parallel.global_indices(query.shape[1])
 
@@ -96,25 +94,37 @@ def _look(cfg, memory, query, target, labels, number=1, step=0):
     return memory, parallel.pmean(result.loss), grad / number, result
 
   devices = jax.devices()[:number]
-  split = lambda x, axis: np.stack(np.split(x, number, axis))
-  given = jax.tree.map(
-    lambda x, axis: split(x, axis) if axis >= 0 else np.stack([x] * number),
-    memory,
-    method.shards,
-  )
-  mapped = jax.pmap(one, parallel.AXIS, devices=devices)
-  query = split(np.asarray(query, np.float32), 1)
-  memory, loss, grad, result = jax.tree.map(np.asarray, mapped(given, query))
-  whole = jax.tree.map(
-    lambda x, axis: np.concatenate(x, axis) if axis >= 0 else x[0],
-    memory,
-    method.shards,
-  )
-  assert np.ptp(loss) == 0
-  shown = None if result.labels is None else result.labels.ravel()
-  metrics = {key: value.mean() for key, value in result.metrics.items()}
-  alike = {key: np.concatenate(list(x)) for key, x in result.alike.items()}
-  return whole, loss[0], np.concatenate(list(grad), 1), metrics, shown, alike
+  mapped = jax.pmap(one, parallel.AXIS, in_axes=(0, 0, None), devices=devices)
+  split = lambda x, axis: np.stack(np.split(np.asarray(x), number, axis))
+
+  def look(memory, query, target, labels, step=0):
+    batch = base.BatchWide(
+      {'projection': jnp.asarray(target, jnp.float32)[None]},
+      jnp.asarray(labels, jnp.int32),
+      jnp.arange(len(labels), dtype=jnp.int32),
+      jnp.asarray(step, jnp.int32),
+      key=jax.random.fold_in(jax.random.key(0), step),
+    )
+    given = jax.tree.map(
+      lambda x, axis: split(x, axis) if axis >= 0 else np.stack([x] * number),
+      memory,
+      method.shards,
+    )
+    query = split(np.asarray(query, np.float32), 1)
+    told = jax.tree.map(np.asarray, mapped(given, query, batch))
+    memory, loss, grad, result = told
+    whole = jax.tree.map(
+      lambda x, axis: np.concatenate(x, axis) if axis >= 0 else x[0],
+      memory,
+      method.shards,
+    )
+    assert np.ptp(loss) == 0
+    shown = None if result.labels is None else result.labels.ravel()
+    metrics = {key: value.mean() for key, value in result.metrics.items()}
+    alike = {key: np.concatenate(list(x)) for key, x in result.alike.items()}
+    return whole, loss[0], np.concatenate(list(grad), 1), metrics, shown, alike
+
+  return look
 
 
 def _golden(name, memory_of=None, **changes):
@@ -311,10 +321,10 @@ def _head(labels, number=1, steps=1, state=None, first=0, **changes):
     init = mean_shift.build(tiny.frozen(cfg), _FACTS).init
     state = jax.tree.map(np.asarray, init())
   query = np.random.RandomState(0).randn(2, count, 2)
-  told = []
+  look, told = _compiled(cfg, number, count, 2), []
   for step in range(first, first + steps):
     rows = np.roll(_NEAR, 2 * step, axis=0)[:count]
-    told.append(_look(cfg, state, query, rows, labels, number, step))
+    told.append(look(state, query, rows, labels, step))
     state = told[-1][0]
   return told
 
