@@ -62,6 +62,8 @@ TESTS = {
   'memory/center': ('methods/test_dino', 'methods/test_daino'),
   'memory/label_queue': ('memory/test_label_queue',),
   'memory/pseudo_labels': ('memory/test_pseudo_labels',),
+  'memory/queue_vote': ('train/test_step', 'methods/test_mean_shift'),
+  'memory/queue_classifier': ('memory/test_queue_classifier',),
   'augment/views': ('augment/test_views', 'augment/test_view_draws'),
   'augment/resampling': ('augment/test_views', 'augment/test_crops'),
   'models/multicrop': ('models/test_multicrop',),
