@@ -42,9 +42,9 @@ def assign_labels(
     class_share: [K] float32, how often a class should get a vote, then.
 
   Returns:
-    (Pseudo-)labels [b] int32, -1: none; and metrics, parts of the means over
-    the whole batch. The accuracy on labelled images is that of a second
-    look-up, blind to the image's own entries.
+    (Pseudo-)labels [b] int32, -1 where there is none, and metrics, parts of the
+    means over the whole batch. The accuracy on labelled images is that of a
+    second look-up, blind to the image's own entries.
   """
   blind_to = jnp.stack([jnp.full_like(ids, -2), ids])  # [2, B]
   found = label_queue.nearest(
