@@ -72,6 +72,14 @@ def _msf() -> Any:
   return cfg
 
 
+def _mean_shift_head() -> Any:
+  """Pseudo-labels by the head that learns beside, as in CMSF's release."""
+  cfg = _mean_shift()
+  cfg.loss.pseudo_labels = 'head'
+  cfg.queue.balance = 0.0  # of votes
+  return cfg
+
+
 def _similar(attract: bool) -> Callable[[], Any]:
   """SemPPL whose false negatives and positives are found without labels."""
 
@@ -170,6 +178,10 @@ ROWS = {
     elsewhere=product(_rates(8e-3, 4e-3), each('support.views', 1, 2)),
   ),
   'mean_shift': Row(_mean_shift, product(_NEIGHBOURS, _VOTES)),
+  'mean_shift_head': Row(
+    _mean_shift_head,
+    product(_NEIGHBOURS, each('loss.min_confidence', 0.85, 0.6)),
+  ),
   'msf': Row(_msf, product(_rates(8e-3, 4e-3), _NEIGHBOURS)),
   # The ladder of positives, see docs/methods/semppl.md. Of 127 others 12 are of
   # an image's class.

@@ -301,8 +301,8 @@ def test_all_rows_are_alike_on_a_folder(table, folder):
     ]
     assert shares[0] == pytest.approx(shares[1], rel=1e-6)
     voting = (
-      'semppl', 'relicv2', 'semppl_after_relicv2', 'mean_shift', 'similar_out',
-      'similar_in', 'nearest', 'true_labels',
+      'semppl', 'relicv2', 'semppl_after_relicv2', 'mean_shift',
+      'mean_shift_head', 'similar_out', 'similar_in', 'nearest', 'true_labels',
     )  # fmt: skip
     share = 1 if name == 'supervised' else 0.25 * (name in voting)
     assert cfg.labels.share == share, name
