@@ -71,6 +71,7 @@ def test_all_panels_and_legends():
       'classifier, cross-entropy',
       "regression of the target's or teacher's embedding",
       'regression of the nearest neighbours',
+      'head that gives pseudo-labels, cross-entropy',
       'contrastive, both views',
       'cross-entropy with the teacher',
       'labelled images, cross-entropy',
@@ -91,7 +92,7 @@ def test_all_panels_and_legends():
     'False negatives of an image': [],
   }
   found = curves(rows(3), shares=True)
-  assert [len(legend) for legend in found.values()] == [7, 5, 0]
+  assert [len(legend) for legend in found.values()] == [7, 2, 5, 0]
 
 
 def test_terms_of_any_objective_are_drawn():
