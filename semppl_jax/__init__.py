@@ -23,18 +23,21 @@ if TYPE_CHECKING:
   )
   from semppl_jax.models import networks
   from semppl_jax.tasks import evaluate, pretrain
+  from semppl_jax.tools.label import Labels, label
   from semppl_jax.weights.load import Checkpoint, load_checkpoint
 
 __all__ = [
   'Checkpoint',
   'CheckpointError',
   'FileEmbeddings',
+  'Labels',
   'Model',
   'PseudoLabels',
   'UserError',
   'config',
   'eval_config',
   'evaluate',
+  'label',
   'load_checkpoint',
   'load_pretrained',
   'networks',
@@ -48,11 +51,13 @@ optimised_python.refuse()
 _HOMES = {
   'Checkpoint': 'weights.load',
   'FileEmbeddings': 'model',
+  'Labels': 'tools.label',
   'Model': 'model',
   'PseudoLabels': 'model',
   'config': 'config',
   'eval_config': 'config.eval_config',
   'evaluate': 'tasks',
+  'label': 'tools.label',
   'load_checkpoint': 'weights.load',
   'load_pretrained': 'model',
   'networks': 'models.networks',

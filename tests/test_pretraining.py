@@ -17,6 +17,7 @@ from PIL import Image
 
 from semppl_jax import checkpoint, config, load_pretrained, pretraining
 from semppl_jax.errors import UserError
+from semppl_jax.evaluation import run_network
 from semppl_jax.report import predictions
 from semppl_jax.tools import convert
 from semppl_jax.train import initial_weights
@@ -399,7 +400,7 @@ def test_a_run_that_reports_its_target_network(tmp_path, monkeypatch):
     np.testing.assert_array_equal, dict(model.params), arrays.target_params
   )
   settings = json.loads((workdir / 'config.json').read_text())
-  network = predictions.restore(predictions.prepare(settings), workdir)
+  network = run_network.restore(run_network.prepare(settings), workdir)
   said = predictions.labelled(network)
   images = np.stack([network.run.data.train[i]['image'] for i in said.rows])
   np.testing.assert_allclose(

@@ -74,6 +74,7 @@ def _labels() -> dict[str, Any]:
     'file': '',  # ... or those of images that a file names ...
     'subset': '',  # ... or a data set of tfds; none set: all
     'seed': 0,  # which images have labels; as in pre-training
+    'calibration': 0,  # so many are kept back; as in pre-training
   }
 
 

@@ -19,7 +19,9 @@ RENAMED = {
 _ADDED = {
   'views.background': 'grey',
   'evaluation.baseline_images': 10_000,
+  'evaluation.labels_csv': True,
   'evaluation.network': 'online',
+  'labels.calibration': 0,
   'minutes': 10.0,
   'init': '',
   'init_modules': 'all',
@@ -55,6 +57,7 @@ _ADDED_TO_EVALUATIONS = {
   'weights.network': 'online',
   'weights.prototype_temperature': None,
   'evaluation.network': '',
+  'labels.calibration': 0,
   'knn.vote': 'majority',
   'knn.temperature': 0.07,
   'knn.more_k': [],

@@ -101,6 +101,7 @@ def build(
     ),
     prepare=prepare,
     shards=Memory(label_queue.SHARDS, label_queue.SHARDS if votes else none),
+    queue=(lambda memory: memory.labelled) if votes else None,
     labels_train=votes,
     advice=advice(cfg) if votes else (),
   )

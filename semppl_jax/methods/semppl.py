@@ -106,6 +106,7 @@ def build(
     prepare=prepare,
     shards=label_queue.SHARDS,
     predict=functools.partial(predict, cfg=cfg),
+    queue=lambda queue: queue,
     embedding='projection' if learns or cfg.loss.invariance_weight else None,
     chance={'loss/augmentation': math.log(1 + num_negatives)} if learns else {},
     labels_train=uses_semantic_positives(cfg),
