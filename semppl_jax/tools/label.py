@@ -14,6 +14,7 @@ import argparse
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,13 @@ from absl import logging
 
 from semppl_jax import model
 from semppl_jax.config import defaults
-from semppl_jax.data import folders, image_files, python_objects, sources
+from semppl_jax.data import (
+  datasets,
+  folders,
+  image_files,
+  python_objects,
+  sources,
+)
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
@@ -174,8 +181,7 @@ def _images(images: str, labels: str) -> tuple[sources.Dataset, np.ndarray]:
     return _of_classes(labels, images)
   if not images:
     raise UserError('--images is missing: the images that --labels names.')
-  paths = _paths(images)
-  data = _dataset(paths, [_name(path, images) for path in paths])
+  data = _dataset(_paths(images), ())
   cfg = defaults.default().labels
   cfg.file = labels
   data, known, _ = labels_lib.known(cfg, data)
@@ -193,29 +199,20 @@ def _of_classes(folder: str, images: str) -> tuple[sources.Dataset, np.ndarray]:
   if images:
     rest += [path for path in _paths(images) if path not in rest]
   rest = [path for path in rest if os.path.realpath(path) not in own]
-  paths = labelled + rest
   data = _dataset(
-    paths,
-    [_name(path, folder, images) for path in paths],
-    found.labels[:number],
-    tuple(found.class_names),
+    labelled + rest, found.labels[:number], tuple(found.class_names)
   )
   return data, data.train.labels
 
 
 def _dataset(
   paths: list[str],
-  called: list[str],
-  labels: list[int] | tuple[()] = (),
+  labels: Sequence[int],
   class_names: tuple[str, ...] = (),
 ) -> sources.Dataset:
-  """Image files, the first of them with labels."""
-  source = sources.Records(
-    [*labels, *[-1] * (len(paths) - len(labels))],
-    lambda i: image_files.read(paths[i]),
-    encoded=True,
-    names=called,
-  )
+  """Image files, the first of them with labels, called as in a training."""
+  labels = [*labels, *[-1] * (len(paths) - len(labels))]
+  source = datasets.files(list(map(os.path.abspath, paths)), labels)
   return sources.Dataset(
     source, None, len(class_names), class_names, (0, 0, 3), ''
   )
@@ -229,15 +226,6 @@ def _paths(images: str) -> list[str]:
   return python_objects.files(
     labels_lib.read_list(images, '--images') if is_list else images
   )
-
-
-def _name(path: str, *inside: str) -> str:
-  """A path below one of these folders as seen from there."""
-  for folder in inside:
-    relative = os.path.relpath(path, folder or '.')
-    if os.path.isdir(folder) and not relative.startswith(os.pardir):
-      return relative.replace(os.sep, '/')
-  return path
 
 
 def main(arguments: list[str] | None = None) -> int:

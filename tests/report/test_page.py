@@ -33,8 +33,8 @@ from semppl_jax.workdir import lock, metrics, panels
 from tests.helpers import tiny
 
 _SECTIONS = (
-  'results', 'curves', 'tsne', 'gallery', 'views', 'confusion', 'settings',
-  'environment',
+  'results', 'curves', 'tsne', 'gallery', 'doubtful', 'views', 'confusion',
+  'settings', 'environment',
 )  # fmt: skip
 _VOID = ('img', 'meta', 'br', 'wbr')
 
@@ -192,6 +192,14 @@ def test_every_section_is_there_with_the_right_numbers(whole, reported):
       first, *_, last = map(charts.number, _SERIES[key])
       assert f'\n{name}\n{first}\n{last}\n{first}\n{last}\n5\n' in numbers
   assert os.path.getsize(workdir / 'report.html') < 500_000
+
+
+def test_the_most_doubtful_images_are_shown(reported):
+  cards = reported.all('div', 'doubtful', 'card unknown')
+  text = reported.texts['doubtful']
+  assert len(cards) == 12 == text.count('% of the votes')
+  assert 'Of 28 unlabelled images' in text
+  assert 'Tenth, most doubtful first' in text
 
 
 def test_the_settings_that_differ_come_first(reported):
