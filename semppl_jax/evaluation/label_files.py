@@ -15,6 +15,8 @@ from semppl_jax.evaluation.labelling import Job, Labelling
 from semppl_jax.utils import files
 from semppl_jax.workdir import metrics
 
+NAME = 'labels.csv'  # of a run
+
 
 def write(path: str | os.PathLike, job: Job, found: Labelling) -> None:
   """Writes the CSV, and what is to be known of it as JSON beside it.

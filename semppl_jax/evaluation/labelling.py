@@ -68,8 +68,12 @@ class Labelling(NamedTuple):
   summary: dict[str, Any]  # what it is, and how good, for JSON
 
 
-def of_run(found: run_network.Network) -> Job:
+def of_run(found: run_network.Network, most: int = 0) -> Job:
   """All images of a run.
+
+  Args:
+    found: the run.
+    most: so many labelled images say how sure a label is, at random; 0: all.
 
   Raises:
     UserError: the run has no labelled image, or none in its queue.
@@ -92,13 +96,14 @@ def of_run(found: run_network.Network) -> Job:
     cfg.views.large_size, cfg.evaluation.center, cfg.dataset.on_corrupt,
     cfg.dataset.workers,
   )  # fmt: skip
+  train = run.data.train
   job = of_images(
-    network, run.data.train, run.labels, run.data.class_names, run.calibration
+    network, train, run.labels, run.data.class_names, run.calibration, most
   )
   if queue is None:
     return job
-  train = run.data.train
-  row_of = {sources.number(train, int(i)): int(i) for i in job.voters.rows}
+  labelled = map(int, np.flatnonzero(run.labels >= 0))
+  row_of = {sources.number(train, row): row for row in labelled}
   state = state_lib.to_host(found.state, run.setup.method, run.devices)
   entries = votes_lib.of_queue(queue(state.memory), row_of)
   if not len(entries.rows):
@@ -112,6 +117,7 @@ def of_images(
   labels: np.ndarray,
   class_names: Sequence[str],
   calibration: np.ndarray | None = None,
+  most: int = 0,
 ) -> Job:
   """All images of a source, by the encoder alone.
 
@@ -122,6 +128,7 @@ def of_images(
     class_names: K.
     calibration: [N] int32 labels that do not vote, -1: none; None: no image has
       one.
+    most: so many labelled images vote, at random; 0: all.
 
   Raises:
     UserError: no labelled image, or none that can be decoded.
@@ -131,6 +138,8 @@ def of_images(
   rows = np.flatnonzero(labels >= 0)
   if not len(rows):
     raise UserError('There is no labelled image: nothing can vote.')
+  if most and len(rows) > most:
+    rows = np.sort(np.random.RandomState(0).permutation(rows)[:most])
   views, readable = _embed(network, sources.Rows(source, rows), (1.0,))
   rows = rows[readable]
   if not len(rows):

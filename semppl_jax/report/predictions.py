@@ -11,7 +11,7 @@ from semppl_jax.evaluation.run_network import Network
 from semppl_jax.train import run as run_lib
 
 NEIGHBOURS = 4  # of an image
-_MOST_LABELLED = 2000
+MOST_LABELLED = 2000
 
 
 class Predictions(NamedTuple):
@@ -35,7 +35,7 @@ class Labelled(NamedTuple):
 def labelled(network: Network) -> Labelled:
   """Embeddings of the labelled training images, of some if there are many."""
   run = network.run
-  rows = some(np.flatnonzero(run.labels >= 0), _MOST_LABELLED, run.cfg.seed)
+  rows = some(np.flatnonzero(run.labels >= 0), MOST_LABELLED, run.cfg.seed)
   if not len(rows):
     return Labelled(rows, np.zeros((0, 1), np.float32))
   found = _features(network, sources.Rows(run.data.train, rows))

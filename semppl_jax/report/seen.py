@@ -75,7 +75,8 @@ def _doubtful(
   if not len(hidden):
     return None
   try:
-    return labelling.label(labelling.of_run(found), hidden)
+    job = labelling.of_run(found, predictions.MOST_LABELLED)
+    return labelling.label(job, hidden)
   except UserError:  # nothing can vote
     return None
 

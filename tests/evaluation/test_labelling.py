@@ -149,6 +149,13 @@ def test_images_that_are_all_alike_are_chosen_once_each(
   assert len(set(next_to_label.choose(job, found, 2))) == 2
 
 
+def test_some_of_many_labelled_images_may_vote(run, job):
+  few = labelling.of_run(_network(run), most=9)
+  assert len(few.voters.rows) == 9 < len(job.voters.rows) == 30
+  np.testing.assert_array_equal(few.voters.labels, run.labels[few.voters.rows])
+  np.testing.assert_array_equal(few.queue.rows, job.queue.rows)
+
+
 def test_an_empty_queue_and_a_run_without_labels(run):
   with pytest.raises(UserError, match='queue of the run has no labelled'):
     labelling.of_run(_network(run, filled=False))
