@@ -71,6 +71,24 @@ def test_every_image_without_a_visible_label_once(run, found):
   assert found.summary['chosen_by'] == 'queue'
 
 
+def test_the_queue_chooses_and_the_encoder_says_how_sure(job, found):
+  """In a queue of one class every label is that one, and most are doubtful."""
+  of_one = job.queue._replace(labels=np.full_like(job.queue.labels, 2))
+  again = labelling.label(job._replace(queue=of_one))
+  assert (again.votes.labels == 2).all()
+  alone = labelling.label(job._replace(queue=None))
+  at = {row: i for i, row in enumerate(alone.rows)}
+  other = [i for i, row in enumerate(again.rows)
+           if alone.votes.labels[at[row]] != 2]  # fmt: skip
+  assert other
+  for i in other:
+    best = at[again.rows[i]]
+    assert again.votes.runner_up[i] == alone.votes.labels[best]
+    assert again.votes.runner_up_share[i] == alone.votes.share[best]
+    assert again.votes.share[i] <= alone.votes.share[best]
+  assert alone.summary['chosen_by'] == 'encoder'
+
+
 def test_parts_and_a_choice_of_rows_change_nothing(job, found, monkeypatch):
   monkeypatch.setattr(labelling, '_AT_ONCE', 7)
   chosen = np.flatnonzero(job.labels < 0)[:5]
