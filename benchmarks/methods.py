@@ -2,332 +2,152 @@
 
   python -m benchmarks.methods --workdir=runs/methods
   python -m benchmarks.methods --methods=swav,suave --seeds=5 --labels=2
+  python -m benchmarks.methods --data=DIR --steps=400 --seeds=3 \
+    --methods=semppl,relicv2,paws,supervised --workdir=runs/methods_characters
 
-scikit-learn's digits, experiments/digits.py. Of each row the settings of TRIALS
-are tried on seed 10 and 300 held-out training images; the one with the best
-mean of kNN and linear on the labelled images is taken for seeds 0, 1, ..., with
-the test images. A seed decides weights, batches and which images have labels.
-A row may begin with another's checkpoint of the same seed; both are then
-trained. Rows that need no training stand beside.
+Data: scikit-learn's digits, by experiments/digits.py; or a folder as
+experiments/folder.py takes it, with DIR/train/CLASS and DIR/test/CLASS, all of
+whose labels are known to the scores and hidden from training but for --labels
+(`benchmarks.drawn_folders characters` makes one). On a folder all rows have the
+same encoder, views, batch and number of steps, see method_settings.py.
 
-Prints first what is to be trained and, from the runs that are finished, how
-long it takes. Resumable: finished runs are kept. Start it as often as there are
-cores, on one work directory: each takes runs that no other has, and waits for
-those. Writes table.md and table.json: test top-1 in percent, mean and standard
-error, and the paired difference from SemPPL.
+Of each row the settings of method_rows.py are tried on seed 10 and held-out
+training images; the one with the best mean of kNN and linear on the labelled
+images is taken for seeds 0, 1, ..., with the test images. A seed decides
+weights, batches and which images have labels. A row may begin with another's
+checkpoint of the same seed; both are then trained. Rows that need no training
+stand beside.
+
+Prints first what is to be trained and how long it takes: by the runs that are
+finished, or else by a measured pass of the first row's network. Resumable:
+finished runs are kept. Start it as often as there are cores, on one work
+directory that all see, for example as the jobs of an array: each takes runs
+that no other has, and waits for those.
+
+Writes table.md and table.json: test top-1 in percent, mean and standard error,
+the paired difference from SemPPL; images seen and seconds, with those of the
+run that a row begins with, without labelled images beside the batches. And
+table.html, a page with the curves of all rows and every validation score.
 """
 
+import argparse
+import collections
 import os
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
-from benchmarks import command, digits_methods, scores
-from experiments import digits, digits_relicv2
-from semppl_jax import pretraining
+from benchmarks import (
+  command,
+  method_page,
+  method_runs,
+  method_settings,
+  method_table,
+)
+from benchmarks.method_rows import ROWS
+from benchmarks.method_runs import VALIDATION_SEED, Cell
+from benchmarks.method_settings import Table
 from semppl_jax.errors import UserError
-from semppl_jax.train import watchdog
+from semppl_jax.train import pass_time
+from semppl_jax.train import run as run_lib
+from semppl_jax.utils import files
 from semppl_jax.workdir import metrics, tables
 
-VALIDATION_SEED = 10
-VALIDATION_IMAGES = 300
-BASELINE = 'semppl'  # whose scores the others' are compared with
-_RATES = [{'optimizer.learning_rate': x} for x in (8e-3, 4e-3)]
+_COMMON = 'table_settings.json'  # what all runs of a work directory share
+_ELSEWHERE = 30.0  # seconds of a run beside its steps, about
 
 
-def _product(*choices: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  found = [{}]
-  for options in choices:
-    found = [one | option for one in found for option in options]
+def agree(table: Table) -> None:
+  """Sees to it that all runs of a work directory are of one table.
+
+  Raises:
+    UserError: it has runs with other data, labels or steps.
+  """
+  path = os.path.join(table.workdir, _COMMON)
+  own = {key: getattr(table, key) for key in ('data', 'labels', 'steps')}
+  there = metrics.read_json(path)
+  if there is None:
+    metrics.write_json(path, own)
+    return
+  for key, value in own.items():
+    if there[key] != value:
+      raise UserError(
+        f'--{key} is {value}, but the runs in --workdir {table.workdir} are '
+        f'with {there[key]}: choose another --workdir.'
+      )
+
+
+def check(names: Sequence[str], table: Table) -> dict[str, run_lib.TrainRun]:
+  """A run of each row, made ready, so that what cannot work is told at once.
+
+  Raises:
+    UserError: of the first such row.
+  """
+  found = {}
+  for name in names:
+    try:
+      cfg = method_runs.settings(Cell(name, 0, VALIDATION_SEED), table)
+      found[name] = run_lib.prepare(cfg)
+    except UserError as error:
+      raise UserError(f'{name}: {error}') from error
   return found
 
 
-def _prototypes(*numbers: int) -> list[dict[str, Any]]:
-  return [{'prototypes.number': number} for number in numbers]
+def forecast(
+  plan: Sequence[Cell], table: Table, runs: dict[str, run_lib.TrainRun]
+) -> str:
+  """What is left to be trained, and how long it takes.
 
-
-class Row(NamedTuple):
-  """A row of the table.
-
-  Attributes:
-    experiment: () -> its config.
-    trials: settings that are tried on the validation seed.
-    begins_with: another row, whose checkpoint of the same seed is its init.
-  """
-
-  experiment: Any
-  trials: list[dict[str, Any]]
-  begins_with: str = ''
-
-
-ROWS = {
-  'semppl': Row(digits.get_config, [{}]),
-  'relicv2': Row(digits_relicv2.get_config, [{}]),
-  'swav': Row(
-    lambda: digits.get_config('swav'), _product(_RATES, _prototypes(32, 64))
-  ),
-  'dino': Row(
-    lambda: digits.get_config('dino'),
-    _product(
-      [{'optimizer.learning_rate': x} for x in (4e-3, 2e-3)],
-      [{'loss.target_temperature': (x, x)} for x in (0.02, 0.03)],
-    ),
-  ),
-  'mira': Row(
-    lambda: digits.get_config('mira'),
-    _product(
-      [{'optimizer.learning_rate': x} for x in (4e-3, 2e-3)],
-      _prototypes(32, 64),
-    ),
-  ),
-  'suave': Row(
-    lambda: digits.get_config('suave'),
-    _product(
-      [{'optimizer.learning_rate': x} for x in (8e-3, 2e-3)],
-      [{'support.views': x} for x in (8, 24)],
-    ),
-    'swav',
-  ),
-  'daino': Row(
-    lambda: digits.get_config('daino'),
-    _product(
-      [{'optimizer.learning_rate': x} for x in (8e-3, 2e-3)],
-      [{'support.views': x} for x in (8, 24)],
-    ),
-    'dino',
-  ),
-  'semppl_after_relicv2': Row(
-    digits.get_config,
-    [{'optimizer.learning_rate': x} for x in (8e-3, 4e-3, 2e-3, 5e-4)],
-    'relicv2',
-  ),
-}
-WITHOUT_TRAINING = (digits_methods.UNTRAINED, digits_methods.PIXELS)
-COLUMNS = {
-  'pseudo_label_accuracy': 'pseudo-labels',
-  'prediction_top1': 'own prediction',
-  'knn_top1': 'kNN',
-  'linear_labelled_top1': 'linear, labelled',
-  'linear_all_top1': 'linear, all labels',
-}
-
-
-class Cell(NamedTuple):
-  """One run: of a row, by a seed, with one of its trials."""
-
-  row: str
-  trial: int
-  seed: int
-
-  @property
-  def validates(self) -> bool:
-    """Whether it decides on settings, and sees no test image."""
-    return self.seed == VALIDATION_SEED
-
-  def folder(self, workdir: str) -> str:
-    """Where it lies in the table's work directory."""
-    return os.path.join(workdir, f'{self.row}-{self.seed}-{self.trial}')
-
-
-def config(cell: Cell, workdir: str, labels: str) -> Any:
-  """Settings of one run, on one device.
+  By the runs of the table that are finished. If none is: by a measured pass of
+  the first row's network, as if all took as long an image.
 
   Args:
-    cell: which.
-    workdir: of the table, where the run lies that this one begins with.
-    labels: '2': so many a class; '10%': a share of all.
+    plan: all runs.
+    table: where they lie.
+    runs: one of each row, see `check`.
   """
-  row = ROWS[cell.row]
-  cfg = row.experiment()
-  cfg.seed = cfg.labels.seed = cell.seed
-  cfg.num_devices = 1
-  cfg.progress = False
-  if labels.endswith('%'):
-    cfg.labels.update(per_class=0, fraction=float(labels[:-1]) / 100)
-    if 'queue' in cfg and 'balance' in cfg.queue:
-      cfg.queue.capacity = 256  # labelled images of 20 batches, as with 2
-  else:
-    cfg.labels.per_class = int(labels)
-  if cell.validates:
-    cfg.dataset.validation = VALIDATION_IMAGES
-  cfg.update_from_flattened_dict(row.trials[cell.trial])
-  if row.begins_with:
-    start = _best(row.begins_with, workdir)
-    begin = Cell(row.begins_with, start, cell.seed)
-    cfg.init = begin.folder(workdir)
-  return cfg
-
-
-def results(cell: Cell, workdir: str) -> dict[str, Any] | None:
-  """What a finished run has in results.json."""
-  path = os.path.join(cell.folder(workdir), pretraining.RESULTS)
-  return metrics.read_json(path)
-
-
-def _judged(found: dict[str, Any]) -> float:
-  """A validation run's score; 0 for one that was stopped by an alarm."""
-  return (
-    found.get('knn_top1', 0.0) + found.get('linear_labelled_top1', 0.0)
-  ) / 2
-
-
-def _best(row: str, workdir: str) -> int | None:
-  """The trial with the best score; None: not all are finished."""
-  number = len(ROWS[row].trials)
-  if number == 1:
-    return 0
-  found = [
-    results(Cell(row, trial, VALIDATION_SEED), workdir)
-    for trial in range(number)
-  ]
-  return None if None in found else int(np.argmax(list(map(_judged, found))))
-
-
-def cells(names: Sequence[str], seeds: int) -> Iterator[Cell]:
-  """All runs of a table but for the choice of a trial, -1: the best one."""
-  for name in names:
-    trials = len(ROWS[name].trials)
-    needed = any(ROWS[other].begins_with == name for other in names)
-    for trial in range(trials if trials > 1 or needed else 0):
-      yield Cell(name, trial, VALIDATION_SEED)
-  for seed in range(seeds):
-    for name in names:
-      yield Cell(name, -1, seed)
-
-
-def ready(cell: Cell, workdir: str) -> Cell | None:
-  """The run with its trial, if all that it needs is finished."""
-  row = ROWS[cell.row]
-  if cell.trial < 0:
-    best = _best(cell.row, workdir)
-    if best is None:
-      return None
-    cell = cell._replace(trial=best)
-  if row.begins_with:
-    before = ready(Cell(row.begins_with, -1, cell.seed), workdir)
-    if before is None or results(before, workdir) is None:
-      return None
-  return cell
-
-
-def train(cell: Cell, workdir: str, labels: str) -> bool:
-  """Trains a run; False: another process is at it."""
-  try:
-    pretraining.pretrain(config(cell, workdir, labels), cell.folder(workdir))
-  except watchdog.AlarmError as error:
-    command.say(f'{cell}: {error}')
-    path = os.path.join(cell.folder(workdir), pretraining.RESULTS)
-    metrics.write_json(path, {'alarm': str(error), 'seconds': 0.0, 'step': 0})
-  except UserError as error:
-    if 'Another job works' not in str(error):
-      raise
-    return False
-  return True
-
-
-def work(plan: Sequence[Cell], workdir: str, labels: str) -> None:
-  """Trains whatever is ready and nobody else's, until all is finished."""
-  while True:
-    left = [
-      (cell, now)
-      for cell in plan
-      if (now := ready(cell, workdir)) is None or results(now, workdir) is None
-    ]
-    if not left:
-      return
-    took = False
-    for _, now in left:
-      if now and results(now, workdir) is None and train(now, workdir, labels):
-        command.say(f'{now}: {results(now, workdir)}')
-        took = True
-        break
-    if not took:
-      time.sleep(5)  # others are at what is left
-
-
-def forecast(plan: Sequence[Cell], workdir: str) -> str:
-  """How many runs are left, and how long they take by those that are done."""
-  seconds: dict[str, list[float]] = {}
-  left = []
+  seconds: dict[str, list[float]] = collections.defaultdict(list)
+  left: collections.Counter[str] = collections.Counter()
   for cell in plan:
-    now = ready(cell, workdir)
-    found = now and results(now, workdir)
+    now = method_runs.ready(cell, table)
+    found = now and method_runs.results(now, table.workdir)
     if found:
-      seconds.setdefault(cell.row, []).append(found['seconds'])
+      seconds[cell.row].append(_all_seconds(found))
     else:
-      left.append(cell.row)
-  every = [x for row in seconds.values() for x in row]
-  if not every:
-    return f'{len(left)} runs of one core, a minute or two each.'
-  hours = sum(np.mean(seconds.get(row, every)) for row in left) / 3600
-  return f'{len(left)} runs are left, {hours:.1f} hours of one core.'
-
-
-def table(names: Sequence[str], seeds: int, workdir: str) -> tuple[str, Any]:
-  """The table of what is finished, and its numbers by row and seed."""
-  found: dict[str, dict[int, dict[str, Any]]] = {}
-  for name in names:
-    for seed in range(seeds):
-      now = ready(Cell(name, -1, seed), workdir)
-      one = now and results(now, workdir)
-      if one:
-        found.setdefault(name, {})[seed] = one | {'trial': now.trial}
-  for name in WITHOUT_TRAINING:
-    for seed in range(seeds):
-      one = digits_methods.one_cell(workdir, name, seed)
-      found.setdefault(name, {})[seed] = one
-  rows = []
-  for name, by_seed in found.items():
-    stopped = sum('alarm' in row for row in by_seed.values())
-    number = f'{len(by_seed)}, {stopped} stopped' if stopped else len(by_seed)
-    rows.append(
-      [name, f'{number}', *_cells_of(by_seed, found.get(BASELINE, {}))]
-    )
-  heads = ['objective', 'seeds', *COLUMNS.values()]
-  heads += [f'{column}, less {BASELINE}' for column in ('kNN', 'linear')]
-  return tables.markdown([*heads, 'seconds'], rows), found
-
-
-def _cells_of(
-  by_seed: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]
-) -> list[str]:
-  cells = [
-    _percent([row.get(key) for row in by_seed.values()]) for key in COLUMNS
+      left[cell.row] += 1
+  every = [x for of_row in seconds.values() for x in of_row]
+  source = 'by those that are finished'
+  if left and not every:
+    source = f"by a pass of {next(iter(runs))}'s network"
+    seconds = _estimates(runs)
+  lines = [
+    f'{number:4d} of {name}, about {runs[name].setup.total_steps} steps'
+    for name, number in left.items()
   ]
-  for key in ('knn_top1', 'linear_labelled_top1'):
-    pairs = [
-      (row.get(key), baseline[seed].get(key))
-      for seed, row in by_seed.items()
-      if seed in baseline
-    ]
-    known = [a - b for a, b in pairs if None not in (a, b)]
-    cells.append(_percent(known, '+') if by_seed is not baseline else '')
-  seconds = [row['seconds'] for row in by_seed.values() if 'seconds' in row]
-  return [*cells, f'{np.median(seconds):.0f}' if seconds else '']
+  hours = sum(n * np.mean(seconds.get(k, every)) for k, n in left.items())
+  total = f'{left.total()} runs are left, {hours / 3600:.1f} hours of one core'
+  return '\n'.join([*lines, f'{total}, {source}.' if left else f'{total}.'])
 
 
-def _percent(values: Sequence[float | None], sign: str = '') -> str:
-  known = [value for value in values if value is not None]
-  return scores.percent(known, sign) if known else ''
+def _all_seconds(found: dict[str, Any]) -> float:
+  return found['seconds'] + found.get('evaluation_seconds', 0.0)
 
 
-def choices(names: Sequence[str], workdir: str) -> str:
-  """Every validation score that decided."""
-  rows = []
-  for name in names:
-    for trial, settings in enumerate(ROWS[name].trials):
-      one = results(Cell(name, trial, VALIDATION_SEED), workdir)
-      if one:
-        told = ', '.join(f'{k}={v}' for k, v in settings.items())
-        taken = 'yes' if _best(name, workdir) == trial else ''
-        score = 'stopped' if 'alarm' in one else f'{100 * _judged(one):.1f}'
-        rows.append([name, told, score, taken])
-  return tables.markdown(
-    ['objective', 'settings', 'kNN and linear, validation', 'taken'], rows
+def _estimates(runs: dict[str, run_lib.TrainRun]) -> dict[str, list[float]]:
+  """Seconds of a run of each row, by a pass of the first one's network."""
+  first = next(iter(runs.values()))
+  seconds = pass_time.OVERHEAD * pass_time.seconds_of_passes(
+    first.cfg, first.facts, first.cfg.batch_size, first.devices[0]
   )
+  of_image = seconds / first.cfg.batch_size
+  return {
+    name: [run.setup.total_steps * run.cfg.batch_size * of_image + _ELSEWHERE]
+    for name, run in runs.items()
+  }
 
 
 def with_starts(names: Sequence[str]) -> list[str]:
@@ -336,32 +156,73 @@ def with_starts(names: Sequence[str]) -> list[str]:
   return [name for name in ROWS if name in wanted]
 
 
-def main() -> None:
-  """Trains what is left, then writes the table."""
+def _parser() -> argparse.ArgumentParser:
   parser = command.parser(__doc__)
   parser.add_argument('--workdir', default='runs/methods')
+  parser.add_argument('--data', default='digits', help='digits, or a folder')
   parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument('--labels', default='2', help='a class, or e.g. 10%%')
+  parser.add_argument(
+    '--steps', type=int, default=0,
+    help="of every run; default: the rows' own epochs on the digits, "
+    f'{method_settings.STEPS} on a folder',
+  )  # fmt: skip
   parser.add_argument('--methods', default=','.join(ROWS))
+  return parser
+
+
+def main() -> None:
+  """Trains what is left, then writes the table."""
+  parser = _parser()
   args = parser.parse_args()
   unknown = set(args.methods.split(',')) - ROWS.keys()
   if unknown:
     parser.error(
       f'--methods: {", ".join(sorted(unknown))}; known: {", ".join(ROWS)}'
     )
+  if not re.fullmatch(r'\d+|\d+(\.\d+)?%', args.labels):
+    parser.error(f'--labels: {args.labels}; so many a class, or e.g. 10%')
+  if not 0 < args.seeds <= VALIDATION_SEED:
+    parser.error(
+      f'--seeds: {args.seeds}; from 1 to {VALIDATION_SEED}, for seed '
+      f'{VALIDATION_SEED} chooses the settings'
+    )
   logging.set_verbosity(logging.WARNING)
-  os.makedirs(args.workdir, exist_ok=True)
-  names = with_starts(args.methods.split(','))
-  plan = list(cells(names, args.seeds))
-  command.say(forecast(plan, args.workdir))
-  work(plan, args.workdir, args.labels)
-  text, found = table(names, args.seeds, args.workdir)
-  text = f'{text}\n{choices(names, args.workdir)}'
-  with open(os.path.join(args.workdir, 'table.md'), 'w') as file:
-    file.write(text)
-  metrics.write_json(os.path.join(args.workdir, 'table.json'), found)
-  print(text)
+  try:
+    found = run(args)
+  except UserError as error:
+    parser.error(str(error))
   command.finish(args, found)
+
+
+def _table(args: argparse.Namespace) -> Table:
+  if args.data == method_settings.DIGITS:
+    return Table(args.workdir, args.labels, args.data, args.steps)
+  steps = args.steps or method_settings.STEPS
+  path = os.path.abspath(args.data)
+  return Table(args.workdir, args.labels, path, steps)
+
+
+def run(args: argparse.Namespace) -> method_table.Found:
+  """All of a command line: plan, trainings, table."""
+  table = _table(args)
+  names = with_starts(args.methods.split(','))
+  if not table.is_digits:
+    command.say(method_settings.told(table))
+  runs = check(names, table)
+  os.makedirs(table.workdir, exist_ok=True)
+  agree(table)
+  plan = list(method_runs.cells(names, args.seeds, table))
+  command.say(forecast(plan, table, runs))
+  method_runs.work(plan, table)
+  found = method_table.collect(names, args.seeds, table)
+  decided = tables.markdown(*method_table.choices(names, table))
+  text = f'{tables.markdown(*method_table.rows_of(found))}\n{decided}'
+  files.write_text(pathlib.Path(table.workdir, 'table.md'), text)
+  metrics.write_json(os.path.join(table.workdir, 'table.json'), found)
+  print(text)
+  command.say(f'Written: {method_page.write(names, found, table)}')
+  return found
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import logging
 
-from benchmarks import command, digits_methods, scores
+from benchmarks import command, scores, without_training
 from experiments import digits, eval_semi_supervised
 from semppl_jax import pretraining
 from semppl_jax.evaluation import protocols
@@ -26,12 +26,11 @@ from semppl_jax.workdir import tables
 
 # Method and width of the encoder that a row begins with.
 STARTS = {
-  'SimCLR': ('SimCLR', 1),
-  'SemPPL': ('SemPPL', 1),
-  'SimCLR 2x': ('SimCLR', 2),
-  'SemPPL 2x': ('SemPPL', 2),
+  'SimCLR': ('simclr', 1),
+  'SemPPL': ('semppl', 1),
+  'SimCLR 2x': ('simclr', 2),
+  'SemPPL 2x': ('semppl', 2),
 }
-NO_TRAINING = (digits_methods.UNTRAINED, digits_methods.PIXELS)
 COLUMNS = {
   'pre-trained, kNN': ('pretrained', 'knn_top1'),
   'pre-trained, linear on the labels': ('pretrained', 'linear_labelled_top1'),
@@ -45,12 +44,13 @@ Results = dict[str, dict[int, dict[str, Any]]]  # by start, seed and stage
 
 def stages(workdir: str, start: str, seed: int) -> dict[str, Any]:
   """Results of the stages of one row and seed; trained, or found."""
-  if start in NO_TRAINING:
-    return {'pretrained': digits_methods.one_cell(workdir, start, seed)}
+  if start in without_training.NAMES:
+    cfg = _pretraining('semppl', seed)
+    return {'pretrained': without_training.results(start, cfg, workdir)}
   row = f'{start}-{seed}'.replace(' ', '_')
   place = lambda stage: os.path.join(workdir, row, stage)
   method, width = STARTS[start]
-  cfg = digits_methods.config(method, seed)
+  cfg = _pretraining(method, seed)
   cfg.encoder.width = width
   found = {'pretrained': pretraining.pretrain(cfg, place('pretrained'))}
 
@@ -69,6 +69,13 @@ def stages(workdir: str, start: str, seed: int) -> dict[str, Any]:
   cfg.num_devices, cfg.progress = 1, False
   found['distilled'] = pretraining.pretrain(cfg, place('distilled'))
   return found
+
+
+def _pretraining(method: str, seed: int) -> Any:
+  cfg = digits.get_config(method)
+  cfg.seed = cfg.labels.seed = seed
+  cfg.num_devices, cfg.progress = 1, False
+  return cfg
 
 
 def summarise(results: Results) -> str:
@@ -92,7 +99,7 @@ def main() -> None:
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
   part, parts = map(int, args.part.split('/'))
-  starts = (*STARTS, *NO_TRAINING)
+  starts = (*STARTS, *without_training.NAMES)
   cells = [(start, seed) for seed in range(args.seeds) for start in starts]
   results: Results = {start: {} for start in starts}
   for start, seed in cells[part::parts]:

@@ -91,9 +91,8 @@ def _semppl(cfg):
     semantic_invariance_weight=0.0,
     stop_gradient='teacher',
     num_negatives=40,
-    exclude_same_label=True,
-    exclude_after_epochs=15.0,
   )
+  cfg.negatives.update(cancel='label', cancel_after_epochs=15.0)
   cfg.queue.update(capacity=32, target_query_epochs=6.0, balance=1.0)
 
 
@@ -148,6 +147,7 @@ def _suave(cfg):
 def _daino(cfg):
   """Likewise, from a DINO's."""
   _dino(cfg)
+  cfg.loss.target_temperature = (0.02, 0.02)  # 0.03 was not tried
   _support(cfg)
   cfg.support.views = 24
   cfg.optimizer.learning_rate = 8e-3

@@ -15,5 +15,5 @@ def get_config():
   cfg = digits.get_config()
   cfg.loss.alpha = 0.0
   cfg.loss.semantic_invariance_weight = 0.0
-  cfg.loss.exclude_same_label = False
+  cfg.negatives.cancel = 'none'
   return cfg

@@ -68,7 +68,7 @@ _OPEN_SEMPPL = (
   'projector.size',
   'predictor.hidden',
   'loss.num_negatives',
-  'loss.exclude_after_epochs',
+  'negatives.cancel_after_epochs',
   'queue.capacity',
   'queue.target_query_epochs',
 )
@@ -100,9 +100,8 @@ def get_config(method='semppl'):
   cfg.classifier.detached = False
   cfg.loss.semantic_invariance_weight = 1.0
   if method == 'relicv2':
-    cfg.loss.update(
-      alpha=0.0, semantic_invariance_weight=0.0, exclude_same_label=False
-    )
+    cfg.loss.update(alpha=0.0, semantic_invariance_weight=0.0)
+    cfg.negatives.cancel = 'none'
   return cfg
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     load_pretrained,
   )
   from semppl_jax.models import networks
+  from semppl_jax.selection.usl import select
   from semppl_jax.tasks import evaluate, pretrain
+  from semppl_jax.tools.embed import save_embeddings
   from semppl_jax.tools.label import Labels, label
   from semppl_jax.weights.load import Checkpoint, load_checkpoint
 
@@ -42,6 +44,8 @@ __all__ = [
   'load_pretrained',
   'networks',
   'pretrain',
+  'save_embeddings',
+  'select',
 ]
 __version__ = '0.1.0'
 
@@ -62,6 +66,8 @@ _HOMES = {
   'load_pretrained': 'model',
   'networks': 'models.networks',
   'pretrain': 'tasks',
+  'save_embeddings': 'tools.embed',
+  'select': 'selection.usl',
 }
 _MODULES = ('config', 'eval_config', 'networks')
 

@@ -21,7 +21,10 @@ TASKS = {
   'label': ('tools.label', 'labels for all images that have none: --run=DIR'),
   'check': ('check', 'look at a run before it starts: same flags'),
   'report': ('report.__main__', 'a web page of one run or several: DIR ...'),
+  'select': ('tools.select', 'which images to label: --checkpoint=RUN ...'),
+  'embed': ('tools.embed', 'embeddings of many images, with their names'),
   'convert': ('tools.convert', 'weights from format to format: IN OUT'),
+  'export': ('tools.export', 'weights for PyTorch: CHECKPOINT FOLDER'),
   'saliency': ('tools.saliency', "make a data set's foreground masks"),
   'to-array-record': (
     'tools.to_array_record',

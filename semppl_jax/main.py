@@ -26,6 +26,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from semppl_jax import config
+from semppl_jax.config import upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.train import stop as stop_lib
 from semppl_jax.utils.text import first_line, nearest_name
@@ -105,7 +106,25 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except Exception as e:  # whatever a config file raises is its user's to mend
-    raise UserError(_explain(argv, e)) from e
+    newer = [_renamed(argument) for argument in argv]
+    if newer == argv:
+      raise UserError(_explain(argv, e)) from e
+  # An old name that the config does not have any more; config_flags looks here.
+  sys.argv = [_renamed(argument) for argument in sys.argv]
+  return _parse(newer)
+
+
+def _renamed(argument: str) -> str:
+  """A flag in today's words, if it sets what had another name."""
+  found = re.fullmatch(r'--?(no)?config\.([^=]+)(?:=(.*))?', argument)
+  if not found or found[2] not in upgrade.STILL_TAKEN:
+    return argument
+  no, key, text = found.groups()
+  flag = f'--config.{config.RENAMED[key][0]}'
+  if key == 'loss.exclude_same_label':  # a flag that needs no value
+    is_on = not no and (text or 'true').lower() in ('true', 't', '1')
+    text = upgrade.translated(key, is_on)
+  return flag if text is None else f'{flag}={text}'
 
 
 _HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort', '--helpfull')

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from semppl_jax.data import pipeline, python_objects
+from semppl_jax.data import pipeline, python_objects, sources
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.evaluation import features as features_lib
@@ -117,6 +118,16 @@ class Model:
     """e, the size of the encoder's output."""
     return encoders.output_size(self.checkpoint.architecture)
 
+  @functools.cached_property
+  def projection_size(self) -> int:
+    """d, the size of the projector's output; 0: there is no projector."""
+    size = self.image_size
+    views = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    passed = functools.partial(self._nets.target, is_training=False)
+    outputs, _ = jax.eval_shape(passed, self.params, self.state, views)
+    found = outputs.get('projection')
+    return 0 if found is None else found.shape[-1]
+
   @property
   def num_classes(self) -> int:
     """K of the classifier; 0: there is none."""
@@ -183,6 +194,38 @@ class Model:
     """
     return self._run(self._embed, images)
 
+  def project(self, images: Any) -> np.ndarray:
+    """The projector's outputs, [N, d] float32, not normalised; see `embed`.
+
+    What the contrastive losses compare, and `semppl_jax.select` looks at.
+
+    Raises:
+      CheckpointError: the checkpoint has no projector.
+      UserError: see `embed`.
+    """
+    if not self.projection_size:
+      raise CheckpointError(
+        f'{self.checkpoint} has no projector: use embed, or a checkpoint of '
+        'pre-training.'
+      )
+    return self._run(self._project, images)
+
+  def features(
+    self, source: sources.Source, output: str
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Features of a data set's images, and which of them could be read.
+
+    Args:
+      source: N records.
+      output: 'embedding', see `embed`, or 'projection', see `project`.
+
+    Returns:
+      [N, e] or [N, d] float32, of a black image where there is none; and
+      [N] bool.
+    """
+    forward = {'embedding': self._embed, 'projection': self._project}[output]
+    return self._over(forward, source, lambda name, reason: None)
+
   def embed_files(
     self, files: Any, *, skip_unreadable: bool = False
   ) -> FileEmbeddings:
@@ -200,11 +243,26 @@ class Model:
     paths = python_objects.files(files)
     unreadable: dict[str, str] = {}
     tell = unreadable.__setitem__ if skip_unreadable else _refuse
-    embeddings = self._run(self._embed, paths, tell)
+    embeddings = self.embed_source(python_objects.source(paths), tell)
     kept = [i for i, path in enumerate(paths) if path not in unreadable]
     return FileEmbeddings(
       [paths[i] for i in kept], embeddings[kept], unreadable
     )
+
+  def embed_source(
+    self, source: sources.Source, on_unreadable: pipeline.OnUnreadable
+  ) -> np.ndarray:
+    """Embeddings of a data set's images, or of a part of them.
+
+    Args:
+      source: N records, such as `datasets.load(...).train`.
+      on_unreadable: told name and reason of each image that cannot be decoded;
+        its row has no meaning.
+
+    Returns:
+      [N, e] float32, not normalised.
+    """
+    return self._over(self._embed, source, on_unreadable)[0]
 
   def logits(self, images: Any) -> np.ndarray:
     """The classifier's outputs, [N, K] float32; see `embed`.
@@ -298,6 +356,12 @@ class Model:
     return lambda state, views: (self.apply(*state, views),)
 
   @functools.cached_property
+  def _project(self) -> Callable[..., tuple[jax.Array]]:
+    # The heads of a target network are the projector without what follows it.
+    target = self._nets.target
+    return lambda state, views: (target(*state, views, False)[0]['projection'],)
+
+  @functools.cached_property
   def _classify(self) -> Callable[..., tuple[jax.Array]]:
     online = self._nets.online
     return lambda state, views: (online(*state, views, False)[0]['logits'],)
@@ -308,20 +372,23 @@ class Model:
     copies = parallel.replicate((self.params, self.state), len(devices))
     return parallel.put_sharded(copies, devices)
 
-  def _run(
+  def _run(self, forward: Callable[..., Any], images: Any) -> np.ndarray:
+    return self._over(forward, python_objects.source(images), _refuse)[0]
+
+  def _over(
     self,
     forward: Callable[..., Any],
-    images: Any,
-    on_unreadable: pipeline.OnUnreadable | None = None,
-  ) -> np.ndarray:
-    source = python_objects.source(images)
+    source: sources.Source,
+    on_unreadable: pipeline.OnUnreadable,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """An output of all images, and which of them could be read."""
     few, many = _BATCHES
-    (found,), _ = features_lib.over_images(
+    (found,), readable = features_lib.over_images(
       forward, self._on_devices, source, jax.local_devices(),
       few if len(source) <= few else many, images=self._crops,
-      on_unreadable=on_unreadable or _refuse,
+      on_unreadable=on_unreadable,
     )  # fmt: skip
-    return found
+    return found, readable
 
 
 def load_pretrained(

@@ -170,6 +170,9 @@ def _memory(
   if support:
     need = need._replace(state=need.state + support)
     beside += f', {_size(support)} the support'
+  if scratch := run.setup.method.scratch:
+    need = need._replace(state=need.state + scratch.size)
+    beside += f', {_size(scratch.size)} the loss of {scratch.images} images'
   line = (
     f'memory: {at_once} images at once on each device take about '
     f'{_size(need.total)}, {_size(state)} of it the state and images that wait'

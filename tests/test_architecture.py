@@ -21,10 +21,9 @@ LAYERS = {
 }
 # What people call: who imports whom of these is fixed, too.
 ENTRY = (
-  'pretraining', 'model', 'tools', 'convert', 'saliency', 'to_array_record',
-  'launch',
-  'preflight', 'report', 'compare', 'tasks', 'main', 'check', 'cli',
-  '__main__',
+  'pretraining', 'model', 'selection', 'tools', 'convert', 'saliency',
+  'to_array_record', 'launch', 'preflight', 'report', 'compare', 'tasks',
+  'main', 'check', 'cli', '__main__',
 )  # fmt: skip
 _LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 _LAYER_OF |= {name: 6 + i for i, name in enumerate(ENTRY)}

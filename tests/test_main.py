@@ -176,6 +176,32 @@ def test_experiments_load_from_another_folder(tmp_path):
   assert done.returncode == 2  # --workdir has no value
 
 
+@pytest.mark.parametrize(
+  'flags, wanted',
+  [
+    (['--config.loss.exclude_same_label=False'], ('none', 15.0)),
+    (['--noconfig.loss.exclude_same_label'], ('none', 15.0)),
+    (['--config.loss.exclude_same_label'], ('label', 15.0)),
+    (
+      ['--config.loss.exclude_after_epochs=2', '--config.loss.alpha=3'],
+      ('label', 2.0),
+    ),
+  ],
+)
+def test_old_names_on_the_command_line(flags, wanted):
+  code = (
+    'import sys; from semppl_jax import main; main._parse(sys.argv);'
+    'cfg = main._CONFIG.value;'
+    'print(cfg.negatives.cancel, cfg.negatives.cancel_after_epochs)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, f'--config={_DIGITS}', *flags],
+    capture_output=True, text=True, cwd=_ROOT, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert done.stdout.split() == [wanted[0], str(wanted[1])]
+
+
 @pytest.mark.long
 def test_killed_and_resumed_on_the_command_line(tmp_path):
   """SIGKILL at no particular moment; the same command goes on to the end."""

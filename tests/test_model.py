@@ -25,6 +25,7 @@ from semppl_jax.methods import base
 from semppl_jax.models import heads
 from semppl_jax.train import state as state_lib
 from semppl_jax.weights import haiku_trees
+from semppl_jax.weights import load as load_lib
 from tests.helpers import tiny
 
 _REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -72,6 +73,38 @@ def test_embeddings_are_those_of_evaluation(ours, test_split):
   assert found.shape == (297, ours.embedding_size)
   assert found.dtype == np.float32
   np.testing.assert_array_equal(found, expected)
+
+
+def test_projections_are_the_online_networks(ours, test_split, tmp_path):
+  images = test_split[0][:70]
+  found = ours.project(images)
+  assert found.shape == (70, ours.projection_size) == (70, 64)
+  nets = ours.checkpoint.network()
+  outputs, _ = nets.online(
+    ours.params, ours.state, jnp.asarray(ours.preprocess(images)), False
+  )
+  np.testing.assert_allclose(found, outputs['projection'], atol=1e-5)
+
+  def without(*heads):
+    path = tmp_path / 'part.safetensors'
+    cut = lambda tree: {
+      module: leaves
+      for module, leaves in tree.items()
+      if haiku_trees.root(module) not in heads
+    }
+    part = ours.checkpoint._replace(
+      params=cut(ours.params), state=cut(ours.state)
+    )
+    load_lib.save_safetensors(path, part)
+    return semppl_jax.load_pretrained(path)
+
+  # A target network has no predictor.
+  target = without('predictor', 'classifier')
+  np.testing.assert_allclose(target.project(images), found, atol=1e-6)
+  encoder = without('projector', 'predictor', 'classifier')
+  assert encoder.projection_size == 0
+  with pytest.raises(semppl_jax.CheckpointError, match='has no projector'):
+    encoder.project(images)
 
 
 def _no_method():

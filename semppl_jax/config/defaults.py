@@ -121,6 +121,10 @@ def _labels() -> dict[str, Any]:
     'fraction': 0.0,  # ... or this share of them ...
     'file': '',  # ... or those of the images that a text file names ...
     'subset': '',  # ... or that are in a data set of tfds, NAME/CONFIG
+    # How per_class and fraction draw: stratified, class by class, or random:
+    # as many images in all, whatever their classes, as one who labels images
+    # at random does [ours]
+    'rule': 'stratified',
     'share': 0.0,  # >0: this share of every batch is labelled [ours]
     'seed': 0,  # which images have labels
     # So many of these labels are kept back from training, for what the shares

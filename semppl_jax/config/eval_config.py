@@ -73,6 +73,7 @@ def _labels() -> dict[str, Any]:
     'fraction': 0.0,  # ... or this share of them ...
     'file': '',  # ... or those of images that a file names ...
     'subset': '',  # ... or a data set of tfds; none set: all
+    'rule': 'stratified',  # or random; as in pre-training
     'seed': 0,  # which images have labels; as in pre-training
     'calibration': 0,  # so many are kept back; as in pre-training
   }

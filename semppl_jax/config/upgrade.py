@@ -7,13 +7,21 @@ on, is reported and evaluated. It changes nothing of what today's version wrote.
 from collections.abc import Mapping
 from typing import Any
 
-from semppl_jax.config import checks
+import ml_collections
+
+from semppl_jax.config import checks, defaults
 
 # Their name -> ours.
 RENAMED = {
   'encoder.projector_hidden': ('projector.hidden', 'predictor.hidden'),
   'encoder.embedding_size': ('projector.size',),
+  'loss.exclude_same_label': ('negatives.cancel',),
+  'loss.exclude_after_epochs': ('negatives.cancel_after_epochs',),
 }
+# Of these, what a config or a command line may go on to say, by its old name.
+STILL_TAKEN = ('loss.exclude_same_label', 'loss.exclude_after_epochs')
+# Their values -> ours, where these have changed, too.
+_VALUES = {'loss.exclude_same_label': {True: 'label', False: 'none'}}
 # Settings that came later, at the values at which they change nothing. A method
 # without the section does not get them.
 _ADDED = {
@@ -38,12 +46,23 @@ _ADDED = {
   'views.small_solarize': None,
   'watchdog.min_marginal_entropy': 0.1,
   'watchdog.max_assignment_entropy': 0.99,
+  'labels.rule': 'stratified',
 }
 # Likewise, of SemPPL's own.
 _ADDED_TO_SEMPPL = {
-  'loss.exclude_after_epochs': 0.0,
+  'loss.semantic_positives': 'uniform',
+  'negatives.cancel_after_epochs': 0.0,
+  'negatives.block_size': 64,
   'queue.target_query_epochs': 0.0,
   'queue.balance': 0.0,
+}
+# Likewise, of all that have negatives.
+_ADDED_TO_NEGATIVES = {
+  'negatives.cancel': 'none',
+  'negatives.top_k': 10,
+  'negatives.threshold': 0.7,
+  'negatives.quantile': 0.0,
+  'negatives.attract': False,
 }
 # Likewise, of evaluations.
 _ADDED_TO_EVALUATIONS = {
@@ -61,10 +80,12 @@ _ADDED_TO_EVALUATIONS = {
   'knn.vote': 'majority',
   'knn.temperature': 0.07,
   'knn.more_k': [],
+  'labels.rule': 'stratified',
 }
 # What `supervised` has no use for.
 _NOT_SUPERVISED = (
   'loss',
+  'negatives',
   'queue',
   'ema',
   'classifier',
@@ -95,11 +116,44 @@ def upgrade(settings: Any) -> Any:
     new.setdefault('classifier', {})
     _add(new, _ADDED_TO_EVALUATIONS)
     return new
+  _rename(new)
   if 'method' not in new:
     new = _name_method(new)
+  if new['method'] == 'simclr':
+    new.setdefault('negatives', {})
   added = _ADDED_TO_SEMPPL if new['method'] == 'semppl' else {}
-  _add(new, _ADDED | added)
+  _add(new, _ADDED | _ADDED_TO_NEGATIVES | added)
   return new
+
+
+def renamed(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A config that may use an old name, in today's; the same one if it does not.
+
+  Args:
+    cfg: of an experiment that was written for an older version.
+  """
+  known = dict(checks.flat(cfg))
+  old = [key for key in STILL_TAKEN if key in known]
+  if not old or 'negatives' not in cfg:
+    return cfg
+  new = cfg.copy_and_resolve_references()
+  with new.unlocked(), new.ignore_type():  # for the checks to refuse
+    for key in old:
+      section, _, name = key.rpartition('.')
+      del new[section][name]
+      for ours in RENAMED[key]:
+        if known[key] is None:
+          defaults.leave_open(new, ours)
+        else:
+          value = translated(key, known[key])
+          new.update_from_flattened_dict({ours: value})
+  return new
+
+
+def translated(key: str, value: Any) -> Any:
+  """Today's value of a setting that had another name, by its old one."""
+  values = _VALUES.get(key, {})
+  return values.get(value, value) if isinstance(value, bool) else value
 
 
 def _add(new: dict[str, Any], added: Mapping[str, Any]) -> None:
@@ -110,8 +164,7 @@ def _add(new: dict[str, Any], added: Mapping[str, Any]) -> None:
       inside.setdefault(name, value)
 
 
-def _name_method(new: dict[str, Any]) -> dict[str, Any]:
-  """From before there were methods: SemPPL, or the supervised baseline."""
+def _rename(new: dict[str, Any]) -> None:
   for theirs, ours in RENAMED.items():
     value = checks.find(new, theirs)
     sections = [key.rpartition('.')[0] for key in ours]
@@ -121,7 +174,12 @@ def _name_method(new: dict[str, Any]) -> dict[str, Any]:
     section, _, name = theirs.rpartition('.')
     del new[section][name]
     for section, key in zip(sections, ours, strict=True):
-      new.setdefault(section, {})[key.rpartition('.')[2]] = value
+      inside = new.setdefault(section, {})
+      inside[key.rpartition('.')[2]] = translated(theirs, value)
+
+
+def _name_method(new: dict[str, Any]) -> dict[str, Any]:
+  """From before there were methods: SemPPL, or the supervised baseline."""
   if _was_supervised(new):
     kept = {key: x for key, x in new.items() if key not in _NOT_SUPERVISED}
     return {'method': 'supervised', **kept}

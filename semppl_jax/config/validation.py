@@ -26,6 +26,7 @@ SHARED_RANGES = {  # with evaluation
 SHARED_CHOICES = {  # with evaluation
   'dataset.on_corrupt': ('replace', 'error'),
   'dataset.validation_rule': ('stratified', 'first'),
+  'labels.rule': ('stratified', 'random'),
 }
 RANGES = SHARED_RANGES | {
   'minutes': (0, None),

@@ -80,7 +80,9 @@ def _digits(unused_cfg: Any) -> Dataset:
   digits = datasets.load_digits()
   images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 0 .. 16 grey
   source = Records(
-    digits.target, array_files.three_channels(images).__getitem__
+    digits.target,
+    array_files.three_channels(images).__getitem__,
+    names=_numbers(len(images)),
   )
   # The split is part of the data set: dataset.seed does not change it.
   train, test = stratified(source.labels, 297, seed=0)
@@ -118,7 +120,9 @@ def _synthetic(cfg: Any) -> Dataset:
 def _arrays(cfg: Any) -> Dataset:
   """An .npz file as `array_files.read` describes it."""
   splits = array_files.read(_path(cfg))
-  make = lambda images, labels: Records(labels, images.__getitem__)
+  make = lambda images, labels: Records(
+    labels, images.__getitem__, names=_numbers(len(labels))
+  )
   train = make(*splits['train'])
   test = make(*splits['test']) if 'test' in splits else None
   top = max(int(labels.max()) for _, labels in splits.values())
@@ -231,7 +235,7 @@ def _digest(source: Source) -> str:
 
 
 def _numbers(count: int) -> tuple[str, ...]:
-  """Class names for classes that have none."""
+  """Names for classes, or images, that have none."""
   return tuple(str(i) for i in range(count))
 
 

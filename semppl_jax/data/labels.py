@@ -145,7 +145,8 @@ def visible_labels(cfg: Any, data: Any, path: str = '') -> np.ndarray:
   """The labels that the `labels` section of a config lets training see.
 
   Args:
-    cfg: file, subset, or per_class or fraction, and seed; all empty: no labels.
+    cfg: file, subset, or per_class or fraction, rule and seed; all empty: no
+      labels.
     data: the data set, a `sources.Dataset`.
     path: the data set's, where the subset is looked for too.
 
@@ -161,6 +162,7 @@ def visible_labels(cfg: Any, data: Any, path: str = '') -> np.ndarray:
       per_class=cfg.per_class,
       fraction=cfg.fraction,
       seed=cfg.seed,
+      rule=cfg.rule,
       class_names=data.class_names,
     )
   key = 'file' if cfg.file else 'subset'
@@ -335,12 +337,14 @@ def select_labels(
   per_class: int = 0,
   fraction: float = 0.0,
   seed: int,
+  rule: str = 'stratified',
   class_names: Sequence[str] | None = None,
 ) -> np.ndarray:
-  """Hides all labels but those of a subset, drawn class by class.
+  """Hides all labels but those of a subset, drawn class by class or at random.
 
-  Subsets are nested: with one seed, a smaller one lies inside a larger one,
-  since every class's images stand in one random order and the first are taken.
+  Subsets are nested: with one seed and rule, a smaller one lies inside a larger
+  one, since every class's images (at random: all) stand in one random order and
+  the first are taken.
 
   Args:
     labels: [N] known labels, -1: unknown.
@@ -348,6 +352,9 @@ def select_labels(
     fraction: or this share of each class's images with a known label, rounded,
       at least one. Both 0: no labels.
     seed: of the orders.
+    rule: 'stratified', or 'random': as many images as that, K times per_class
+      or this share of all with a known label, whatever their classes. Some
+      class may have none then.
     class_names: for the warnings, and so that classes without any image are
       named too; default the labels' numbers.
 
@@ -365,6 +372,11 @@ def select_labels(
   names = class_names
   if names is None:
     names = [str(i) for i in range(labels.max(initial=-1) + 1)]
+  if rule == 'random':
+    rows = _draw(labels, per_class * len(names), fraction, seed)
+    selected[rows] = labels[rows]
+    _warn_of_missing(selected, names)
+    return selected
   by_label = np.argsort(labels, kind='stable')  # rows, class after class
   ends = np.searchsorted(labels[by_label], np.arange(len(names) + 1))
   random = np.random.RandomState()
@@ -389,6 +401,22 @@ def select_labels(
         per_class, _some(short),
     )  # fmt: skip
   return selected
+
+
+def _draw(
+  labels: np.ndarray, number: int, fraction: float, seed: int
+) -> np.ndarray:
+  """Rows with a known label, so many or this share of them, at random."""
+  known = np.flatnonzero(labels >= 0)
+  wanted = number or max(1, round(fraction * len(known)))
+  return np.random.RandomState(seed % 2**32).permutation(known)[:wanted]
+
+
+def _warn_of_missing(selected: np.ndarray, names: Sequence[str]) -> None:
+  counts = np.bincount(selected[selected >= 0], minlength=len(names))
+  missing = [name for name, count in zip(names, counts) if not count]
+  if missing:
+    logging.warning('Classes without labels: %s', _some(missing))
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:

@@ -40,7 +40,7 @@ def scores(
   if not len(known) or not len(test):
     return dict.fromkeys(NAMES)
   result = {}
-  for name, features in zip(NAMES, (_pixels, _histograms)):
+  for name, features in zip(NAMES, (pixels, _histograms)):
     keys, readable = features(sources.Rows(train, known))
     queries, judged = features(test)
     result[name] = measures.accuracy(
@@ -52,7 +52,7 @@ def scores(
   return result
 
 
-def _pixels(source: Any) -> tuple[np.ndarray, np.ndarray]:
+def pixels(source: Any) -> tuple[np.ndarray, np.ndarray]:
   """[N, 16 * 16 * 3] float32 in [0, 1], and which images could be read."""
   images, readable = _small(source, _PIXELS)
   return images.reshape(len(images), -1), readable

@@ -65,6 +65,44 @@ def sample(
   return jnp.where(mask, index, 0), mask
 
 
+def sample_without(
+  keys: jax.Array,
+  indices: jax.Array,
+  excluded: jax.Array,
+  mask: jax.Array,
+  *,
+  num_negatives: int,
+  batch_size: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Likewise, where every image names those that are none of its negatives.
+
+  Args:
+    keys: [b] one key per local image.
+    indices: [b] int32, the local images' places in the global batch.
+    excluded: [b, m] int32 places of others in the global batch, all different;
+      the image itself is left out besides.
+    mask: [b, m] bool, False: this place is empty.
+    num_negatives: n, less than `batch_size`.
+    batch_size: B.
+
+  Returns:
+    As `sample`.
+  """
+  chex.assert_equal_shape([keys, indices])
+  chex.assert_equal_shape([excluded, mask])
+  none = batch_size  # no image's place
+  forbidden = jnp.where(mask, excluded, none)
+  forbidden = jnp.concatenate([indices[:, None], forbidden], axis=1)
+  forbidden = jnp.sort(forbidden, axis=1)  # [b, 1 + m]
+  count = batch_size - jnp.sum(forbidden < none, axis=1)  # [b] admissible
+  draw = lambda key, count: _floyd(key, count, num_negatives)
+  index, present = jax.vmap(draw)(keys, count)  # [b, n] both
+  # From a rank among the admissible to a place: past each forbidden one below.
+  for place in forbidden.T[..., None]:  # [b, 1]
+    index += index >= place
+  return jnp.where(present, index, 0).astype(jnp.int32), present
+
+
 def _by_label(
   indices: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -164,6 +164,29 @@ def nearest(
   )
 
 
+def best_slots(found: Neighbours, number: int) -> jax.Array:
+  """The slots of the most similar entries, each of them once.
+
+  The same entry may be found for several pairs of view and queue; its largest
+  similarity counts.
+
+  Args:
+    found: of `nearest`, with k at least `number`.
+    number: N.
+
+  Returns:
+    [..., N] int32, the most similar first, -1: there are no more.
+  """
+  order = jnp.argsort(-found.similarity, axis=-1, stable=True)
+  slots = jnp.take_along_axis(found.slots, order, axis=-1)
+  # Of equal slots the first stays, which is the most similar.
+  same = slots[..., :, None] == slots[..., None, :]
+  again = jnp.tril(same, -1).any(axis=-1)
+  last = jnp.argsort(again | (slots < 0), axis=-1, stable=True)[..., :number]
+  slots = jnp.where(again, -1, slots)
+  return jnp.take_along_axis(slots, last, axis=-1)
+
+
 def _search_shard(
   queue: LabelQueue,
   queries: jax.Array,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from semppl_jax.config import checks, defaults, validation
-from semppl_jax.config.upgrade import RENAMED
+from semppl_jax.config.upgrade import RENAMED, renamed
 from semppl_jax.errors import UserError
 from semppl_jax.methods import (
   base,
@@ -119,6 +119,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: one line that names the setting, its value and what would do.
   """
+  cfg = renamed(cfg)
   check_kinds(cfg)
   module, usual = get(cfg.method), default(cfg.method)
   checks.check_ranges(cfg, _only_known(validation.RANGES | module.RANGES, cfg))

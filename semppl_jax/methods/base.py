@@ -17,7 +17,10 @@ import ml_collections
 import numpy as np
 
 from semppl_jax.config import checks
+from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
+from semppl_jax.losses import false_negatives
+from semppl_jax.losses.false_negatives import FalseNegatives
 from semppl_jax.memory.label_queue import LabelQueue
 from semppl_jax.models.heads import ProjectorPredictor
 from semppl_jax.types import Views
@@ -115,6 +118,19 @@ class Prototypes(NamedTuple):
   advice: tuple[str, ...]  # settings to try if one takes all, the best first
 
 
+class Scratch(NamedTuple):
+  """Memory on a device for which a setting says of how many images it is."""
+
+  setting: str  # its dotted name
+  images: int
+  each: int  # bytes
+
+  @property
+  def size(self) -> int:
+    """Bytes."""
+    return self.images * self.each
+
+
 class FrozenTeacher(NamedTuple):
   """What a loss compares with of a trained network that stays as it is."""
 
@@ -193,6 +209,8 @@ class Method(NamedTuple):
     unit_rows: Haiku modules of the online network whose matrices [K, d] have
       rows of length 1: made so at the beginning and after every update.
     accumulates: whether a batch may be taken in parts.
+    scratch: what the loss takes for a while of a device's memory beside the
+      networks, however many images they see at once; None: little.
   """
 
   heads: Callable[..., Outputs]
@@ -217,6 +235,7 @@ class Method(NamedTuple):
   frozen: Mapping[str, int] = {}
   unit_rows: tuple[str, ...] = ()
   accumulates: bool = True
+  scratch: Scratch | None = None
 
 
 def dimensions(inputs: Inputs) -> chex.Dimensions:
@@ -267,6 +286,69 @@ def projector_predictor(
   return ProjectorPredictor(
     cfg.projector.hidden, cfg.projector.size, cfg.predictor.hidden
   )
+
+
+# Settings of objectives that have negatives. ----------------------------------
+
+
+def negatives_section() -> dict[str, Any]:
+  """Which other images are taken for false negatives, and what becomes of them.
+
+  Numbers are those of FNC; see losses/false_negatives.py.
+  """
+  return {
+    # Which other images are no negatives: none, all are; label, those with the
+    # image's (pseudo-)label, if the method has any; similarity, the most
+    # similar ones, its false negatives, without labels
+    'cancel': 'none',
+    'top_k': 10,  # false negatives of an image, at most [P]
+    'threshold': 0.7,  # cosine that they are above [P]
+    # In place of the threshold, if above 0: the cosine that so large a share of
+    # an image's candidates is below, as a mean over the batch [ours]
+    'quantile': 0.0,
+    'attract': False,  # these false negatives are positives
+  }
+
+
+NEGATIVES_RANGES = {
+  'negatives.top_k': (1, None),
+  'negatives.threshold': (-1, None),
+  'negatives.quantile': (0, 1),
+}
+
+
+def find_false_negatives(
+  scores: jax.Array, own: jax.Array, cfg: ml_collections.FrozenConfigDict
+) -> FalseNegatives:
+  """The most similar candidates of each image, by these settings.
+
+  Args:
+    scores: [b, M] similarities of this device's images and all candidates.
+    own: [b, M] bool, the image's own.
+    cfg: settings.
+  """
+  threshold = cfg.negatives.threshold
+  if cfg.negatives.quantile:
+    shares = false_negatives.quantile(scores, own, cfg.negatives.quantile)
+    threshold = parallel.pmean(shares.mean())
+  return false_negatives.find(
+    scores, own, top_k=cfg.negatives.top_k, threshold=threshold
+  )
+
+
+def check_negatives(cfg: ml_collections.ConfigDict) -> None:
+  """Refuses settings of false negatives that cannot work together."""
+  if cfg.negatives.attract and cfg.negatives.cancel != 'similarity':
+    raise UserError(
+      f'negatives.attract is True, but negatives.cancel is '
+      f'{cfg.negatives.cancel!r}: set it to similarity.'
+    )
+  most = cfg.batch_size - 2
+  if cfg.negatives.cancel == 'similarity' and cfg.negatives.top_k > most:
+    raise UserError(
+      f'negatives.top_k is {cfg.negatives.top_k}, but of batch_size '
+      f'{cfg.batch_size} a negative must be left: set it to {most} or less.'
+    )
 
 
 # Settings of objectives that have prototypes. ---------------------------------

@@ -16,7 +16,8 @@ import ml_collections
 
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
-from semppl_jax.losses import contrastive
+from semppl_jax.losses import contrastive, false_negatives
+from semppl_jax.losses.false_negatives import FalseNegatives
 from semppl_jax.methods import base
 from semppl_jax.models.heads import SimCLRProjector
 from semppl_jax.models.multicrop import l2_normalize
@@ -38,12 +39,21 @@ def build(
     candidates = parallel.all_gather(z, axis=1)  # [2, B, d]
     dims = base.dimensions(inputs)
     chex.assert_shape(candidates, dims['VBd'])
-    losses, logits = contrastive.nt_xent(
-      z, candidates, inputs.keys.index, temperature=cfg.loss.temperature
-    )
+    told = {}
+    if cfg.negatives.cancel == 'none':
+      losses, logits = contrastive.nt_xent(
+        z, candidates, inputs.keys.index, temperature=cfg.loss.temperature
+      )
+    else:
+      similar, told = _find_similar(z, candidates, inputs.keys.index, cfg)
+      losses, logits = false_negatives.nt_xent(
+        z, candidates, inputs.keys.index, similar,
+        temperature=cfg.loss.temperature, attract=cfg.negatives.attract,
+      )  # fmt: skip
+      logits = logits[0, 1][None]  # of view 1 with view 2
     # A sum over the two views, as released: twice the paper's mean.
     value = losses.mean(axis=1).sum()
-    metrics = {'loss/contrastive': value}
+    metrics = {'loss/contrastive': value, **told}
     return base.Result(value, metrics | _told(logits[0], inputs.keys.index))
 
   return base.Method(
@@ -55,6 +65,36 @@ def build(
     chance={'loss/contrastive': 2 * math.log(2 * cfg.batch_size - 1)},
     accumulates=False,  # a part of the batch lacks the others' negatives
   )
+
+
+def _find_similar(
+  z: jax.Array,
+  candidates: jax.Array,
+  index: jax.Array,
+  cfg: ml_collections.FrozenConfigDict,
+) -> tuple[FalseNegatives, base.Metrics]:
+  """False negatives among all views of the batch, by the projections.
+
+  The score of another image's view is its largest cosine with a view of the
+  image.
+
+  Args:
+    z: [2, b, d].
+    candidates: [2, B, d].
+    index: [b] int32, places of this device's images.
+    cfg: settings.
+
+  Returns:
+    Places among the 2 B views, view by view; and their mean number.
+  """
+  views, total, size = candidates.shape
+  scores = false_negatives.similarity(
+    l2_normalize(z), l2_normalize(candidates).reshape(-1, size)
+  )  # [b, 2 B]
+  own = jnp.tile(index[:, None] == jnp.arange(total), (1, views))
+  similar = base.find_false_negatives(scores, own, cfg)
+  number = similar.mask.sum(axis=1)  # [b]
+  return similar, {'false_negatives': number.mean(dtype=jnp.float32)}
 
 
 def _told(logits: jax.Array, index: jax.Array) -> base.Metrics:
@@ -106,6 +146,7 @@ def default() -> ml_collections.ConfigDict:
     'temperature': 0.1,  # tau, divides the similarities [P]
     'hidden_norm': True,  # projections are unit vectors [P]
   }
+  cfg.negatives = base.negatives_section()
   cfg.projector = {
     'layers': 3,  # L; the first SimCLR had 2 [P]
     'hidden': 0,  # units of all layers but the last; 0: the encoder's [P]
@@ -124,17 +165,19 @@ def default() -> ml_collections.ConfigDict:
   return cfg
 
 
-RANGES = {
+RANGES = base.NEGATIVES_RANGES | {
   'projector.layers': (1, None),
   'projector.hidden': (0, None),
   'projector.size': (1, None),
 }
+CHOICES = {'negatives.cancel': ('none', 'similarity')}
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of SimCLR that cannot work."""
   del num_devices
   base.check_above_zero(cfg, 'loss.temperature')
+  base.check_negatives(cfg)
   for key, number in (('num_large', 2), ('num_small', 0)):
     if cfg.views[key] != number:
       raise UserError(

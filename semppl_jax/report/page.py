@@ -42,11 +42,11 @@ def write(
   at_home = runs[0].folder if len(runs) == 1 else pathlib.Path()
   path = pathlib.Path(out) if out else at_home / 'report.html'
   if len(runs) == 1:
-    document = _of_one(runs[0], most, tell)
+    whole = _of_one(runs[0], most, tell)
   else:
-    document = _of_several(runs)
+    whole = _of_several(runs)
   try:
-    files.write_text(path, document)
+    files.write_text(path, whole)
   except OSError as error:
     raise UserError(
       f'{path} cannot be written: {error.strerror}. Choose another --out.'
@@ -79,7 +79,7 @@ def _of_one(run: RunFiles, most: int, tell: Callable[[str], None]) -> Html:
     ('environment', 'Environment', lambda: settings.environment([run])),
   ]
   head = markup.join(_facts(run, seen), _section(lambda: results.headline(run)))
-  return _document(run.name, head, sections, _about(run))
+  return document(run.name, head, sections, _about(run))
 
 
 def _of_several(runs: Sequence[RunFiles]) -> Html:
@@ -98,7 +98,7 @@ def _of_several(runs: Sequence[RunFiles]) -> Html:
     tag('p', ' · '.join(run.name for run in runs), class_='facts'),
     *(markup.note(line) for line in lines),
   )
-  return _document(f'{len(runs)} runs compared', head, sections)
+  return document(f'{len(runs)} runs compared', head, sections)
 
 
 def _about(run: RunFiles) -> str:
@@ -107,9 +107,17 @@ def _about(run: RunFiles) -> str:
   return (module and module.__doc__ or '').partition('\n')[0]
 
 
-def _document(
+def document(
   title: str, head: Html, sections: Sequence[Section], about: str = ''
 ) -> Html:
+  """A whole page.
+
+  Args:
+    title: of it.
+    head: below the title.
+    sections: their content may raise Absent, whose reason is in its place.
+    about: in the footer.
+  """
   links = [tag('a', name, href=f'#{anchor}') for anchor, name, _ in sections]
   body = [
     tag('section', tag('h2', name), _section(content), id=anchor)

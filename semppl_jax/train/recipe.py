@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from semppl_jax import config, methods
+from semppl_jax.config import upgrade
 from semppl_jax.data import datasets
 from semppl_jax.data import images as images_lib
 from semppl_jax.data import labels as labels_lib
@@ -69,6 +70,7 @@ def complete(
   Raises:
     UserError: a data set that cannot be read, or no time to plan for.
   """
+  cfg = upgrade.renamed(cfg)
   methods.check_sections(cfg)
   wanted = config.open_keys(cfg)
   if not wanted:
@@ -362,7 +364,7 @@ def _phases(seen: Look, values: Mapping[str, Any]) -> Choice:
     {
       'optimizer.warmup_epochs': part(0.03),
       'queue.target_query_epochs': part(0.06),
-      'loss.exclude_after_epochs': part(0.25),
+      'negatives.cancel_after_epochs': part(0.25),
       'checkpoint_every_steps': max(steps // 8, 1),
     },
     f'3, 6, 25 and 12% of {epochs:g} epochs',

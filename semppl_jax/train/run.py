@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from semppl_jax import config, methods
+from semppl_jax.config import upgrade
 from semppl_jax.data import datasets, pipeline, sources
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.data import support as support_lib
@@ -18,6 +19,7 @@ from semppl_jax.errors import UserError
 from semppl_jax.methods import base
 from semppl_jax.models import networks as networks_lib
 from semppl_jax.train import (
+  device_memory,
   initial_weights,
   optimizers,
   schedules,
@@ -45,6 +47,7 @@ class TrainRun(NamedTuple):
 
 def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
   """Checks the config, reads the data set, builds networks and optimiser."""
+  cfg = upgrade.renamed(cfg)
   methods.check_kinds(cfg)  # before any setting is of use
   devices = parallel.some_devices(cfg.num_devices)
   config.validate(cfg, len(devices))
@@ -70,6 +73,7 @@ def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
     )
   facts = _facts(frozen, data, labels)
   method = methods.build(frozen, facts)
+  _check_scratch(frozen, method, devices[0])
   setup = step.StepSetup(
     cfg=frozen,
     method=method,
@@ -82,6 +86,23 @@ def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
   return TrainRun(
     frozen, data, labels, images, setup, facts, devices, support, calibration
   )
+
+
+def _check_scratch(
+  cfg: ml_collections.FrozenConfigDict, method: base.Method, device: jax.Device
+) -> None:
+  """Refuses a loss that would not fit, whatever the networks take."""
+  there, scratch = device_memory.capacity(device), method.scratch
+  if not there or scratch is None:
+    return
+  usable = device_memory.USABLE * there
+  if scratch.size > usable:
+    raise UserError(
+      f'{scratch.setting} is {config.look_up(cfg, scratch.setting)}, but the '
+      f'loss of {scratch.images} images takes {scratch.size / 1e9:.2f} GB of '
+      f'{there / 1e9:.2f} on each device: set it to '
+      f'{max(1, int(usable / scratch.each))} or less, or batch_size lower.'
+    )
 
 
 def _facts(

@@ -19,6 +19,7 @@ _NUMBERS = {
   'Assignments to prototypes': ('assignment_entropy', 'marginal_entropy'),
   'Entropy of the mean soft label': ('mean_entropy',),
   'Prototypes in use': ('prototypes_used',),
+  'False negatives of an image': ('false_negatives',),
 }
 _SHARES = {
   'Accuracy during training': (
@@ -28,6 +29,7 @@ _SHARES = {
     'contrastive_accuracy',
     'classifier_accuracy',
     'teacher_agreement',
+    'false_negative_precision',
   ),
   'Queue and votes': (
     'vote_share',
@@ -69,6 +71,8 @@ NAMES = {
   'top_label_share': 'most frequent pseudo-label',
   'prototypes_used': 'nearest of some image',
   'top_prototype_share': 'most frequent prototype',
+  'false_negatives': 'mean number',
+  'false_negative_precision': 'false negatives of the same label',
 }
 
 

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import (
   digits,
@@ -17,6 +18,8 @@ from benchmarks import (
 )
 from semppl_jax.data import folders
 from semppl_jax.errors import UserError
+
+_IN_FONTS = ('letters', 'characters')
 
 
 def _row(**values):
@@ -125,7 +128,7 @@ def test_embedding_compiles_for_one_size_alone(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('kind', drawn_folders.KINDS)
 def test_drawn_folders_are_the_same_again(kind, tmp_path):
   few = {'labelled': 1, 'unlabelled': 2, 'test': 1}
-  if kind == 'letters' and drawn_folders.missing_fonts():
+  if kind in _IN_FONTS and drawn_folders.missing_fonts():
     with pytest.raises(UserError, match='does not bring; 3.11 does'):
       drawn_folders.make(kind, tmp_path / 'one', seed=3, **few)
     return
@@ -140,3 +143,23 @@ def test_drawn_folders_are_the_same_again(kind, tmp_path):
     paths = [pathlib.Path(p) for p in (*found.train, *found.test)]
     files.append([p.read_bytes() for p in paths])
   assert files[0] == files[1] != files[2]
+
+
+@pytest.mark.skipif(
+  bool(drawn_folders.missing_fonts()), reason='needs fonts of matplotlib 3.11'
+)
+def test_characters_are_62_classes_in_colours_that_tell_nothing(tmp_path):
+  drawn_folders.make('characters', tmp_path, labelled=8, unlabelled=0, test=1)
+  found = folders.search(str(tmp_path))
+  names = found.class_names
+  assert len(names) == len({name.lower() for name in names}) == 62
+  assert len(found.train) == 8 * 62 and len(found.test) == 62
+  images = np.stack(
+    [np.asarray(Image.open(path), np.float32) for path in found.train]
+  )
+  assert images.shape[1:] == (24, 24, 3)
+  paper = images[:, :2].mean(axis=(1, 2))  # [N, 3], of the upper edge
+  by_class = paper.reshape(62, 8, 3)
+  # Means of eight differ between classes as those of random colours do.
+  spread = by_class.mean(axis=1).std(axis=0) / by_class.std(axis=(0, 1))
+  np.testing.assert_allclose(spread, 8**-0.5, atol=0.1)

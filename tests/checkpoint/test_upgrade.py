@@ -16,7 +16,7 @@ import semppl_jax
 from semppl_jax import checkpoint, config, pretraining
 from semppl_jax.checkpoint import upgrade as leaf_names
 from semppl_jax.config import eval_config
-from semppl_jax.config.upgrade import upgrade
+from semppl_jax.config.upgrade import renamed, upgrade
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import run_network
 from semppl_jax.report import page
@@ -99,6 +99,46 @@ def test_settings_are_todays(runs):
     assert set(found) == set(ours)
     assert upgrade(after) == after
     assert 'method' not in before  # it is a copy
+
+
+def test_excluding_the_same_label_is_a_way_of_cancelling(runs):
+  before = json.loads((runs / 'semppl/config.json').read_text())
+  assert before['loss']['exclude_same_label'] is False
+  assert upgrade(before)['negatives']['cancel'] == 'none'
+  before['loss'].update(exclude_same_label=True, exclude_after_epochs=3.0)
+  for method in ({}, {'method': 'semppl'}):
+    after = upgrade(before | method)
+    assert after['negatives']['cancel'] == 'label'
+    assert after['negatives']['cancel_after_epochs'] == 3.0
+    assert 'exclude_same_label' not in after['loss']
+  after = upgrade({'task': 'pretrain', 'method': 'simclr', 'loss': {}})
+  usual = config.default('simclr').negatives.to_dict()
+  assert after['negatives'] == usual and after['loss'] == {}
+
+
+def test_a_config_of_before_says_the_same():
+  cfg = tiny.make_config(num_devices=1)
+  cfg.loss.update(exclude_same_label=True, exclude_after_epochs=1.0)
+  cfg.lock()
+  config.validate(cfg, 1)
+  new = renamed(cfg)
+  assert new.negatives.cancel == 'label'
+  assert new.negatives.cancel_after_epochs == 1.0
+  assert 'exclude_same_label' not in new.loss
+  assert 'exclude_same_label' in cfg.loss and new.is_locked
+  assert renamed(new) is new
+  # Left open, as experiments/folder.py does.
+  cfg = tiny.make_config()
+  cfg.loss.exclude_after_epochs = None
+  assert config.open_keys(renamed(cfg)) == ['negatives.cancel_after_epochs']
+  # What it cannot be is refused in a line; of another method, too.
+  cfg.loss.exclude_same_label = 3
+  with pytest.raises(UserError, match='negatives.cancel is 3; it must be a te'):
+    config.validate(renamed(cfg), 1)
+  byol = tiny.make_config('byol')
+  byol.loss = {'exclude_same_label': True}
+  with pytest.raises(UserError, match='is called negatives.cancel now'):
+    config.validate(byol, 1)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_parts_of_a_batch_and_profiles_are_checked():
       config.validate(tiny.make_config(**changes), num_devices)
 
   refused('accumulate 3 times the 2 devices', accumulate=3)
-  refused('exclude_same_label', accumulate=2, loss__exclude_same_label=True)
+  refused('cancel=label needs', accumulate=2, negatives__cancel='label')
   refused('min_share needs the number', accumulate=2, queue__min_share=0.5)
   refused('balance needs the votes', accumulate=2, queue__balance=0.5)
   refused('profile_steps', profile_steps=(3, 2))

@@ -334,10 +334,9 @@ def test_a_list_names_the_labelled_images_of_a_folder(folder, tmp_path):
   cfg.labels.per_class = 1
   with pytest.raises(UserError, match='only one of them may be set'):
     config.check_one_subset(cfg)
-  digits = load(name='digits')
   cfg.labels.per_class = 0
   with pytest.raises(UserError, match='have no names'):
-    labels_lib.visible_labels(cfg.labels, digits)
+    labels_lib.visible_labels(cfg.labels, load(name='synthetic'))
 
 
 def test_folder_can_go_to_a_worker(folder):

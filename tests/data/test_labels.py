@@ -92,6 +92,50 @@ def test_subset_is_frozen():
   assert np.flatnonzero(selected >= 0).tolist() == [1, 6, 9, 12, 14, 19]
 
 
+@pytest.mark.parametrize(
+  'kwargs, number',
+  [
+    (dict(per_class=5), 15),  # three classes
+    (dict(per_class=1), 3),
+    (dict(fraction=0.5), 32),  # of 63, rounded
+    (dict(fraction=0.001), 1),
+    (dict(fraction=1.0), 63),
+    (dict(per_class=30), 63),
+    (dict(), 0),
+  ],
+)
+def test_random_draws_so_many_of_all(kwargs, number):
+  selected = select(rule='random', **kwargs)
+  seen = selected >= 0
+  assert selected.dtype == np.int32 and np.sum(seen) == number
+  np.testing.assert_array_equal(selected[seen], LABELS[seen])
+
+
+def test_random_is_uniform_over_images():
+  chosen = [
+    select(rule='random', per_class=3, seed=seed) >= 0 for seed in range(500)
+  ]
+  share = np.mean(chosen, axis=0)
+  # 9 of 63; standard deviation sqrt(.14 x .86 / 500) = 0.016.
+  np.testing.assert_allclose(share[LABELS >= 0], 1 / 7, atol=0.07)
+  assert not share[LABELS < 0].any()
+
+
+def test_random_subsets_are_nested_and_frozen(warnings):
+  """A change here changes which labels a published number was made with."""
+  draw = lambda per_class, **changes: np.flatnonzero(
+    labels_lib.select_labels(
+      np.arange(20) % 2, per_class=per_class,
+      class_names=('cat', 'dog', 'eel'), rule='random', **{'seed': 0} | changes,
+    ) >= 0
+  ).tolist()  # fmt: skip
+  assert draw(1) == [1, 18, 19]
+  assert set(draw(1)) < set(draw(3))
+  assert draw(1) != draw(1, seed=1)
+  assert all('Classes without labels: ' in line for line in warnings)
+  assert all('eel' in line for line in warnings)
+
+
 def test_small_class_gives_what_it_has_and_is_named(warnings):
   names = ('cat', 'dog', 'eel')
   selected = select(per_class=15, class_names=names)

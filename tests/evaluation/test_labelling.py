@@ -157,6 +157,7 @@ def test_what_to_label_next_is_doubtful_and_has_no_label(job, found):
   np.testing.assert_array_equal(chosen, next_to_label.choose(job, found, 2))
   everything = next_to_label.choose(job, found, 30)
   assert len(set(everything)) == 30
+  assert (job.calibration[everything] < 0).all()
 
 
 def test_images_that_are_all_alike_are_chosen_once_each(

@@ -133,7 +133,7 @@ def _differences(one, other):
 def test_special_cases_differ_in_the_loss_alone():
   assert _differences(digits, digits_relicv2) <= {
     'loss.alpha', 'loss.semantic_invariance_weight',
-    'loss.exclude_same_label',  # by pseudo-labels
+    'negatives.cancel',  # by pseudo-labels
   }  # fmt: skip
   cfg = digits_relicv2.get_config()
   assert not semppl.uses_semantic_positives(cfg)
@@ -154,7 +154,7 @@ def test_objectives_on_the_digits_share_what_is_the_engines():
       allowed |= {'views.num_small', 'num_epochs'}
     if method == 'simclr':  # two views in one pass, stronger colours
       differing -= {key for key in differing if key.startswith('views.')}
-      allowed |= {'batch_size', 'loss.temperature'}
+      allowed |= {'batch_size', 'loss.temperature', 'negatives.cancel'}
       allowed |= {'optimizer.rate_in_momentum'}  # of LARS, not of AdamW
     if method in ('dino', 'mira'):
       allowed |= {'loss.temperature', 'evaluation.network'}
@@ -190,7 +190,7 @@ def test_a_folders_rivals_differ_in_their_terms_alone():
   flat = lambda method: dict(config.flat(folder.get_config(method)))
   ours, relicv2, supervised = map(flat, folder.METHODS)
   assert {key for key in ours if ours[key] != relicv2[key]} == {
-    'loss.alpha', 'loss.semantic_invariance_weight', 'loss.exclude_same_label',
+    'loss.alpha', 'loss.semantic_invariance_weight', 'negatives.cancel',
   }  # fmt: skip
   shared = ours.keys() & supervised.keys()
   differing = {key for key in shared if ours[key] != supervised[key]}

@@ -14,6 +14,11 @@ msf.npz, cmsf_sup.npz, cmsf_semi.npz: forward passes of MSF's (UMBCvision/MSF
 supervised/train_cmsf_sup.py and semi_supervised/pseudo_cmsf.py), torch 2.13.0,
 inputs included.
 
+fnc.npz: of FNC's (google-research/fnc adf5da5d, objective.py), TensorFlow
+2.21.0, inputs included; masks and elimination derived apart.
+usl.npz: USL's neighbours, k-means and selections
+(TonyLianLong/UnsupervisedSelectiveLabeling ceaab3c9), torch 2.13.0, likewise.
+
 release_linear_eval.npz: the release's EvalExperiment on
 release_checkpoint_tiny.pkl, one device, six steps of 8 images (RandomState(0),
 as test_classifier_step makes them) in order, its data set replaced by them;

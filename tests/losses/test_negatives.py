@@ -145,6 +145,48 @@ def test_number_of_devices_changes_nothing(devices, exclude):
     np.testing.assert_array_equal(part.reshape(10, 3), expected)
 
 
+# Others that an image names, and which of these count.
+_EXCLUDED = np.array([9, 4, 0], np.int32)
+_COUNTS = np.array([True, False, True])
+
+sample_without = functools.partial(
+  jax.jit, static_argnames=('num_negatives', 'batch_size')
+)(negatives.sample_without)
+
+
+def _without(places, counts, num):
+  tile = lambda x: np.tile(x, (len(places), 1))
+  index, mask = sample_without(
+    make_keys(1)[: len(places)], np.asarray(places, np.int32),
+    tile(_EXCLUDED), tile(counts), num_negatives=num, batch_size=10,
+  )  # fmt: skip
+  return np.asarray(index), np.asarray(mask)
+
+
+@pytest.mark.parametrize('m', [3, 1, 8])
+def test_those_that_an_image_names_are_left_out(m):
+  index, mask = _without(np.full(2000, m), _COUNTS, 3)
+  assert mask.all() and index.dtype == np.int32
+  allowed = sorted(set(range(10)) - {m, 9, 0})
+  sets = {tuple(row.tolist()): 0 for row in np.sort(index, axis=1)}
+  assert set(sets) == set(itertools.combinations(allowed, 3))
+  for row in np.sort(index, axis=1):
+    sets[tuple(row.tolist())] += 1
+  assert scipy.stats.chisquare(list(sets.values())).pvalue > 1e-4
+  index, mask = _without(np.full(50, m), _COUNTS, 9)
+  assert mask.sum(axis=1).tolist() == [len(allowed)] * 50
+  assert all(set(row[there]) == set(allowed) for row, there in zip(index, mask))
+  assert not index[~mask].any()
+
+
+def test_naming_nobody_draws_as_ever():
+  places = np.arange(10)
+  index, mask = _without(places, np.zeros(3, bool), 4)
+  wanted, _ = draw(places, LABELS, 4, False, seed=1)
+  assert mask.all()
+  np.testing.assert_array_equal(index, wanted)
+
+
 @pytest.mark.parametrize('exclude', [False, True])
 @pytest.mark.parametrize('num', [10, 11])
 def test_too_small_a_batch(num, exclude):

@@ -441,3 +441,13 @@ def test_temporary_memory_of_a_look_up_does_not_grow():
     return compiled.memory_analysis().temp_size_in_bytes
 
   assert temporary(6400) <= temporary(64) + 64  # the queue has 150 kB more
+
+
+def test_the_best_slots_of_all_pairs_are_told_once():
+  similarity = np.array([[0.5, 0.9, 0.7, 0.9, 0.2, -np.inf]], np.float32)
+  slots = np.array([[4, 2, 4, 7, 1, -1]], np.int32)
+  found = label_queue.Neighbours(similarity, None, slots)
+  best = lambda number: label_queue.best_slots(found, number).tolist()
+  assert best(1) == [[2]]  # the first of equals
+  assert best(3) == [[2, 7, 4]]
+  assert best(6) == [[2, 7, 4, 1, -1, -1]]

@@ -15,7 +15,7 @@ import pytest
 from semppl_jax import config, methods
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
-from semppl_jax.losses import contrastive
+from semppl_jax.losses import contrastive, false_negatives
 from semppl_jax.methods import base, simclr
 from tests.helpers import golden, tiny
 
@@ -35,7 +35,8 @@ def _both(z):
   return jnp.reshape(z, (2, -1, z.shape[-1]))
 
 
-def _loss(z, number, *, temperature=1.0, hidden_norm=True, cut=False):
+def _loss(z, number, *, temperature=1.0, hidden_norm=True, cut=False,
+          negatives=None):  # fmt: skip
   """Loss and metrics of SimCLR on some devices, and the gradient.
 
   Args:
@@ -44,12 +45,14 @@ def _loss(z, number, *, temperature=1.0, hidden_norm=True, cut=False):
     temperature: tau.
     hidden_norm: whether they become unit vectors.
     cut: each device sees its own images only, as if they were all there are.
+    negatives: settings of that section.
 
   Returns:
     ({metric: [number]}, the gradient [2, B, d] of the mean over devices).
   """
   cfg = tiny.make_config('simclr')
   cfg.loss.update(temperature=temperature, hidden_norm=hidden_norm)
+  cfg.negatives.update(negatives or {})
   method = simclr.build(cfg, None)
   total = z.shape[1] // number if cut else z.shape[1]
 
@@ -205,6 +208,52 @@ def test_there_is_no_target_network():
   assert 'ema' not in run.cfg
 
 
+@pytest.mark.parametrize('attract', [False, True])
+def test_false_negatives_are_those_of_all_devices(attract):
+  z = _both(_golden()['z'])
+  changes = {'cancel': 'similarity', 'top_k': 3, 'attract': attract}
+  changes['threshold'] = 0.55
+  unit = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+  own = jnp.tile(jnp.eye(8, dtype=bool), 2)
+  scores = false_negatives.similarity(unit, unit.reshape(16, -1))
+  found = false_negatives.find(scores, own, top_k=3, threshold=0.55)
+  assert 0 < found.mask.sum() < found.mask.size
+
+  def total(z):
+    z /= jnp.linalg.norm(z, axis=-1, keepdims=True)
+    losses, _ = false_negatives.nt_xent(
+      z, z, jnp.arange(8), found, temperature=0.5, attract=attract
+    )
+    return losses.mean(axis=1).sum()
+
+  wanted, wanted_grads = jax.value_and_grad(total)(z)
+  plain, _ = _loss(z, 1, temperature=0.5)
+  for number in (1, 4):
+    metrics, grads = _loss(z, number, temperature=0.5, negatives=changes)
+    np.testing.assert_allclose(np.mean(metrics['loss']), wanted, rtol=1e-5)
+    np.testing.assert_allclose(grads, wanted_grads, **_CLOSE)
+    mean = found.mask.sum(axis=1).mean()
+    np.testing.assert_allclose(np.mean(metrics['false_negatives']), mean)
+    for name in ('contrastive_accuracy', 'contrastive_entropy'):
+      np.testing.assert_allclose(
+        np.mean(metrics[name]), np.mean(plain[name]), rtol=1e-5
+      )
+  assert abs(wanted - np.mean(plain['loss'])) > 1e-2
+
+
+def test_the_quantile_is_the_batchs():
+  z = _both(_golden()['z'])
+  changes = {'cancel': 'similarity', 'top_k': 14, 'quantile': 0.75}
+  unit = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+  scores = false_negatives.similarity(unit, unit.reshape(16, -1))
+  others = scores[~jnp.tile(jnp.eye(8, dtype=bool), 2)].reshape(8, -1)
+  threshold = np.quantile(others, 0.75, axis=1).mean()
+  for number in (1, 4):
+    metrics, _ = _loss(z, number, negatives=changes)
+    wanted = (others > threshold).sum(axis=1).mean()
+    np.testing.assert_allclose(np.mean(metrics['false_negatives']), wanted)
+
+
 @pytest.mark.parametrize(
   'changes, words',
   [
@@ -212,6 +261,8 @@ def test_there_is_no_target_network():
     ({'loss__temperature': 0.0}, 'loss.temperature is 0.0; .* above 0'),
     ({'views__num_large': 3}, 'views.num_large is 3, .* set it to 2'),
     ({'views__num_small': 1}, 'views.num_small is 1, .* set it to 0'),
+    ({'negatives__cancel': 'label'}, "is 'label'; known: none, similarity"),
+    ({'negatives__attract': True}, "attract is True, but .* is 'none'"),
     ({'projector__layers': 0}, 'projector.layers is 0; .* at least 1'),
     ({'optimizer__scaling': 'root'}, "optimizer.scaling is 'root'; known: "),
     ({'views__brightness_mode': 'mul'}, "brightness_mode is 'mul'; known: "),

@@ -140,7 +140,7 @@ def test_what_is_given_stays(tmp_path, quick, capsys):
     assert config.look_up(cfg, key.replace('__', '.')) == value
   assert cfg.labels.fraction == 0  # one way of saying it is enough
   assert cfg.encoder.stem == 'small' and cfg.loss.num_negatives == 5
-  assert cfg.loss.exclude_after_epochs == 1.75
+  assert cfg.negatives.cancel_after_epochs == 1.75
   assert 'hue' not in capsys.readouterr().err
   masks = recipe.complete(settings(path, dataset__masks='elsewhere'), None)
   assert masks.dataset.masks == 'elsewhere' and masks.views.saliency == 0.7
@@ -158,7 +158,7 @@ def test_epochs_fill_the_minutes(minutes, steps, quick, monkeypatch):
   cfg = recipe.complete(settings('DIR', minutes=float(minutes)), None)
   # (600 s - 90 s) / (1.3 x 0.1 s)
   assert cfg.num_epochs * 520 / 64 == pytest.approx(steps, rel=0.01)
-  phases = cfg.queue.target_query_epochs, cfg.loss.exclude_after_epochs
+  phases = cfg.queue.target_query_epochs, cfg.negatives.cancel_after_epochs
   shares = [phase / cfg.num_epochs for phase in phases]
   assert shares == pytest.approx([0.06, 0.25], rel=0.01)
   with pytest.raises(UserError, match='minutes is 0 and num_epochs is open'):

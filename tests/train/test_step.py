@@ -134,7 +134,7 @@ class _Expected:
       negatives.sample(
         draw(1), jnp.arange(tiny.BATCH),
         jnp.asarray(batch.labels if early else self.labels),
-        num_negatives=4, exclude_same_label=cfg.loss.exclude_same_label,
+        num_negatives=4, exclude_same_label=cfg.negatives.cancel == 'label',
       ),
     )  # fmt: skip
     self.positives, self.has = self._draw(cfg, batch, draw(2))
@@ -214,9 +214,9 @@ class _Expected:
 )
 def test_step_equals_a_slow_reference(exclude, early):
   cfg = tiny.make_config(
-    loss__exclude_same_label=exclude,
+    negatives__cancel='label' if exclude else 'none',
     loss__semantic_invariance_weight=3.0,
-    loss__exclude_after_epochs=4.0 if early else 0.0,
+    negatives__cancel_after_epochs=4.0 if early else 0.0,
     queue__capacity=16,
   )
   batch = tiny.make_batch(_LABELS)

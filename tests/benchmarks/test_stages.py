@@ -1,50 +1,9 @@
-"""The tables' arithmetic, by hand; and the rows that need no training."""
+"""Tables of SimCLRv2's recipe and of trained checkpoints, by hand."""
 
 import numpy as np
 import pytest
 
-from benchmarks import digits_methods, drawn_folders, simclrv2, start_from
-from semppl_jax.train import run as run_lib
-
-
-def _row(value, **others):
-  return dict.fromkeys(digits_methods.COLUMNS, value) | others
-
-
-def test_the_table_of_methods_by_hand():
-  results = {
-    'BYOL': {0: _row(0.8, step_seconds=0.1), 1: _row(0.9, step_seconds=0.3)},
-    digits_methods.PIXELS: {0: _row(0.6), 1: _row(0.95)},
-    digits_methods.UNTRAINED: {0: _row(0.5), 1: _row(0.5)},
-  }
-  lines = digits_methods.summarise(results).splitlines()
-  # A deviation of 7.07 points of two seeds.
-  assert lines[2] == f'| BYOL | 2 |{" 85.0 ± 5.0 |" * 3} 0.200 |'
-  assert lines[3].startswith('| pixels | 2 | 77.5 ± 17.5 |')
-  assert digits_methods.ahead(results).splitlines() == [
-    'BYOL, ahead of pixels on so many of 2 seeds: kNN 1; linear, labelled 1; '
-    'linear, all labels 1',
-    'BYOL, ahead of untrained encoder on so many of 2 seeds: kNN 2; linear, '
-    'labelled 2; linear, all labels 2',
-  ]
-
-
-def test_pixels_know_their_neighbours():
-  """A test image that is a labelled one has that one's label."""
-  run = run_lib.prepare(digits_methods.config('SemPPL', 0))
-  labelled = np.flatnonzero(run.labels >= 0)
-  test = [run.data.train[i] for i in labelled]
-  found = digits_methods.pixels(
-    run._replace(data=run.data._replace(test=_Rows(test)))
-  )
-  assert found['knn_top1'] == found['linear_labelled_top1'] == 1
-  assert digits_methods.pixels(run)['knn_top1'] < 0.9
-
-
-class _Rows(list):
-  @property
-  def labels(self):
-    return np.array([record['label'] for record in self])
+from benchmarks import drawn_folders, simclrv2, start_from
 
 
 @pytest.mark.skipif(

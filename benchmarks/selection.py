@@ -1,0 +1,222 @@
+"""SemPPL with few labels: chosen by USL, at random, or class by class.
+
+  python -m benchmarks.selection --workdir=runs/selection
+
+scikit-learn's digits, 10, 20 and 40 labels, seeds 0 to 4. Of each seed a
+ReLICv2 run without any label (digits_relicv2.py) gives the projections that
+`semppl-jax select` chooses from; then SemPPL (digits.py) trains from the start
+with the labels of that list. Beside it SemPPL with as many labels at random
+(labels.rule=random), and with as many of each class (stratified), which nobody
+can draw before labelling. A seed decides weights, batches and labels. The queue
+holds the labelled images of about 20 batches, as in digits.py.
+
+Resumable, and may be started several times on one work directory, as
+benchmarks.methods. Writes table.md and table.json: test top-1 in percent, mean
+and standard error, and the paired difference from random.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from benchmarks import command, method_runs, method_table, scores
+from experiments import digits, digits_relicv2
+from semppl_jax.data import datasets, sources
+from semppl_jax.data import labels as labels_lib
+from semppl_jax.tools import select
+from semppl_jax.workdir import metrics, tables
+
+ARMS = ('usl', 'random', 'stratified')
+BASELINE = 'random'
+START = 'relicv2'  # whose projections are chosen from
+BUDGETS = (10, 20, 40)
+EARLY = 0.2  # share of training after which pseudo-labels are looked at
+CLASSES = 10
+COLUMNS = {
+  'early': f'pseudo-labels at {EARLY:.0%}',
+  **{
+    key: method_table.COLUMNS[key]
+    for key in ('pseudo_label_accuracy', 'knn_top1', 'linear_labelled_top1')
+  },
+}
+
+
+class Cell(NamedTuple):
+  """One run: of an arm (or the start), with so many labels, by a seed."""
+
+  arm: str
+  budget: int
+  seed: int
+
+  def folder(self, workdir: str) -> str:
+    """Where it lies in the table's work directory."""
+    return os.path.join(workdir, f'{self.arm}-{self.budget}-{self.seed}')
+
+
+def chosen(cell: Cell, workdir: str) -> str:
+  """The list that USL chooses for a run, made if it is not there."""
+  path = f'{cell.folder(workdir)}.txt'
+  if not os.path.exists(path):
+    start = Cell(START, 0, cell.seed).folder(workdir)
+    status = select.main([
+      f'--checkpoint={start}', f'--budget={cell.budget}', f'--out={path}',
+      f'--seed={cell.seed}',
+    ])  # fmt: skip
+    if status:
+      raise SystemExit(status)
+  return path
+
+
+def config(cell: Cell, workdir: str, epochs: float = 0) -> Any:
+  """Settings of one run, on one device.
+
+  Args:
+    cell: which.
+    workdir: of the table.
+    epochs: 0: the experiment's.
+  """
+  is_start = cell.arm == START
+  cfg = (digits_relicv2 if is_start else digits).get_config()
+  cfg.seed = cfg.labels.seed = cell.seed
+  cfg.num_devices = 1
+  cfg.progress = False
+  cfg.num_epochs = epochs or cfg.num_epochs
+  cfg.labels.per_class = cell.budget // CLASSES  # of the start: 0
+  if not is_start:
+    cfg.queue.capacity = cfg.queue.capacity * cell.budget // 20
+  if cell.arm == 'usl':
+    cfg.labels.update(per_class=0, file=chosen(cell, workdir))
+  if cell.arm == 'random':
+    cfg.labels.rule = 'random'
+  return cfg
+
+
+def cells(seeds: int) -> Iterator[Cell]:
+  """All runs, each after the one that it needs."""
+  for seed in range(seeds):
+    yield Cell(START, 0, seed)
+    for budget in BUDGETS:
+      for arm in ARMS:
+        yield Cell(arm, budget, seed)
+
+
+def ready(cell: Cell, workdir: str) -> bool:
+  """Whether the run that it needs, if any, is finished."""
+  start = Cell(START, 0, cell.seed)
+  return cell.arm != 'usl' or method_runs.results(start, workdir) is not None
+
+
+def work(plan: Sequence[Cell], workdir: str, epochs: float = 0) -> None:
+  """Trains whatever is ready and nobody else's, until all is finished."""
+
+  def left():
+    waiting = [x for x in plan if method_runs.results(x, workdir) is None]
+    return [x if ready(x, workdir) else None for x in waiting]
+
+  method_runs.until_done(
+    left,
+    lambda cell: method_runs.attempt(
+      config(cell, workdir, epochs), cell.folder(workdir)
+    ),
+  )
+
+
+def found(
+  cell: Cell, workdir: str, data: sources.Dataset
+) -> dict[str, Any] | None:
+  """What a finished run has for the table; None: it is not finished."""
+  one = method_runs.results(cell, workdir)
+  if one is None:
+    return None
+  seen = labels_lib.visible_labels(config(cell, workdir).labels, data)
+  counts = np.bincount(seen[seen >= 0], minlength=CLASSES)
+  return one | {
+    'early': _early(cell.folder(workdir)),
+    'classes': int(np.count_nonzero(counts)),
+    'largest': int(counts.max()),
+  }
+
+
+def _early(folder: str) -> float | None:
+  """Accuracy of the pseudo-labels of the line at EARLY of the training."""
+  rows = metrics.read(folder)
+  last = max((row['step'] for row in rows), default=0)
+  known = [
+    row['pseudo_label_accuracy']
+    for row in rows
+    if row['step'] <= EARLY * last
+    and row.get('pseudo_label_accuracy') is not None
+  ]
+  return known[-1] if known else None
+
+
+def table(seeds: int, workdir: str) -> tuple[str, dict[str, Any]]:
+  """The table of what is finished, and its numbers by budget, arm and seed."""
+  numbers: dict[str, dict[int, dict[str, Any]]] = {}
+  data = datasets.load(digits.get_config().dataset)
+  for cell in cells(seeds):
+    one = None if cell.arm == START else found(cell, workdir, data)
+    if one:
+      row = numbers.setdefault(f'{cell.budget} {cell.arm}', {})
+      row[cell.seed] = one
+  rows = []
+  for budget in BUDGETS:
+    baseline = numbers.get(f'{budget} {BASELINE}', {})
+    for arm in ARMS:
+      by_seed = numbers.get(f'{budget} {arm}')
+      if by_seed:
+        rows.append([f'{budget}', arm, *_row(by_seed, baseline)])
+  heads = ['labels', 'chosen', 'seeds', 'classes', 'largest class']
+  heads += [*COLUMNS.values(), f'kNN, less {BASELINE}']
+  return tables.markdown(heads, rows), numbers
+
+
+def _row(
+  by_seed: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]
+) -> list[str]:
+  """Seeds, classes, largest class, the columns, and the paired difference."""
+  values = lambda key: [row.get(key) for row in by_seed.values()]
+  percent = lambda known, sign='': scores.percent(known, sign) if known else ''
+  known = lambda key: [x for x in values(key) if x is not None]
+  pairs = [
+    row['knn_top1'] - baseline[seed]['knn_top1']
+    for seed, row in by_seed.items()
+    if 'knn_top1' in row and 'knn_top1' in baseline.get(seed, {})
+  ]
+  return [
+    f'{len(by_seed)}',
+    f'{np.mean(values("classes")):.1f}',
+    f'{np.mean(values("largest")):.1f}',
+    *(percent(known(key)) for key in COLUMNS),
+    percent(pairs, '+') if by_seed is not baseline else '',
+  ]
+
+
+def main() -> None:
+  """Trains what is left, then writes the table."""
+  parser = command.parser(__doc__)
+  parser.add_argument('--workdir', default='runs/selection')
+  parser.add_argument('--seeds', type=int, default=5)
+  parser.add_argument(
+    '--epochs', type=float, default=0, help="for a trial; 0: the experiments'"
+  )
+  args = parser.parse_args()
+  logging.set_verbosity(logging.WARNING)
+  os.makedirs(args.workdir, exist_ok=True)
+  plan = list(cells(args.seeds))
+  waiting = sum(method_runs.results(x, args.workdir) is None for x in plan)
+  command.say(f'{waiting} runs of one core are left, a minute or two each.')
+  work(plan, args.workdir, args.epochs)
+  text, numbers = table(args.seeds, args.workdir)
+  with open(os.path.join(args.workdir, 'table.md'), 'w') as file:
+    file.write(text)
+  metrics.write_json(os.path.join(args.workdir, 'table.json'), numbers)
+  print(text)
+  command.finish(args, numbers)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,1 @@
+"""Which images to label: USL, from features of all of them."""
