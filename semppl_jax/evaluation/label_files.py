@@ -79,24 +79,22 @@ def _number(value: float) -> str:
   return f'{value:.4f}'
 
 
-def write_next(
-  path: str | os.PathLike, job: Job, rows: np.ndarray
-) -> pathlib.Path:
-  """Writes PATH_next.txt, one name a line, as labels.file reads them.
+def next_path(path: str | os.PathLike) -> pathlib.Path:
+  """Where a CSV's images to label next are listed: NAME_next.txt."""
+  path = pathlib.Path(path)
+  return path.with_name(f'{path.stem}_next.txt')
+
+
+def write_next(path: str | os.PathLike, job: Job, rows: np.ndarray) -> None:
+  """Writes what to label next, one name a line, as labels.file reads them.
 
   Args:
     path: of the CSV.
     job: names of images.
     rows: the images.
-
-  Returns:
-    The file.
   """
-  path = pathlib.Path(path)
-  path = path.with_name(f'{path.stem}_next.txt')
   called = [sources.name(job.source, int(row)) for row in rows]
-  files.write_text(path, '\n'.join(called) + '\n')
-  return path
+  files.write_text(next_path(path), '\n'.join(called) + '\n')
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
@@ -113,6 +111,11 @@ def lines(summary: dict[str, Any]) -> list[str]:
     said.append(
       f'{summary["unreadable_images"]:,} images cannot be decoded and are left '
       'out.'
+    )
+  if summary['images_of_shared_names']:
+    said.append(
+      f'{summary["images_of_shared_names"]:,} images share their name with '
+      'another one, so that labels.file cannot name them.'
     )
   if summary['accuracy'] is not None:
     parts = summary['tenths_by_share']

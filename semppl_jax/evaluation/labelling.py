@@ -8,6 +8,7 @@ what the queue voted, so that of itself the queue is sure of everything. Without
 a queue the encoder does both.
 """
 
+import collections
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -302,6 +303,7 @@ def _judged(
     'images': len(rows),
     'labelled_images': len(job.voters.rows),
     'unreadable_images': unreadable,
+    'images_of_shared_names': _of_shared_names(job.source),
     'chosen_by': 'encoder' if job.queue is None else 'queue',
     'views': list(_CENTERS),
     'accuracy': accuracy(votes.labels, truth),
@@ -309,3 +311,9 @@ def _judged(
     'tenths_by_share': [part._asdict() for part in tenths],
   }
   return Labelling(rows, votes, probability, summary | calibrated)
+
+
+def _of_shared_names(source: sources.Source) -> int:
+  """Images that no list can name, since others are called the same."""
+  counts = collections.Counter(source.names or ())
+  return sum(count for count in counts.values() if count > 1)

@@ -263,7 +263,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"The run's own vote, in results.json: {value:.1%} right.")
     print(f'Written: {found.path}')
     if found.next:
-      print('To label next, one of each kind of doubt:', *found.next, sep='\n')
+      to = label_files.next_path(found.path)
+      print(f'To label next, one of each kind of doubt, also in {to}:')
+      print(*found.next, sep='\n')
 
   return command.status(work)
 

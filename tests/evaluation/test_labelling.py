@@ -137,7 +137,8 @@ def test_the_file_is_a_list_of_labels(job, found, tmp_path):
   ]
   assert rows[0]['share'] == f'{found.votes.share[0]:.4f}'
   assert rows[0]['nearest_1'] == f'u/{found.votes.neighbours[0, 0]}.png'
-  assert json.loads(path.with_suffix('.json').read_text())['images'] == 90
+  summary = json.loads(path.with_suffix('.json').read_text())
+  assert summary['images'] == 90 and summary['images_of_shared_names'] == 0
   cfg = tiny.make_config().labels
   cfg.file = str(path)
   data = sources.Dataset(

@@ -1,6 +1,7 @@
 """`semppl-jax label`, on what people have; mistakes are one line."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ def test_a_checkpoint_and_a_folder(folder, tmp_path, capsys):
   assert len(chosen) == 3 and set(chosen) <= {row['name'] for row in asked}
   said = capsys.readouterr().out
   assert '12 images labelled by 6' in said and 'no probabilities' in said
+  assert 'labels_next.txt:' in said and 'share their name' not in said
+
+
+def test_images_of_one_name_are_told(folder, tmp_path, capsys):
+  for deep in 'xy':
+    (tmp_path / deep / 'z').mkdir(parents=True)
+    shutil.copy(folder / 'unlabelled/one_2.png', tmp_path / deep / 'z/1.png')
+  out = tmp_path / 'labels.csv'
+  arguments = [f'--labels={folder}', f'--images={tmp_path}', f'--out={out}']
+  assert tool.main(['--checkpoint=digits', *arguments]) == 0
+  assert '2 images share their name' in capsys.readouterr().out
 
 
 def test_a_list_of_names_and_classes(folder, tmp_path):
