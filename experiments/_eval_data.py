@@ -28,7 +28,9 @@ _OF_THE_RUN = (
   ),
   *(
     f'labels.{name}'
-    for name in ('per_class', 'fraction', 'file', 'subset', 'seed')
+    for name in (
+      'per_class', 'fraction', 'file', 'subset', 'rule', 'seed', 'calibration',
+    )
   ),
   *(f'crops.{name}' for name in ('size', 'area', 'aspect', 'flip', 'center')),
 )  # fmt: skip

@@ -25,18 +25,21 @@ if TYPE_CHECKING:
   from semppl_jax.selection.usl import select
   from semppl_jax.tasks import evaluate, pretrain
   from semppl_jax.tools.embed import save_embeddings
+  from semppl_jax.tools.label import Labels, label
   from semppl_jax.weights.load import Checkpoint, load_checkpoint
 
 __all__ = [
   'Checkpoint',
   'CheckpointError',
   'FileEmbeddings',
+  'Labels',
   'Model',
   'PseudoLabels',
   'UserError',
   'config',
   'eval_config',
   'evaluate',
+  'label',
   'load_checkpoint',
   'load_pretrained',
   'networks',
@@ -52,11 +55,13 @@ optimised_python.refuse()
 _HOMES = {
   'Checkpoint': 'weights.load',
   'FileEmbeddings': 'model',
+  'Labels': 'tools.label',
   'Model': 'model',
   'PseudoLabels': 'model',
   'config': 'config',
   'eval_config': 'config.eval_config',
   'evaluate': 'tasks',
+  'label': 'tools.label',
   'load_checkpoint': 'weights.load',
   'load_pretrained': 'model',
   'networks': 'models.networks',

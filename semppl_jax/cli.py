@@ -18,6 +18,7 @@ TASKS = {
   'evaluate': ('main', 'evaluate a checkpoint: --config=eval_... likewise'),
   'compare': ('compare', 'SemPPL and its rivals on your folder: one table'),
   'launch': ('launch', 'train with a process for each GPU: --processes=N ...'),
+  'label': ('tools.label', 'labels for all images that have none: --run=DIR'),
   'check': ('check', 'look at a run before it starts: same flags'),
   'report': ('report.__main__', 'a web page of one run or several: DIR ...'),
   'select': ('tools.select', 'which images to label: --checkpoint=RUN ...'),

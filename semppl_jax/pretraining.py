@@ -18,7 +18,14 @@ from semppl_jax import checkpoint, config
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.data import sources
 from semppl_jax.distributed import consistency, parallel, processes
-from semppl_jax.evaluation import baselines, final_scores
+from semppl_jax.errors import UserError
+from semppl_jax.evaluation import (
+  baselines,
+  final_scores,
+  label_files,
+  labelling,
+  run_network,
+)
 from semppl_jax.evaluation import features as features_lib
 from semppl_jax.train import (
   initial_weights,
@@ -254,8 +261,10 @@ def finish(
     labels=run.labels[seen],
     truth=run.data.train.labels[seen],
     test_truth=None if test is None else test.labels,
+    kept_back=run.calibration is not None and run.calibration[seen] >= 0,
     cfg=run.cfg,
   )
+  _label(run, state, seen, workdir)
   if processes.is_first():
     plots.plots(
       workdir,
@@ -278,6 +287,33 @@ def finish(
   if processes.is_first():
     metrics_lib.write_json(os.path.join(workdir, RESULTS), results)
   return processes.broadcast_from_first(metrics_lib.plain(results))
+
+
+def _label(
+  run: run_lib.TrainRun,
+  state: state_lib.TrainState,
+  seen: np.ndarray,
+  workdir: str,
+) -> None:
+  """Writes labels.csv, of the training images that are looked at."""
+  if not run.cfg.evaluation.labels_csv or not np.any(run.labels >= 0):
+    return
+  if processes.count() > 1:
+    run_log.info(
+      f'No labels.csv in a job of several processes: semppl-jax label '
+      f'--run={workdir} writes it.'
+    )
+    return
+  rows = seen[run.labels[seen] < 0]
+  try:
+    job = labelling.of_run(run_network.Network(run, state, int(state.step[0])))
+  except UserError as error:  # the run has its scores all the same
+    run_log.info(f'No labels.csv: {error}')
+    return
+  found = labelling.label(job, rows, progress=run.cfg.progress)
+  label_files.write(os.path.join(workdir, label_files.NAME), job, found)
+  for line in label_files.lines(found.summary):
+    run_log.info(line)
 
 
 def _without_network(run: run_lib.TrainRun) -> dict[str, float | None]:

@@ -1,5 +1,6 @@
 """The loop: what a run leaves behind, stopping, resuming, refusing."""
 
+import csv
 import itertools
 import json
 import multiprocessing
@@ -17,9 +18,10 @@ from PIL import Image
 
 from semppl_jax import checkpoint, config, load_pretrained, pretraining
 from semppl_jax.errors import UserError
+from semppl_jax.evaluation import run_network
 from semppl_jax.report import predictions
 from semppl_jax.tools import convert
-from semppl_jax.train import initial_weights
+from semppl_jax.train import initial_weights, resume
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.train import stop as stop_lib
@@ -102,6 +104,32 @@ def test_a_run_leaves_all_that_is_promised(whole):
   assert any((workdir / 'tensorboard').iterdir())
   resolved = json.loads((workdir / 'config.json').read_text())
   assert resolved['loss']['num_negatives'] == 4
+
+
+def test_labels_for_the_rest_are_written_at_the_end(whole, tmp_path, capsys):
+  """By the queue that training left; where labels vote, and it is wanted."""
+  wanted = {'evaluation__labels_csv': True}
+  run = tiny.prepare(**wanted)
+  state = run_network.restore(run, whole[0]).state
+  pretraining.finish(run, state, str(tmp_path), resume.History())
+  rows = list(csv.DictReader((tmp_path / 'labels.csv').open()))
+  assert [bool(row['class']) for row in rows] == [False] * 28 + [True] * 12
+  shares = [float(row['share']) for row in rows[:28]]
+  assert shares == sorted(shares)
+  said = capsys.readouterr().err
+  assert '28 images labelled by 12' in said
+  summary = json.loads((tmp_path / 'labels.json').read_text())
+  right = [
+    int(row['pseudo_label']) == int(row['name'].split()[1]) % 3
+    for row in rows[:28]
+  ]
+  assert summary['accuracy'] == np.mean(right)
+  assert summary['chosen_by'] == 'queue'
+  (tmp_path / 'labels.csv').unlink()
+  nobody = run._replace(labels=np.full(40, -1, np.int32))
+  for other in (tiny.prepare(), nobody):
+    pretraining.finish(other, state, str(tmp_path), resume.History())
+  assert not (tmp_path / 'labels.csv').exists()
 
 
 def test_a_finished_run_says_so_and_is_left_alone(whole, capsys):
@@ -399,7 +427,7 @@ def test_a_run_that_reports_its_target_network(tmp_path, monkeypatch):
     np.testing.assert_array_equal, dict(model.params), arrays.target_params
   )
   settings = json.loads((workdir / 'config.json').read_text())
-  network = predictions.restore(predictions.prepare(settings), workdir)
+  network = run_network.restore(run_network.prepare(settings), workdir)
   said = predictions.labelled(network)
   images = np.stack([network.run.data.train[i]['image'] for i in said.rows])
   np.testing.assert_allclose(

@@ -36,6 +36,7 @@ COSMETIC = (
   'watchdog.max_assignment_entropy',
   'dataset.workers',
   'evaluation.baseline_images',  # a look at the data, not at the network
+  'evaluation.labels_csv',
   'dataset.on_corrupt',  # until it stops a run, both do the same
 )
 
@@ -126,6 +127,9 @@ def _labels() -> dict[str, Any]:
     'rule': 'stratified',
     'share': 0.0,  # >0: this share of every batch is labelled [ours]
     'seed': 0,  # which images have labels
+    # So many of these labels are kept back from training, for what the shares
+    # of votes are worth; see docs/label.md [ours]
+    'calibration': 0,
   }
 
 
@@ -284,6 +288,7 @@ def _evaluation() -> dict[str, Any]:
     # Pixels and colours are tried, too, where labelled and test images
     # together are not more than this; 0: never
     'baseline_images': 10_000,
+    'labels_csv': True,  # WORKDIR/labels.csv at the end, see docs/label.md
   }
 
 

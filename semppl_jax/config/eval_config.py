@@ -75,6 +75,7 @@ def _labels() -> dict[str, Any]:
     'subset': '',  # ... or a data set of tfds; none set: all
     'rule': 'stratified',  # or random; as in pre-training
     'seed': 0,  # which images have labels; as in pre-training
+    'calibration': 0,  # so many are kept back; as in pre-training
   }
 
 

@@ -27,7 +27,9 @@ _VALUES = {'loss.exclude_same_label': {True: 'label', False: 'none'}}
 _ADDED = {
   'views.background': 'grey',
   'evaluation.baseline_images': 10_000,
+  'evaluation.labels_csv': True,
   'evaluation.network': 'online',
+  'labels.calibration': 0,
   'minutes': 10.0,
   'init': '',
   'init_modules': 'all',
@@ -83,6 +85,7 @@ _ADDED_TO_EVALUATIONS = {
   'weights.network': 'online',
   'weights.prototype_temperature': None,
   'evaluation.network': '',
+  'labels.calibration': 0,
   'knn.vote': 'majority',
   'knn.temperature': 0.07,
   'knn.more_k': [],

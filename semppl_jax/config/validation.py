@@ -18,6 +18,7 @@ SHARED_RANGES = {  # with evaluation
   'dataset.workers': (0, None),
   'labels.per_class': (0, None),
   'labels.fraction': (0, 1),
+  'labels.calibration': (0, None),
   'optimizer.learning_rate': (0, None),
   'optimizer.warmup_epochs': (0, None),
   'evaluation.batch_size': (1, None),
@@ -213,8 +214,9 @@ def _check_labels(cfg: ml_collections.ConfigDict) -> None:
   check_one_subset(cfg)
   if defaults.uses_labels(cfg):
     return
-  if cfg.labels.share > 0:
-    raise UserError(
-      f'labels.share is {cfg.labels.share}, but no image has a label: set '
-      'labels.per_class, .fraction, .file or .subset.'
-    )
+  for key in ('share', 'calibration'):
+    if cfg.labels[key] > 0:
+      raise UserError(
+        f'labels.{key} is {cfg.labels[key]}, but no image has a label: set '
+        'labels.per_class, .fraction, .file or .subset.'
+      )

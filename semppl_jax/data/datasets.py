@@ -137,12 +137,12 @@ def _folder(cfg: Any) -> Dataset:
   """Folders of files; see `folders`."""
   path = _path(cfg)
   found = folders.search(path)
-  test = _files(found.test, found.test_labels) if found.test else None
+  test = files(found.test, found.test_labels) if found.test else None
   relative = [os.path.relpath(name, path) for name in found.train]
   # Of names that are not UTF-8, the bytes as they are.
   fingerprint = hashlib.sha256(os.fsencode('\n'.join(relative))).hexdigest()
   return Dataset(
-    _files(found.train, found.labels),
+    files(found.train, found.labels),
     test,
     len(found.class_names),
     tuple(map(_printable, found.class_names)),
@@ -157,8 +157,16 @@ def _printable(name: str) -> str:
   return os.fsencode(name).decode('utf-8', 'replace')
 
 
-def _files(paths: Sequence[str], labels: Sequence[int]) -> Records:
-  """Image files as a source."""
+def files(paths: Sequence[str], labels: Sequence[int]) -> Records:
+  """Image files as a source.
+
+  Args:
+    paths: N files, which are read when they are asked for.
+    labels: [N] int, -1: unknown.
+
+  Returns:
+    N records, called by the last two parts of their paths.
+  """
   return Records(
     labels,
     functools.partial(_read_file, paths),

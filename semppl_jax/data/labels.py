@@ -5,13 +5,115 @@ import difflib
 import itertools
 import pathlib
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
-from semppl_jax.data import tfds_files
+from semppl_jax.data import label_list, sources, tfds_files
 from semppl_jax.errors import UserError
+from semppl_jax.utils.text import nearest_name
+
+# Beside the classes' numbers, which seed the orders of `select_labels`.
+_CALIBRATION = 2**32 - 1
+
+
+class Known(NamedTuple):
+  """A data set, and which of its labels may be used for what."""
+
+  data: sources.Dataset  # with the classes that labels.file gives
+  labels: np.ndarray  # [N] int32 labels that training sees, -1: none
+  calibration: np.ndarray  # [N] int32 labels kept back from it, -1: none
+
+
+def known(cfg: Any, data: sources.Dataset, path: str = '') -> Known:
+  """What the `labels` section of a config makes of a data set.
+
+  Args:
+    cfg: see `visible_labels`, and calibration, how many are kept back.
+    data: the data set.
+    path: the data set's.
+
+  Raises:
+    UserError: see `visible_labels`, `with_given_classes` and `keep_back`.
+  """
+  data = with_given_classes(cfg, data)
+  visible = visible_labels(cfg, data, path)
+  left, kept = keep_back(
+    visible, cfg.calibration, seed=cfg.seed, class_names=data.class_names
+  )
+  return Known(data, left, kept)
+
+
+def with_given_classes(cfg: Any, data: sources.Dataset) -> sources.Dataset:
+  """A data set with the classes that labels.file gives to training images.
+
+  They overrule those of the data set, and are as known as these: scores count
+  them. Of a data set without classes, those of the file are the classes, in
+  alphabetical order.
+
+  Args:
+    cfg: the `labels` section.
+    data: the data set.
+
+  Raises:
+    UserError: a list that cannot be read, a class that the data set does not
+      have, or a name that several images have; those of no image are left to
+      `visible_labels`.
+  """
+  if not cfg.file or data.train.names is None:
+    return data
+  what, names = f'labels.file {cfg.file}', data.train.names
+  entries = [e for e in _entries(cfg, data) if e.label is not None]
+  if not entries:
+    return data
+  classes = data.class_names
+  if not data.num_classes:
+    classes = tuple(sorted({e.label for e in entries}))
+  numbers = {name: i for i, name in enumerate(classes)}
+  places = _preferred_places(data.train.labels, names)
+  labels, changed = np.array(data.train.labels, np.int32), []
+  given: dict[int, int] = {}
+  for name, label in entries:
+    if label not in numbers:
+      raise UserError(
+        f'{what}: {label[:200]!r}, the class of {name[:200]!r}, is none of the '
+        f'{len(classes)} classes{nearest_name(label, numbers)} (in a folder, '
+        'a new class is a new train/CLASS/, which may be empty).'
+      )
+    found = _as_named(name, places)
+    if found not in places:
+      continue
+    row = places[found]
+    if row is None:
+      raise UserError(_several(what, name))
+    if given.setdefault(row, numbers[label]) != numbers[label]:
+      raise UserError(f'{what}: {name!r} stands there with two classes.')
+    if labels[row] not in (-1, numbers[label]):
+      changed.append(f'{name} ({label})')
+    labels[row] = numbers[label]
+  notes = list(data.notes)
+  if changed:
+    notes.append(
+      f'{what} gives {len(changed):,} images another class than the data set, '
+      f'and overrules it: {_some(changed, 3)}'
+    )
+  return data._replace(
+    train=sources.Relabelled(data.train, labels),
+    num_classes=len(classes),
+    class_names=classes,
+    notes=notes,
+  )
+
+
+def _entries(cfg: Any, data: sources.Dataset) -> list[label_list.Entry]:
+  """The lines of labels.file."""
+  lines = read_list(cfg.file)
+  names: set[str] = set()
+  if any(',' in line for line in lines):
+    names = {*_places(data.train.names), *_places(data.held_out)}
+  is_name = lambda name: _as_named(name, names) in names
+  return label_list.parse(lines, is_name, f'labels.file {cfg.file}')
 
 
 def largest_class(labels: np.ndarray, num_classes: int) -> float:
@@ -70,7 +172,7 @@ def visible_labels(cfg: Any, data: Any, path: str = '') -> np.ndarray:
       'names: set labels.per_class or labels.fraction.'
     )
   if cfg.file:
-    wanted = read_list(cfg.file)
+    wanted = [entry.name for entry in _entries(cfg, data)]
   else:
     wanted = _names_in_tfds(cfg.subset, path)
   if data.held_out:  # known, but not to be trained on
@@ -79,6 +181,51 @@ def visible_labels(cfg: Any, data: Any, path: str = '') -> np.ndarray:
   return select_listed(
     data.train.labels, data.train.names, wanted, f'labels.{key} {cfg[key]}'
   )
+
+
+def keep_back(
+  labels: np.ndarray, count: int, *, seed: int, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Calibration set: some labels that training does not see.
+
+  Drawn uniformly among the labelled images, whatever their classes are: what
+  is right of them is, on average, what is right of all.
+
+  Args:
+    labels: [N] int32 labels that training would see, -1: none.
+    count: of those that are kept back.
+    seed: of the draw.
+    class_names: [K], for the warning.
+
+  Returns:
+    [N] int32 labels that training sees, and [N] int32 those kept back; -1:
+    none.
+
+  Raises:
+    UserError: no label would be left.
+  """
+  rows = np.flatnonzero(labels >= 0)
+  kept = np.full(labels.shape, -1, np.int32)
+  if not count:
+    return labels, kept
+  if count >= len(rows):
+    raise UserError(
+      f'labels.calibration is {count}, but only {len(rows):,} training images '
+      'have a label, and some must be left to train with: set it to less.'
+    )
+  # RandomState's numbers are frozen for ever, as a draw must be.
+  random = np.random.RandomState([seed % 2**32, _CALIBRATION])
+  drawn = random.permutation(rows)[:count]
+  kept[drawn] = labels[drawn]
+  left = labels.copy()
+  left[drawn] = -1
+  lost = np.setdiff1d(kept[drawn], left[left >= 0])
+  if len(lost):
+    logging.warning(
+      'labels.calibration=%d leaves no label to these classes, which nothing '
+      'will be taken for: %s', count, _some([class_names[i] for i in lost]),
+    )  # fmt: skip
+  return left, kept
 
 
 def select_listed(
@@ -100,9 +247,7 @@ def select_listed(
       image has no label.
   """
   labels = np.asarray(labels)
-  known = np.flatnonzero(labels >= 0)
-  # An unlabelled image's name is asked for last: the list cannot mean it.
-  places = _places(names) | _places([names[row] for row in known], known)
+  places = _preferred_places(labels, names)
   selected = np.full(len(labels), -1, np.int32)
   wanted = [_as_named(name, places) for name in wanted]
   missing = [name for name in wanted if name not in places]
@@ -116,13 +261,23 @@ def select_listed(
   for name in wanted:
     row = places[name]
     if row is None:
-      raise UserError(
-        f'{what}: several images are called {name!r}: write CLASS/FILE.'
-      )
+      raise UserError(_several(what, name))
     if labels[row] < 0:
       raise UserError(f'{what}: image {name!r} has no label.')
     selected[row] = labels[row]
   return selected
+
+
+def _several(what: str, name: str) -> str:
+  return f'{what}: several images are called {name!r}: write CLASS/FILE.'
+
+
+def _preferred_places(
+  labels: np.ndarray, names: Sequence[str]
+) -> dict[str, int | None]:
+  """`_places`; what has a label comes before what has none."""
+  known = np.flatnonzero(np.asarray(labels) >= 0)
+  return _places(names) | _places([names[row] for row in known], known)
 
 
 def _places(
@@ -145,7 +300,7 @@ def _as_named(name: str, places: Collection[str]) -> str:
   return short if short in places else name
 
 
-def read_list(path: str) -> list[str]:
+def read_list(path: str, what: str = 'labels.file') -> list[str]:
   """A text file's lines, such as SimCLR's lists of 1% and 10% of ImageNet.
 
   A name that stands twice counts once. UTF-8, or UTF-16 with its mark.
@@ -159,11 +314,11 @@ def read_list(path: str) -> list[str]:
     text = data.decode('utf-16' if wide else 'utf-8-sig')
   except (OSError, ValueError, RuntimeError) as error:
     reason = getattr(error, 'strerror', None) or 'it is no text'
-    raise UserError(f'labels.file {path} cannot be read: {reason}.') from error
+    raise UserError(f'{what} {path} cannot be read: {reason}.') from error
   lines = (line.strip() for line in text.splitlines())
   wanted = list(dict.fromkeys(line for line in lines if line))
   if not wanted:
-    raise UserError(f'labels.file {path} is empty.')
+    raise UserError(f'{what} {path} is empty.')
   return wanted
 
 

@@ -51,6 +51,7 @@ def scores(
   truth: np.ndarray,
   test_truth: np.ndarray | None,
   cfg: ml_collections.FrozenConfigDict,
+  kept_back: np.ndarray | bool = False,
 ) -> dict[str, float | None]:
   """The numbers of results.json; None where there is nothing to measure.
 
@@ -61,6 +62,7 @@ def scores(
     truth: [N] true labels, -1: unknown.
     test_truth: true labels of the test images.
     cfg: settings.
+    kept_back: [N] bool, images whose truth no probe learns from.
 
   Returns:
     pseudo_label_accuracy: on unlabelled training images, see
@@ -70,19 +72,20 @@ def scores(
       Suave: the nearest prototype); absent if it predicts nothing.
     knn_top1: encoder features against the labelled training images.
     linear_labelled_top1, linear_all_top1: logistic regression on the features
-      of the labelled images, of all N.
+      of the labelled images, of all N but those kept back.
   """
   labels, truth = (np.where(train.readable, x, -1) for x in (labels, truth))
   if test is not None:
     test_truth = np.where(test.readable, test_truth, -1)
   labelled = labels >= 0
+  taught = np.where(kept_back, -1, truth)
   guesses = pseudo_labels_of(train, cfg)
   names = ('classifier_top1', 'knn_top1') + (
       'linear_labelled_top1', 'linear_all_top1',
   )  # fmt: skip
   result = dict.fromkeys(('pseudo_label_accuracy',) + names)
   if not any(labelled):
-    return result | _all_labels_probe(train, test, truth, test_truth, cfg)
+    return result | _all_labels_probe(train, test, taught, test_truth, cfg)
   result['pseudo_label_accuracy'] = accuracy(
     guesses, np.where(labelled, -1, truth)
   )
@@ -103,7 +106,7 @@ def scores(
       cfg.evaluation.probe_c,
     )
     result['linear_labelled_top1'] = accuracy(predicted, test_truth)
-  return result | _all_labels_probe(train, test, truth, test_truth, cfg)
+  return result | _all_labels_probe(train, test, taught, test_truth, cfg)
 
 
 def _all_labels_probe(train, test, truth, test_truth, cfg):

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,14 +43,21 @@ def prepare(cfg: ml_collections.ConfigDict, step: int | None = None) -> EvalRun:
   """
   run = prepare_without_data(cfg, step)
   data = datasets.load(cfg.dataset)
-  for note in data.notes:
-    run_log.info(f'Note: {note}.')
+  _tell(data.notes)
   if data.test is None or not np.any(data.test.labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no test image '
       'with a label: there is nothing to evaluate on.'
     )
-  return run._replace(data=data, labels=_labels(cfg, data))
+  told = len(data.notes)
+  data, labels = _known(cfg, data)
+  _tell(data.notes[told:])
+  return run._replace(data=data, labels=labels)
+
+
+def _tell(notes: Sequence[str]) -> None:
+  for note in notes:
+    run_log.info(f'Note: {note}.')
 
 
 def prepare_without_data(
@@ -134,18 +141,18 @@ def _check_architecture(
       )
 
 
-def _labels(
+def _known(
   cfg: ml_collections.ConfigDict, data: sources.Dataset
-) -> np.ndarray:
+) -> tuple[sources.Dataset, np.ndarray]:
   labels = np.asarray(data.train.labels, np.int32)
   if config.uses_labels(cfg):
-    labels = labels_lib.visible_labels(cfg.labels, data, cfg.dataset.path)
+    data, labels, _ = labels_lib.known(cfg.labels, data, cfg.dataset.path)
   if cfg.task != 'classifier' and not np.any(labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
       'training image to learn from.'
     )
-  return labels
+  return data, labels
 
 
 def claimed_workdir(

@@ -21,6 +21,7 @@ from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.losses import false_negatives
 from semppl_jax.losses.false_negatives import FalseNegatives
+from semppl_jax.memory.label_queue import LabelQueue
 from semppl_jax.models.heads import ProjectorPredictor
 from semppl_jax.types import Views
 
@@ -193,6 +194,8 @@ class Method(NamedTuple):
       none, of images in evaluation; None: the classifier predicts. Outputs are
       those of the network that evaluation.network names: of the target network
       what the heads make with is_online=False, and 'embedding'.
+    queue: the part of the memory whose labelled entries vote on images that
+      have no label, looked up by predictions; None: nothing votes there.
     embedding: the output whose spread shows a collapse, of the target network
       if it has it; None: not watched.
     chance: {metric: its value, in nats, if views are told apart by chance}.
@@ -226,6 +229,7 @@ class Method(NamedTuple):
   update: Callable[[Memory, BatchWide, Shared, Outputs], Memory] = _unchanged
   shards: Any = ()
   predict: Callable[[Outputs, Memory], jax.Array] | None = None
+  queue: Callable[[Memory], LabelQueue] | None = None
   embedding: str | None = 'projection'
   chance: Mapping[str, float] = {}
   lowest: float = 0.0

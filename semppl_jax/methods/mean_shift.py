@@ -121,6 +121,7 @@ def build(
       label_queue.SHARDS if guesses else (),
       queue_classifier.shards(size, facts.num_classes) if has_head else (),
     ),
+    queue=(lambda memory: memory.labelled) if kind == 'vote' else None,
     labels_train=guesses,
     advice=advice(cfg) if guesses else (),
   )

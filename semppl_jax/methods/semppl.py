@@ -114,6 +114,7 @@ def build(
     prepare=prepare,
     shards=label_queue.SHARDS,
     predict=functools.partial(predict, cfg=cfg),
+    queue=lambda queue: queue,
     embedding='projection' if learns or cfg.loss.invariance_weight else None,
     chance={'loss/augmentation': chance} if learns else {},
     labels_train=needs_labels(cfg),

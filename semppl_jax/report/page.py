@@ -68,6 +68,7 @@ def _of_one(run: RunFiles, most: int, tell: Callable[[str], None]) -> Html:
       'Gallery',
       lambda: seen_lib.gallery(seen),
     ),
+    ('doubtful', 'Most doubtful', lambda: seen_lib.doubtful(seen)),
     ('views', 'Views', lambda: seen_lib.views(seen)),
     (
       'confusion',

@@ -13,7 +13,8 @@ from PIL import Image
 from semppl_jax import types
 from semppl_jax.augment import views
 from semppl_jax.data import images as images_lib
-from semppl_jax.data import pipeline
+from semppl_jax.data import pipeline, sources
+from semppl_jax.evaluation.labelling import Labelling
 from semppl_jax.report import markup, predictions
 from semppl_jax.report.markup import Html, tag
 from semppl_jax.train.run import TrainRun
@@ -22,6 +23,7 @@ _SMALL = 48  # pixels of a side; below, pixels are shown as squares
 _LARGEST = 112  # larger images are shrunk to that
 _VIEWED = 4  # training images whose views are shown
 _EACH = 9  # queries that are right, and that are wrong
+_DOUBTFUL = 12
 
 
 def picture(pixels: np.ndarray, alt: str) -> Html:
@@ -161,6 +163,39 @@ def _nearest(
     )
     for row, similarity in zip(said.neighbours[i], said.similarity[i])
   ]
+
+
+def doubtful(run: TrainRun, found: Labelling) -> Html:
+  """The unlabelled images whose pseudo-labels are least sure."""
+  cards = [_doubtful(run, found, i) for i in range(len(found.rows))[:_DOUBTFUL]]
+  return tag('div', *cards, class_='cards')
+
+
+def _doubtful(run: TrainRun, found: Labelling, i: int) -> Html:
+  row, votes = int(found.rows[i]), found.votes
+  called = sources.name(run.data.train, row)
+  query = _figure(_thumbnail(run, row, 'Image'), tag('b', called, title=called))
+  sure = f'{votes.share[i]:.0%} of the votes'
+  if found.probability is not None:
+    sure += f', right with {found.probability[i]:.0%}'
+  other = ''
+  if votes.runner_up[i] >= 0:
+    name_ = _name(run, votes.runner_up[i])
+    other = f'; {name_} {votes.runner_up_share[i]:.0%}'
+  verdict = tag(
+    'p', tag('b', _name(run, votes.labels[i])), f': {sure}{other}',
+    class_='verdict',
+  )  # fmt: skip
+  nearest = [
+    _figure(
+      _thumbnail(run, int(near), 'Labelled neighbour'),
+      _class(run, run.labels[near]),
+      f'cos {similarity:.2f}',
+    )
+    for near, similarity in zip(votes.neighbours[i], votes.similarity[i])
+  ]
+  strip = tag('div', *nearest, class_='strip')
+  return tag('div', query, tag('div', verdict, strip), class_='card unknown')
 
 
 def _thumbnail(run: TrainRun, row: int, what: str) -> Html:

@@ -269,6 +269,28 @@ def duration(seconds: float) -> str:
   return f'{minutes} min' if minutes < 120 else f'{minutes / 60:.1f} h'
 
 
+def shares(summary: dict[str, Any]) -> Html | None:
+  """How many pseudo-labels are right by how sure they are; None: not known.
+
+  Args:
+    summary: of a `labelling.Labelling`.
+  """
+  parts = summary['tenths_by_share']
+  if not parts:
+    return None
+  rows = [
+    (f'{i}', f'{part["confidence"]:.0%}', _percent(part['accuracy']))
+    for i, part in enumerate(parts, 1)
+  ]
+  label = 'Pseudo-labels by the share of the votes'
+  return markup.table(
+    ('Tenth, most doubtful first', 'Mean share', 'Right'),
+    rows,
+    label=label,
+    kind='numbers',
+  )
+
+
 def _percent(value: float) -> str:
   return f'{value:.1%}'
 

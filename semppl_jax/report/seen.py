@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semppl_jax.errors import UserError
+from semppl_jax.evaluation import labelling, run_network
 from semppl_jax.report import charts, markup, pictures, predictions, results
 from semppl_jax.report.markup import Absent, Html, tag
 from semppl_jax.report.run_files import RunFiles
@@ -25,6 +26,7 @@ class Seen(NamedTuple):
   test: predictions.Predictions | None
   tested: str  # which images `test` is about
   reasons: list[str]  # why what is None is so
+  doubtful: labelling.Labelling | None = None  # unlabelled images
 
 
 def look(run: RunFiles, most: int) -> Seen:
@@ -39,17 +41,18 @@ def look(run: RunFiles, most: int) -> Seen:
   prepared, reasons = None, []
   # Whatever goes wrong with data and network, the rest of the page stands.
   try:
-    prepared = predictions.prepare(run.config)
-    found = predictions.restore(prepared, run.folder)
+    prepared = run_network.prepare(run.config)
+    found = run_network.restore(prepared, run.folder)
     unlabelled, test, tested = _ask(found, most)
+    doubtful = _doubtful(found, most)
   except Exception as error:
     return Seen(prepared, None, None, '', [first_line(error)[:500]])
   if found.step != run.step:
     reasons.append(f'Of the checkpoint of step {found.step:,}.')
-  return Seen(prepared, unlabelled, test, tested, reasons)
+  return Seen(prepared, unlabelled, test, tested, reasons, doubtful)
 
 
-def _ask(found: predictions.Network, most: int):
+def _ask(found: run_network.Network, most: int):
   run, seed = found.run, found.run.cfg.seed
   hidden = predictions.some(np.flatnonzero(run.labels < 0), most, seed)
   support = predictions.labelled(found)
@@ -62,6 +65,20 @@ def _ask(found: predictions.Network, most: int):
     source, tested = run.data.train, 'training images (there is no test set)'
   rows = predictions.some(np.arange(len(source)), min(most, _MOST_POINTS), seed)
   return unlabelled, ask(source, rows), tested
+
+
+def _doubtful(
+  found: run_network.Network, most: int
+) -> labelling.Labelling | None:
+  run = found.run
+  hidden = predictions.some(np.flatnonzero(run.labels < 0), most, run.cfg.seed)
+  if not len(hidden):
+    return None
+  try:
+    job = labelling.of_run(found, predictions.MOST_LABELLED)
+    return labelling.label(job, hidden)
+  except UserError:  # nothing can vote
+    return None
 
 
 def _need(seen: Seen, part: Any, otherwise: str) -> None:
@@ -108,6 +125,24 @@ def gallery(seen: Seen) -> Html:
       'Left: an unlabelled image, and its true class, which training never '
       'saw. Right: the labelled images whose embeddings are nearest to its; '
       'cos: their cosine.',
+    ),
+  )
+
+
+def doubtful(seen: Seen) -> Html:
+  """The pseudo-labels that are least sure, and how sure the others are."""
+  _need(
+    seen, seen.doubtful, 'There are no labelled images that vote on others.'
+  )
+  found = seen.doubtful
+  return markup.join(
+    pictures.doubtful(seen.run, found),
+    results.shares(found.summary),
+    _which(
+      seen,
+      f'Of {len(found.rows):,} unlabelled images. Share: of the votes of '
+      'labelled images, by the encoder. labels.csv has them all, and '
+      'semppl-jax label tells which to label next.',
     ),
   )
 

@@ -154,7 +154,7 @@ def inspect(cfg: ml_collections.ConfigDict, devices: list[jax.Device]) -> Look:
   if labels['fraction'] is None:
     labels['fraction'] = _fraction(cfg)
   labels['share'] = labels['share'] or 0.0
-  visible = labels_lib.visible_labels(
+  data, visible, _ = labels_lib.known(
     ml_collections.ConfigDict(labels), data, cfg.dataset.path
   )
   side, colour = _sample(data.train)

@@ -41,6 +41,8 @@ class TrainRun(NamedTuple):
   devices: list[jax.Device]
   # Which labelled images come with every batch; None: the method asks for none
   support: support_lib.Support | None = None
+  # [N] int32 labels kept back from training and from scores, -1: none
+  calibration: np.ndarray | None = None
 
 
 def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
@@ -55,8 +57,9 @@ def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
       'imitates it: precision=float32 is faster there.'
     )
   frozen = ml_collections.FrozenConfigDict(cfg)
-  data = datasets.load(frozen.dataset)
-  labels = labels_lib.visible_labels(cfg.labels, data, cfg.dataset.path)
+  data, labels, calibration = labels_lib.known(
+    cfg.labels, datasets.load(frozen.dataset), cfg.dataset.path
+  )
   if config.uses_labels(cfg) and not np.any(labels >= 0):
     raise UserError(
       f'dataset {cfg.dataset.name!r} {cfg.dataset.path} has no labelled '
@@ -80,7 +83,9 @@ def prepare(cfg: ml_collections.ConfigDict) -> TrainRun:
     warmup_steps=facts.steps(cfg.optimizer.warmup_epochs),
   )
   images = pipeline.whole(frozen.dataset, data)
-  return TrainRun(frozen, data, labels, images, setup, facts, devices, support)
+  return TrainRun(
+    frozen, data, labels, images, setup, facts, devices, support, calibration
+  )
 
 
 def _check_scratch(

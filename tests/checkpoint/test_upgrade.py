@@ -18,7 +18,8 @@ from semppl_jax.checkpoint import upgrade as leaf_names
 from semppl_jax.config import eval_config
 from semppl_jax.config.upgrade import renamed, upgrade
 from semppl_jax.errors import UserError
-from semppl_jax.report import page, predictions
+from semppl_jax.evaluation import run_network
+from semppl_jax.report import page
 from semppl_jax.utils import diff
 from semppl_jax.workdir import config_file, lock, metrics
 from tests.helpers import golden, tiny
@@ -77,8 +78,8 @@ def test_a_run_is_read_reported_and_converted(name, runs, tmp_path):
   text = pathlib.Path(written).read_text()
   assert 'settings of another version' not in text
   assert 'Labelled neighbour' in text
-  run = predictions.prepare(config_file.read(runs / name))
-  assert predictions.restore(run, runs / name).step == 3
+  run = run_network.prepare(config_file.read(runs / name))
+  assert run_network.restore(run, runs / name).step == 3
 
 
 def test_its_folder_is_refused_to_another_method(runs):

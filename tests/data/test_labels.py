@@ -6,6 +6,7 @@ from absl import logging
 
 from semppl_jax import config
 from semppl_jax.data import labels as labels_lib
+from semppl_jax.data import sources
 from semppl_jax.errors import UserError
 
 # 40 images of class 0, 20 of class 1, 3 of class 2, 7 unknown, shuffled.
@@ -248,3 +249,100 @@ def test_names_that_fit_several_images_and_images_without_label(tmp_path):
 )
 def test_the_share_that_one_pseudo_label_may_have(labels, num_classes, share):
   assert labels_lib.largest_class(np.array(labels), num_classes) == share
+
+
+def kept_back(labels, count, seed=0):
+  return labels_lib.keep_back(
+    np.asarray(labels, np.int32), count, seed=seed, class_names='abc'
+  )
+
+
+def test_calibration_labels_are_kept_back_whole():
+  labels = np.where(np.arange(60) % 4, np.arange(60) % 3, -1)
+  left, kept = kept_back(labels, 12)
+  assert (kept >= 0).sum() == 12 and left.dtype == kept.dtype == np.int32
+  np.testing.assert_array_equal(np.maximum(left, kept), labels)
+  assert not np.any((left >= 0) & (kept >= 0))
+  assert (kept_back(labels, 12, seed=1)[1] != kept).any()
+  np.testing.assert_array_equal(kept_back(labels, 0)[0], labels)
+
+
+def test_which_are_kept_back_does_not_hang_on_their_classes():
+  labels = np.arange(60) % 3
+  _, kept = kept_back(labels, 20)
+  _, others = kept_back(labels[::-1], 20)
+  np.testing.assert_array_equal(kept >= 0, others >= 0)
+
+
+def test_calibration_labels_are_drawn_uniformly():
+  labels = np.array([0] * 30 + [1] * 10)
+  drawn = [kept_back(labels, 8, seed)[1] >= 0 for seed in range(500)]
+  # 8 of 40; standard deviation sqrt(.2 x .8 / 500) = 0.018.
+  np.testing.assert_allclose(np.mean(drawn, axis=0), 0.2, atol=0.08)
+
+
+def test_some_label_must_be_left(warnings):
+  with pytest.raises(UserError, match='calibration is 3, but only 3 training'):
+    kept_back([0, 1, 2, -1], 3)
+  kept_back([0, 1, -1], 1)
+  assert len(warnings) == 1
+  assert 'labels.calibration=1 leaves no label' in warnings[0]
+
+
+def given(tmp_path, text, labels, names, class_names=('cat', 'dog')):
+  path = tmp_path / 'list.csv'
+  path.write_text(text)
+  cfg = config.default().labels
+  cfg.file = str(path)
+  source = sources.Records(labels, lambda i: b'', names=names)
+  number = len(class_names)
+  data = sources.Dataset(source, None, number, class_names, (1, 1, 3), '')
+  return labels_lib.known(cfg, data)
+
+
+def test_a_class_in_the_list_overrules_the_folders(tmp_path):
+  names = ['cat/1.png', 'cat/2.png', 'unlabelled/3.png']
+  text = 'cat/1.png,dog\nunlabelled/3.png,cat\ncat/2.png\n'
+  found = given(tmp_path, text, [0, 0, -1], names)
+  np.testing.assert_array_equal(found.labels, [1, 0, 0])
+  np.testing.assert_array_equal(found.data.train.labels, [1, 0, 0])
+  (note,) = found.data.notes
+  assert 'gives 1 images another class' in note and 'cat/1.png (dog)' in note
+  assert found.data.train[0]['label'] == 1
+
+
+def test_only_what_the_list_names_has_a_label(tmp_path):
+  found = given(
+    tmp_path, '2.png,dog', [0, 0, -1], ['cat/1.png', 'b/2.png', 'c']
+  )
+  np.testing.assert_array_equal(found.labels, [-1, 1, -1])
+  np.testing.assert_array_equal(found.data.train.labels, [0, 1, -1])
+
+
+def test_classes_of_a_data_set_without_any_are_the_lists(tmp_path):
+  text = 'name,class\na.png,dog\nb.png,cat\nc.png,\n'
+  names = ['u/a.png', 'u/b.png', 'u/c.png']
+  found = given(tmp_path, text, [-1] * 3, names, ())
+  assert (
+    found.data.class_names == ('cat', 'dog') and found.data.num_classes == 2
+  )
+  np.testing.assert_array_equal(found.labels, [1, 0, -1])
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('cat/1.png,dgo', "'dgo', the class of 'cat/1.png', is none of the 2"),
+    ('cat/1.png,dgo', "did you mean 'dog'?"),
+    ('dog/22.png,dog', "did you mean 'dog/2.png'?"),
+    ('1.png,dog\ncat/1.png,cat', "'cat/1.png' stands there with two classes"),
+    ('2.png,dog', "several images are called '2.png'"),
+    ('u/3.png', "'u/3.png' has no label"),
+  ],
+)
+def test_lists_with_classes_that_do_not_fit(text, words, tmp_path):
+  names = ['cat/1.png', 'cat/2.png', 'dog/2.png', 'u/3.png']
+  with pytest.raises(UserError) as error:
+    given(tmp_path, text, [0, 0, 1, -1], names)
+  assert words in str(error.value) and 'list.csv' in str(error.value)
+  assert '\n' not in str(error.value)

@@ -57,3 +57,16 @@ def test_without_a_test_split_and_without_any_truth():
     test_truth=None, cfg=cfg,
   )  # fmt: skip
   assert set(result.values()) == {None}
+
+
+def test_no_probe_learns_from_what_is_kept_back():
+  train = _features([[1, 0], [0, 1], [2, 0.1], [0.1, 2]])
+  test = _features([[1, 0.2], [0.2, 1]])
+  wrong = np.array([0, 1, 1, 0])  # in the last two
+  score = lambda kept: final_scores.scores(
+    train, test, labels=np.full(4, -1), truth=wrong,
+    test_truth=np.array([0, 1]), kept_back=kept,
+    cfg=tiny.frozen(tiny.make_config()),
+  )['linear_all_top1']  # fmt: skip
+  assert score(np.array([False, False, True, True])) == 1
+  assert score(False) < 1

@@ -74,7 +74,9 @@ def make_config(method='semppl', **changes):
     cfg.optimizer.update(start_learning_rate=0.0, final_learning_rate=0.0)
   cfg.optimizer.update(name='adamw', learning_rate=0.02, warmup_epochs=0.5)
   # Pixels and colours: test_recipe and test_baselines look at them.
-  cfg.evaluation.update(batch_size=16, center=1.0, baseline_images=0)
+  cfg.evaluation.update(
+    batch_size=16, center=1.0, baseline_images=0, labels_csv=False
+  )
   cfg.update_from_flattened_dict(
     {key.replace('__', '.'): value for key, value in changes.items()}
   )

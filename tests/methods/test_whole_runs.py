@@ -9,7 +9,8 @@ from experiments import eval_knn
 from semppl_jax import preflight, pretraining
 from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import CheckpointError
-from semppl_jax.report import page, predictions
+from semppl_jax.evaluation import run_network
+from semppl_jax.report import page
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import config_file, metrics
 from tests.helpers import tiny
@@ -42,7 +43,7 @@ def test_it_ends_with_scores(run):
   watched = {'byol': 'loss/regression', 'simclr': 'loss/contrastive'}[name]
   for row in rows:
     assert np.isfinite([row[watched], row['embedding_std']]).all()
-  begun = predictions.prepare(config_file.read(workdir))
+  begun = run_network.prepare(config_file.read(workdir))
   chance = begun.setup.method.chance  # by which the watchdog goes
   assert set(chance) == ({watched} if name == 'simclr' else set())
 
@@ -136,7 +137,7 @@ def test_methods_with_prototypes_end_as_their_network(name, network, tmp_path):
   assert held.weights_of == network
   # What the file's heads are is seen from their weights.
   images = np.random.RandomState(0).rand(3, 8, 8, 3).astype(np.float32)
-  begun = predictions.prepare(config_file.read(workdir)).setup.nets
+  begun = run_network.prepare(config_file.read(workdir)).setup.nets
   found, wanted = (
     jax.jit(getattr(nets, network), static_argnums=3)(
       held.params, held.state, images, False

@@ -16,6 +16,7 @@ from semppl_jax.data import sources
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import CheckpointError
 from semppl_jax.evaluation import features as features_lib
+from semppl_jax.evaluation import run_network
 from semppl_jax.report import __main__ as command
 from semppl_jax.report import (
   charts,
@@ -32,8 +33,8 @@ from semppl_jax.workdir import lock, metrics, panels
 from tests.helpers import tiny
 
 _SECTIONS = (
-  'results', 'curves', 'tsne', 'gallery', 'views', 'confusion', 'settings',
-  'environment',
+  'results', 'curves', 'tsne', 'gallery', 'doubtful', 'views', 'confusion',
+  'settings', 'environment',
 )  # fmt: skip
 _VOID = ('img', 'meta', 'br', 'wbr')
 
@@ -193,6 +194,14 @@ def test_every_section_is_there_with_the_right_numbers(whole, reported):
   assert os.path.getsize(workdir / 'report.html') < 500_000
 
 
+def test_the_most_doubtful_images_are_shown(reported):
+  cards = reported.all('div', 'doubtful', 'card unknown')
+  text = reported.texts['doubtful']
+  assert len(cards) == 12 == text.count('% of the votes')
+  assert 'Of 28 unlabelled images' in text
+  assert 'Tenth, most doubtful first' in text
+
+
 def test_the_settings_that_differ_come_first(reported):
   text = reported.texts['settings']
   first, everything = text.split('All ')
@@ -235,8 +244,8 @@ def test_a_page_can_be_read_aloud(reported):
 def test_predictions_and_neighbours_are_those_of_evaluation(whole, reported):
   workdir, _ = whole
   settings = json.loads((workdir / 'config.json').read_text())
-  run = predictions.prepare(settings)
-  found = predictions.restore(run, workdir)
+  run = run_network.prepare(settings)
+  found = run_network.restore(run, workdir)
   rows = np.flatnonzero(run.labels < 0)
   support = predictions.labelled(found)
   np.testing.assert_array_equal(support.rows, np.flatnonzero(run.labels >= 0))
@@ -273,12 +282,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_stays(copy):
     if path.is_file() and path.parent.name == 'd':
       path.write_bytes(b'')
   before = _all_files(folder)
-  run = predictions.prepare(json.loads((folder / 'config.json').read_text()))
-  assert predictions.restore(run, folder).step == 5
+  run = run_network.prepare(json.loads((folder / 'config.json').read_text()))
+  assert run_network.restore(run, folder).step == 5
   assert _all_files(folder) == before
   shutil.rmtree(folder / 'checkpoints' / '5')
   with pytest.raises(CheckpointError, match='7 is damaged'):
-    predictions.restore(run, folder)
+    run_network.restore(run, folder)
 
 
 def test_several_runs_over_each_other(whole, copy, tmp_path):
@@ -314,9 +323,10 @@ def test_several_runs_over_each_other(whole, copy, tmp_path):
 )
 def test_what_a_run_lacks_is_a_line(without, absent, reason, copy, monkeypatch):
   if 'checkpoints' not in without:  # that takes time, and is tested above
-    nobody = predictions.Network(None, None, _STEP)
-    monkeypatch.setattr(predictions, 'restore', lambda *args: nobody)
+    nobody = run_network.Network(None, None, _STEP)
+    monkeypatch.setattr(run_network, 'restore', lambda *args: nobody)
     monkeypatch.setattr(page.seen_lib, '_ask', lambda *a: (None, None, ''))
+    monkeypatch.setattr(page.seen_lib, '_doubtful', lambda *a: None)
   if 'config.json' not in without:
     monkeypatch.setattr(pictures, 'views_of', lambda run: markup.note('views'))
   found = _report(copy(without=without))

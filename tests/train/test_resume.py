@@ -10,7 +10,8 @@ import pytest
 import semppl_jax
 from semppl_jax import checkpoint, pretraining
 from semppl_jax.errors import CheckpointError
-from semppl_jax.report import predictions, run_files
+from semppl_jax.evaluation import run_network
+from semppl_jax.report import run_files
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.train.watchdog import AlarmError, NotFiniteError
@@ -201,8 +202,8 @@ def test_readers_take_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
   assert said in capsys.readouterr().err
   [files] = run_files.read([str(tmp_path)])
   assert said in str(files.stop)
-  prepared = predictions.prepare(files.config)
-  assert predictions.restore(prepared, files.folder).step == 4
+  prepared = run_network.prepare(files.config)
+  assert run_network.restore(prepared, files.folder).step == 4
 
 
 def test_no_state_that_is_not_finite_is_saved(tmp_path, monkeypatch):

@@ -1,0 +1,129 @@
+"""`semppl-jax label`, on what people have; mistakes are one line."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import datasets as sklearn_datasets
+
+import semppl_jax
+from semppl_jax.errors import UserError
+from semppl_jax.tools import label as tool
+from semppl_jax.workdir import metrics
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Handwritten 0s, 1s and 2s: two of each in train/, four in unlabelled/."""
+  root = tmp_path_factory.mktemp('digits')
+  digits = sklearn_datasets.load_digits()
+  for number, name in enumerate(('nought', 'one', 'two')):
+    rows = np.flatnonzero(digits.target == number)[:6]
+    for i, row in enumerate(rows):
+      at = root / ('unlabelled' if i >= 2 else f'train/{name}')
+      at.mkdir(parents=True, exist_ok=True)
+      pixels = np.uint8(np.rint(digits.images[row] * 255 / 16))
+      Image.fromarray(pixels).save(at / f'{name}_{i}.png')
+  return root
+
+
+def test_a_checkpoint_and_a_folder(folder, tmp_path, capsys):
+  out = tmp_path / 'a' / 'labels.csv'
+  out.parent.mkdir()
+  arguments = ['--checkpoint=digits', f'--labels={folder}', f'--out={out}']
+  assert tool.main([*arguments, '--next=3']) == 0
+  rows = list(csv.DictReader(out.open()))
+  assert len(rows) == 18
+  asked, given = rows[:12], rows[12:]
+  assert all(row['class'] == '' for row in asked)
+  right = [row['pseudo_label'] in row['name'] for row in asked]
+  assert np.mean(right) > 0.9
+  assert {row['class'] for row in given} == {'nought', 'one', 'two'}
+  assert asked[0]['name'].startswith('unlabelled/')
+  assert asked[0]['nearest_1'].split('/')[0] in ('nought', 'one', 'two')
+  chosen = (tmp_path / 'a/labels_next.txt').read_text().split()
+  assert len(chosen) == 3 and set(chosen) <= {row['name'] for row in asked}
+  said = capsys.readouterr().out
+  assert '12 images labelled by 6' in said and 'no probabilities' in said
+  assert 'labels_next.txt:' in said and 'share their name' not in said
+
+
+def test_images_of_one_name_are_told(folder, tmp_path, capsys):
+  for deep in 'xy':
+    (tmp_path / deep / 'z').mkdir(parents=True)
+    shutil.copy(folder / 'unlabelled/one_2.png', tmp_path / deep / 'z/1.png')
+  out = tmp_path / 'labels.csv'
+  arguments = [f'--labels={folder}', f'--images={tmp_path}', f'--out={out}']
+  assert tool.main(['--checkpoint=digits', *arguments]) == 0
+  assert '2 images share their name' in capsys.readouterr().out
+
+
+def test_a_list_of_names_and_classes(folder, tmp_path):
+  listed = tmp_path / 'labels.csv'
+  listed.write_text('nought_2.png,nought\nunlabelled/one_2.png,one\n')
+  found = semppl_jax.label(
+    checkpoint='digits', images=folder / 'unlabelled', labels=listed,
+    out=tmp_path / 'out.csv',
+  )  # fmt: skip
+  assert len(found.names) == 10 and set(found.labels) == {'nought', 'one'}
+  assert found.probability is None and found.summary['accuracy'] is None
+  labelled = {'unlabelled/nought_2.png', 'unlabelled/one_2.png'}
+  assert found.nearest[0][0] in labelled
+  noughts = [i for i, name in enumerate(found.names) if 'nought' in name]
+  assert [found.labels[i] for i in noughts] == ['nought'] * len(noughts)
+
+
+@pytest.mark.parametrize(
+  'settings, words',
+  [
+    ({}, 'either a run or a checkpoint'),
+    ({'run': 'x', 'checkpoint': 'digits'}, 'either a run or a checkpoint'),
+    ({'run': 'x', 'images': 'y'}, '--images and --labels go with'),
+    ({'run': '{tmp}'}, 'is not the folder of a run: it has no config.json'),
+    ({'checkpoint': 'digits'}, 'A checkpoint has no labelled images'),
+    ({'checkpoint': 'digits', 'labels': '{tmp}/none'}, '--images is missing'),
+    (
+      {'checkpoint': 'digits', 'labels': '{folder}/unlabelled'},
+      'has no image in train/CLASS/',
+    ),
+    ({'checkpoint': 'digits', 'next_images': -1}, '--next is -1'),
+    (
+      {'checkpoint': 'digits', 'labels': '{folder}', 'next_images': 13},
+      '--next is 13, but only 12 images have no label',
+    ),
+    ({'checkpoint': 'digitz', 'labels': '{folder}'}, 'digitz'),
+    (
+      {
+        'checkpoint': 'digits',
+        'labels': '{tmp}/none',
+        'images': '{folder}/unlabelled',
+      },
+      'none cannot be read',
+    ),
+  ],
+)
+def test_mistakes(settings, words, folder, tmp_path):
+  settings = {
+    key: value.format(tmp=tmp_path, folder=folder)
+    if isinstance(value, str)
+    else value
+    for key, value in settings.items()
+  }
+  with pytest.raises(UserError) as error:
+    semppl_jax.label(**settings)
+  assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_an_evaluation_and_data_that_are_gone(tmp_path, capsys):
+  metrics.write_json(tmp_path / 'config.json', {'checkpoint': 'x'})
+  assert tool.main([f'--run={tmp_path}']) == 2
+  assert 'is an evaluation' in capsys.readouterr().err
+  cfg = semppl_jax.config.default().to_dict()
+  cfg['dataset'] |= {'name': 'folder', 'path': str(tmp_path / 'gone')}
+  cfg['labels'] |= {'fraction': 1.0}
+  metrics.write_json(tmp_path / 'config.json', cfg)
+  assert tool.main([f'--run={tmp_path}']) == 2
+  said = capsys.readouterr().err
+  assert 'gone' in said and 'is not a folder' in said and said.count('\n') == 1
