@@ -10,10 +10,10 @@ matplotlib brings; the fonts of the test images are in no other. digits:
 scikit-learn's handwritten ones, enlarged to 28 px. textures: eight kinds of
 pattern in random colours, so that colours tell nothing, 48 px. characters: 62
 classes, A to Z, a to z and 0 to 9, bright on dark in random colours, 24 px,
-moved, turned, resized and noisy; all fonts in all splits. Some classes look alike (O, o, 0; l,
-I, 1; letters whose two cases differ in size alone), so that nothing tells all
-of them apart. The second command makes 10,044 training images with their label,
-which benchmarks.methods hides, and 2,046 test images.
+moved, turned, resized and noisy; all fonts in all splits. Some classes look
+alike (O, o, 0; l, I, 1; letters whose two cases differ in size alone), so that
+nothing tells all of them apart. The second command makes 10,044 training images
+with their label, which benchmarks.methods hides, and 2,046 test images.
 """
 
 import argparse
