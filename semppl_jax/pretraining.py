@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -140,7 +141,7 @@ def _fit(
   past: resume.History,
 ) -> tuple[state_lib.TrainState, resume.History]:
   unreadable = run_log.Unreadable(os.path.join(job.workdir, UNREADABLE))
-  start = int(state.step[0])
+  start, known = int(state.step[0]), sources.labels_by_id(run.data.train)
   if run.cfg.progress:
     run_log.info(
       'Compiling the step, once: about half a minute for a small network, '
@@ -154,8 +155,13 @@ def _fit(
     to_host=functools.partial(
       state_lib.to_host, method=run.setup.method, devices=run.devices
     ),
-    describe=lambda batch, truth, labels: functools.partial(
-      _describe, labels=labels, given=batch.labels, truth=truth, run=run
+    describe=lambda batch, truth, *outputs: functools.partial(
+      _describe,
+      batch=batch,
+      truth=truth,
+      outputs=outputs,
+      known=known,
+      parts=run.cfg.accumulate,
     ),
     past=past,
     watch=watching(run, past.watch),
@@ -188,9 +194,15 @@ def watching(
   )
 
 
-def _describe(scalars, *, labels, given, truth, run):
-  labels = parallel.unshard(labels, run.cfg.accumulate)
-  return run_log.pretraining(scalars, labels=labels, given=given, truth=truth)
+def _describe(scalars, *, batch, truth, outputs, known, parts):
+  on_host = lambda x: parallel.unshard(x, parts)
+  labels, *alike = jax.tree.map(on_host, outputs)
+  row, shown = run_log.pretraining(
+    scalars, labels=labels, given=batch.labels, truth=truth
+  )
+  for named in alike:
+    row |= run_log.purity(named, batch.ids, known)
+  return row, shown
 
 
 def restore_or_init(

@@ -56,6 +56,15 @@ _ADDED_TO_SEMPPL = {
   'queue.target_query_epochs': 0.0,
   'queue.balance': 0.0,
 }
+# Likewise, of mean shift's.
+_ADDED_TO_MEAN_SHIFT = {
+  'loss.min_confidence': 0.85,
+  'head.steps': 2,
+  'head.batch_size': 256,
+  'head.learning_rate': 0.01,
+  'head.momentum': 0.9,
+  'head.weight_decay': 1e-4,
+}
 # Likewise, of all that have negatives.
 _ADDED_TO_NEGATIVES = {
   'negatives.cancel': 'none',
@@ -122,6 +131,9 @@ def upgrade(settings: Any) -> Any:
   if new['method'] == 'simclr':
     new.setdefault('negatives', {})
   added = _ADDED_TO_SEMPPL if new['method'] == 'semppl' else {}
+  if new['method'] == 'mean_shift':
+    new.setdefault('head', {})
+    added = _ADDED_TO_MEAN_SHIFT
   _add(new, _ADDED | _ADDED_TO_NEGATIVES | added)
   return new
 

@@ -141,6 +141,25 @@ def number(source: Source, index: int) -> int:
   return index
 
 
+def labels_by_id(source: Source) -> np.ndarray:
+  """[N] int32 labels, an image's at its id; -1: unknown, or no image of these.
+
+  N is one more than the largest id.
+  """
+  ids = _ids(source)
+  labels = np.full(ids.max(initial=-1) + 1, -1, np.int32)
+  labels[ids] = source.labels
+  return labels
+
+
+def _ids(source: Source) -> np.ndarray:
+  if isinstance(source, Rows):
+    return _ids(source._source)[source._rows]
+  if isinstance(source, Relabelled):
+    return _ids(source._source)
+  return np.arange(len(source))
+
+
 def split(
   labels: np.ndarray, count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:

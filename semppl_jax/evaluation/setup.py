@@ -73,6 +73,7 @@ def prepare_without_data(
     padding=cfg.encoder.padding or None,
     mapping=cfg.mapping or None,
     network=cfg.evaluation.network or None,
+    or_other=True,  # for a line that names the setting
   )
   _check_network(cfg, loaded)
   _check_architecture(cfg, loaded)

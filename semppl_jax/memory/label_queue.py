@@ -304,6 +304,44 @@ def sample_positives(
   return jnp.where(exists[:, None], slots, -1), exists
 
 
+def sample_slots(queue: LabelQueue, key: jax.Array, number: int) -> jax.Array:
+  """Draws filled slots uniformly, with replacement.
+
+  Args:
+    queue: only its ids are used.
+    key: the same on all devices.
+    number: n.
+
+  Returns:
+    [n] int32, the same on all devices; 0s of an empty queue.
+  """
+  filled = jnp.sum(queue.ids >= 0)  # these are the first ones
+  return jax.random.randint(key, (number,), 0, jnp.maximum(filled, 1))
+
+
+def rows(queue: LabelQueue, slots: jax.Array) -> jax.Array:
+  """Brings chosen entries, in all views, to all devices.
+
+  Args:
+    queue: this device's part.
+    slots: [n] int32, the same on all devices; -1 gives zeros.
+
+  Returns:
+    [V_L, n, d], the same on all devices.
+  """
+  # One device has the row, the others zeros: the sum is exact.
+  return jax.lax.psum(_rows_here(queue, slots), parallel.AXIS)
+
+
+def _rows_here(queue: LabelQueue, slots: jax.Array) -> jax.Array:
+  """[...] slots -> [V_L, ..., d], zeros where a slot is not of this part."""
+  here = queue.embeddings.shape[1]
+  local = slots - parallel.axis_index() * here
+  mine = (local >= 0) & (local < here)  # never where the slot is -1
+  chosen = queue.embeddings[:, jnp.where(mine, local, 0)]
+  return jnp.where(mine[..., None], chosen, 0.0)
+
+
 def fetch(queue: LabelQueue, slots: jax.Array) -> jax.Array:
   """Brings chosen entries, in all views, to the devices of their images.
 
@@ -314,16 +352,11 @@ def fetch(queue: LabelQueue, slots: jax.Array) -> jax.Array:
   Returns:
     [S, V_L, b, d] for this device's images.
   """
-  here = queue.embeddings.shape[1]
-  local = slots.T - parallel.axis_index() * here  # [S, B]
-  mine = (local >= 0) & (local < here)  # never where the slot is -1
-  rows = queue.embeddings[:, jnp.where(mine, local, 0)]  # [V_L, S, B, d]
-  rows = jnp.where(mine[..., None], rows, 0.0)
   # One device has the row, the others zeros: the sum is exact.
-  rows = jax.lax.psum_scatter(
-    rows, parallel.AXIS, scatter_dimension=2, tiled=True
+  fetched = jax.lax.psum_scatter(
+    _rows_here(queue, slots.T), parallel.AXIS, scatter_dimension=2, tiled=True
   )  # [V_L, S, b, d]
-  return jnp.swapaxes(rows, 0, 1)
+  return jnp.swapaxes(fetched, 0, 1)
 
 
 def fill(queue: LabelQueue) -> jax.Array:

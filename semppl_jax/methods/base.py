@@ -69,6 +69,7 @@ class BatchWide(NamedTuple):
   local_target: Outputs | None = None
   # Weights of the online network as the step finds them, no gradient
   params: chex.ArrayTree = ()
+  key: jax.Array | None = None  # of this step, the same on all devices
 
 
 class Support(NamedTuple):
@@ -106,6 +107,9 @@ class Result(NamedTuple):
   labels: jax.Array | None = None
   # [.., b, ..] arrays for `update`, without gradient, b on axis 1.
   kept: Outputs = {}
+  # {metric: [b, k] int32 ids of images that are taken for like this one, -1:
+  # none}. The host, which knows the truth, tells the share that are.
+  alike: Outputs = {}
 
 
 class Prototypes(NamedTuple):

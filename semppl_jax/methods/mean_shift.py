@@ -6,8 +6,8 @@ of them. With k = 1 this is BYOL, one direction of it. MSF: Koohpayegani et al.,
 ICCV 2021 (arXiv 2105.07269), UMBCvision/MSF, train_msf.py. CMSF looks among the
 entries with the image's label only: Navaneet et al., ECCV 2022 (arXiv
 2112.04607), UCDvision/CMSF, supervised/train_cmsf_sup.py and
-semi_supervised/pseudo_cmsf.py. There a classifier gives pseudo-labels; here
-they are a vote of the nearest labelled images, as SemPPL's.
+semi_supervised/pseudo_cmsf.py. There a classifier gives pseudo-labels, as it
+may here; or they are a vote of the nearest labelled images, as SemPPL's.
 
 The first large view is the target network's, the other views are the online
 network's: one direction, as released.
@@ -28,47 +28,56 @@ from semppl_jax.config import checks, defaults
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.losses import regression
-from semppl_jax.memory import label_queue, pseudo_labels
+from semppl_jax.memory import label_queue, queue_classifier, queue_vote
 from semppl_jax.memory.label_queue import LabelQueue
+from semppl_jax.memory.queue_classifier import Classifier
 from semppl_jax.methods import base
 from semppl_jax.models.multicrop import l2_normalize
 from semppl_jax.types import Views
 
+_WEIGHTS, _DRAWS = 1, 2  # purposes of the head's randomness
+
 
 class Memory(NamedTuple):
-  """Target projections of all images, and of labelled ones, who vote."""
+  """Target projections of all images, and of labelled ones, who know."""
 
   images: LabelQueue  # with the (pseudo-)labels of their time, -1: none
-  labelled: LabelQueue | tuple  # with true labels; (): nobody votes
+  labelled: LabelQueue | tuple  # with true labels; (): nobody is asked
+  head: Classifier | tuple = ()  # learns from these; (): there is none
 
 
 class Shared(NamedTuple):
   """What is found out once a step, of the whole batch."""
 
   labels: jax.Array  # [B] int32, whose neighbours an image gets; -1: anyone's
-  metrics: base.Metrics  # of the votes
+  metrics: base.Metrics  # of the pseudo-labels
 
 
 def build(
   cfg: ml_collections.FrozenConfigDict, facts: base.RunFacts
 ) -> base.Method:
-  """Mean shift's heads, memory and loss, and its votes if it has any."""
-  votes = cfg.loss.pseudo_labels == 'vote'
+  """Mean shift's heads, memory and loss, and what gives pseudo-labels."""
+  kind, size = cfg.loss.pseudo_labels, cfg.projector.size
+  guesses, has_head = kind != 'none', kind == 'head'
 
   # Push before the search: an image's own target is its first neighbour.
   def prepare(memory: Memory, batch: base.BatchWide):
     targets = l2_normalize(batch.target['projection'])  # [1, B, d]
-    labelled, labels, metrics = memory.labelled, batch.labels, {}
-    if votes:
+    labelled, head = memory.labelled, memory.head
+    labels, metrics = batch.labels, {}
+    if guesses:
       labelled = label_queue.push(labelled, targets, labels, batch.ids)
+    if kind == 'vote':
       labels, metrics = assign_labels(targets, batch, labelled, cfg, facts)
+    elif has_head:
+      head, labels, metrics = train_head(head, targets[0], batch, labelled, cfg)
     elif not cfg.loss.same_label:
       labels = jnp.full_like(labels, -1)
     everyone = jnp.ones(len(labels), bool)
     images = label_queue.push(
       memory.images, targets, labels, batch.ids, keep=everyone
     )
-    return Memory(images, labelled), Shared(labels, metrics)
+    return Memory(images, labelled, head), Shared(labels, metrics)
 
   def loss(inputs: base.Inputs, memory: Memory) -> base.Result:
     online = l2_normalize(inputs.online['prediction'])  # [V, b, d]
@@ -77,33 +86,44 @@ def build(
     chex.assert_shape(online, dims['Vbd'])
     chex.assert_shape(targets, (1, *dims['bd']))
     labels = inputs.shared.labels[inputs.keys.index]  # [b]
-    neighbours, exists = find_neighbours(targets, labels, memory.images, cfg)
-    value = regression.neighbour_distances(online, neighbours, exists).mean()
+    slots, alike = find_neighbours(targets, labels, memory.images, cfg)
+    rows = label_queue.fetch(memory.images, parallel.all_gather(slots))
+    value = regression.neighbour_distances(
+      online, rows[:, 0], slots >= 0
+    ).mean()
     metrics = {
       'loss/mean_shift': value,
       'memory_fill': label_queue.fill(memory.images),
       **inputs.shared.metrics,
     }
-    if not votes:
-      return base.Result(value, metrics)
+    if not guesses:
+      return base.Result(value, metrics, alike=alike)
     metrics['queue_fill'] = label_queue.fill(memory.labelled)
-    return base.Result(value, metrics, labels)
+    return base.Result(value, metrics, labels, alike=alike)
 
-  size, none = cfg.projector.size, ()
+  def init() -> Memory:
+    key = jax.random.fold_in(jax.random.key(cfg.seed), _WEIGHTS)
+    return Memory(
+      label_queue.init(1, cfg.memory.capacity, size),
+      label_queue.init(1, cfg.queue.capacity, size) if guesses else (),
+      queue_classifier.init(key, size, facts.num_classes) if has_head else (),
+    )
+
   return base.Method(
     heads=base.projector_predictor(cfg),
     loss=loss,
     online_views=_online_views,
     target_views=_target_view,
-    init=lambda: Memory(
-      label_queue.init(1, cfg.memory.capacity, size),
-      label_queue.init(1, cfg.queue.capacity, size) if votes else none,
-    ),
+    init=init,
     prepare=prepare,
-    shards=Memory(label_queue.SHARDS, label_queue.SHARDS if votes else none),
-    queue=(lambda memory: memory.labelled) if votes else None,
-    labels_train=votes,
-    advice=advice(cfg) if votes else (),
+    shards=Memory(
+      label_queue.SHARDS,
+      label_queue.SHARDS if guesses else (),
+      queue_classifier.shards(size, facts.num_classes) if has_head else (),
+    ),
+    queue=(lambda memory: memory.labelled) if kind == 'vote' else None,
+    labels_train=guesses,
+    advice=advice(cfg) if guesses else (),
   )
 
 
@@ -120,7 +140,7 @@ def find_neighbours(
   labels: jax.Array,
   memory: LabelQueue,
   cfg: ml_collections.FrozenConfigDict,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, base.Outputs]:
   """The k entries nearest to the targets, among those of the image's label.
 
   Args:
@@ -130,9 +150,16 @@ def find_neighbours(
     cfg: settings.
 
   Returns:
-    Entries [k, b, d], nearest first, and [b, k] bool: there is one.
+    Slots [b, k] int32, nearest first, -1: there is none; and whose entries
+    these are, by the name of their purity, with those that are nearest whatever
+    their label, where that is another question.
   """
-  wanted = parallel.all_gather(labels)[None]  # [1, B]
+  wanted = [parallel.all_gather(labels)]  # [B]
+  names = ['neighbour_purity']
+  if cfg.loss.same_label:
+    wanted.append(jnp.full_like(wanted[0], -1))
+    names.append('free_neighbour_purity')
+  wanted = jnp.stack(wanted)
   found = label_queue.nearest(
     memory,
     parallel.all_gather(targets, axis=1),
@@ -140,10 +167,9 @@ def find_neighbours(
     k=cfg.memory.k,
     block_size=cfg.memory.block_size,
     wanted=wanted,
-  )  # [1, b, k]
-  slots = found.slots[0]
-  rows = label_queue.fetch(memory, parallel.all_gather(slots))  # [k, 1, b, d]
-  return rows[:, 0], slots >= 0
+  ).slots  # [1 or 2, b, k]
+  ids = jnp.where(found >= 0, memory.ids[found], -1)
+  return found[0], dict(zip(names, ids, strict=True))
 
 
 def assign_labels(
@@ -169,35 +195,49 @@ def assign_labels(
     (Pseudo-)labels [B] int32, -1: none; and metrics. The accuracy on labelled
     images is that of a second look-up, blind to the image's own entries.
   """
-  blind_to = jnp.stack([jnp.full_like(batch.ids, -2), batch.ids])  # [2, B]
-  found = label_queue.nearest(
+  labels, metrics = queue_vote.assign_labels(
     queue,
     targets,
-    blind_to,
+    parallel.local_slice(batch.labels),
+    batch.ids,
+    batch.labels,
     k=cfg.queue.k,
     block_size=cfg.memory.block_size,
-  )  # [2, b, k]
-  voted, share = map(
-    lambda x: parallel.all_gather(x, axis=1),
-    pseudo_labels.vote(found.labels, found.similarity),
-  )  # [2, B]
-  known = batch.labels >= 0
-  vote, vote_share = voted[0], share[0]
-  if cfg.queue.balance:
-    vote, vote_share = pseudo_labels.balance(
-      parallel.all_gather(found.labels[0]),
-      ~known,
-      jnp.asarray(facts.class_share),
-      strength=cfg.queue.balance,
-    )
-  labels = pseudo_labels.assign(
-    vote, vote_share, batch.labels, cfg.queue.min_share
+    min_share=cfg.queue.min_share,
+    balance=cfg.queue.balance,
+    class_share=facts.class_share,
   )
-  mean = lambda x, mask: jnp.sum(x * mask) / jnp.maximum(mask.sum(), 1)
-  return labels, {
-    'vote_share': mean(vote_share, ~known),
-    'labelled_vote_accuracy': mean(voted[1] == batch.labels, known),
-  }
+  return parallel.all_gather(labels), metrics
+
+
+def train_head(
+  head: Classifier,
+  targets: jax.Array,
+  batch: base.BatchWide,
+  queue: LabelQueue,
+  cfg: ml_collections.FrozenConfigDict,
+) -> tuple[Classifier, jax.Array, base.Metrics]:
+  """Some steps of the head, then its guesses; a true label overrules them.
+
+  Args:
+    head: before them.
+    targets: [B, d] unit projections.
+    batch: its labels and key.
+    queue: of labelled images, with this batch's in it.
+    cfg: settings.
+
+  Returns:
+    The head; (pseudo-)labels [B] int32, -1: none, of all unlabelled images if
+    it has not learned yet; and metrics.
+  """
+  key = jax.random.fold_in(batch.key, _DRAWS)
+  head, loss = queue_classifier.train(head, queue, key, **cfg.head)
+  logits = queue_classifier.logits(head, targets)  # [B, K]
+  labels = queue_classifier.assign(
+    logits, batch.labels, cfg.loss.min_confidence
+  )
+  labels = jnp.where(queue.count > 0, labels, -1)
+  return head, labels, {'loss/head': loss}
 
 
 # Settings. -----------------------------------------------------------------
@@ -229,9 +269,12 @@ def default() -> ml_collections.ConfigDict:
     # True: an image with a label has neighbours with that label only (CMSF);
     # False: labels change nothing (MSF)
     'same_label': False,
-    # Of images without a label: none, all entries may be their neighbours; or
-    # vote, that of the nearest labelled images (SemPPL's)
+    # Of images without a label: none, all entries may be their neighbours;
+    # vote, that of the nearest labelled images (SemPPL's); or head, the guess
+    # of a classifier that learns beside (CMSF's)
     'pseudo_labels': 'none',
+    # The head's probability, at least, for a guess to be a pseudo-label [P]
+    'min_confidence': 0.85,
   }
   cfg.memory = {
     'capacity': 128_000,  # C, images whose target projections are kept [P]
@@ -240,7 +283,8 @@ def default() -> ml_collections.ConfigDict:
     'block_size': 1024,  # entries per product: bounds the temporary memory
   }
   cfg.queue = {
-    # Labelled images that vote, if they do; as SemPPL's [ours]
+    # Labelled images that vote, or that the head learns from; as SemPPL's
+    # [ours]
     'capacity': 81_920,
     'k': 1,  # neighbours that vote [ours]
     'min_share': 0.0,  # of the votes, to get a pseudo-label [ours]
@@ -248,6 +292,13 @@ def default() -> ml_collections.ConfigDict:
     # share of the labels: 0, not at all, to 1; see pseudo_labels.balance
     # [ours]
     'balance': 0.0,
+  }
+  cfg.head = {
+    'steps': 2,  # of the head, in every training step [ours]
+    'batch_size': 256,  # labelled images of the queue in each [P]
+    'learning_rate': 0.01,  # of SGD, constant [P]
+    'momentum': 0.9,  # likewise [P]
+    'weight_decay': 1e-4,  # of all its parameters [P]
   }
   cfg.optimizer = {
     'name': 'sgd_l2',  # all parameters decay [P]
@@ -277,14 +328,20 @@ RANGES = base.PROJECTOR_RANGES | {
   'queue.k': (1, None),
   'queue.min_share': (0, 1),
   'queue.balance': (0, 1),
+  'loss.min_confidence': (0, 1),
+  'head.steps': (1, None),
+  'head.batch_size': (1, None),
+  'head.learning_rate': (0, None),
+  'head.momentum': (0, 1),
+  'head.weight_decay': (0, None),
 }
-CHOICES = {'loss.pseudo_labels': ('none', 'vote')}
+CHOICES = {'loss.pseudo_labels': ('none', 'vote', 'head')}
 
 
 def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   """Refuses settings of mean shift that cannot work, alone or together."""
-  votes = cfg.loss.pseudo_labels != 'none'
-  if votes and not cfg.loss.same_label:
+  guesses = cfg.loss.pseudo_labels != 'none'
+  if guesses and not cfg.loss.same_label:
     raise UserError(
       f'loss.pseudo_labels is {cfg.loss.pseudo_labels!r}, but with '
       'loss.same_label=False labels choose no neighbours: set it to True, or '
@@ -296,7 +353,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
       'labels.per_class, .fraction, .file or .subset, or loss.same_label=False '
       '(MSF).'
     )
-  for key in ('memory.capacity', *(('queue.capacity',) if votes else ())):
+  for key in ('memory.capacity', *(('queue.capacity',) if guesses else ())):
     value = checks.look_up(cfg, key)
     if value % num_devices:
       raise UserError(
@@ -320,7 +377,7 @@ def doubts(
       f'memory.capacity {capacity:,} is more than the {facts.num_images:,} '
       'training images: an image would be its own neighbour again and again'
     )
-  if cfg.loss.pseudo_labels != 'vote' or not facts.num_labels:
+  if cfg.loss.pseudo_labels == 'none' or not facts.num_labels:
     return
   if (facts.class_share > 0).sum() == 1 < facts.num_classes:
     yield 'all labelled images are of one class'
@@ -336,13 +393,16 @@ def doubts(
 def advice(cfg: ml_collections.ConfigDict) -> tuple[str, ...]:
   """Settings that keep one pseudo-label from taking over, and are not on.
 
-  Those of SemPPL that its votes have in common with these.
+  Those of SemPPL that its votes have in common with these; of the head a higher
+  threshold.
   """
+  votes = cfg.loss.pseudo_labels == 'vote'
   ways = {
-    'queue.balance=1': cfg.queue.balance == 0,
+    'queue.balance=1': votes and cfg.queue.balance == 0,
     'labels.share=0.25': cfg.labels.share == 0,
-    'queue.k=5': cfg.queue.k == 1,
-    'queue.min_share=0.5': cfg.queue.min_share == 0,
+    'queue.k=5': votes and cfg.queue.k == 1,
+    'queue.min_share=0.5': votes and cfg.queue.min_share == 0,
+    'loss.min_confidence=0.95': not votes and cfg.loss.min_confidence < 0.95,
     'loss.pseudo_labels=none': True,
   }
   return tuple(way for way, is_off in ways.items() if is_off)

@@ -29,7 +29,7 @@ from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.losses import contrastive, dense, false_negatives, negatives
 from semppl_jax.losses.false_negatives import FalseNegatives
-from semppl_jax.memory import label_queue, pseudo_labels
+from semppl_jax.memory import label_queue, pseudo_labels, queue_vote
 from semppl_jax.memory.label_queue import LabelQueue
 from semppl_jax.methods import base
 from semppl_jax.models.multicrop import l2_normalize
@@ -163,31 +163,18 @@ def assign_labels(
     (Pseudo-)labels [b] int32, -1: none; and metrics. The accuracy on labelled
     images is that of a second look-up, blind to the image's own entries.
   """
-  queries = parallel.all_gather(queries, axis=1)  # [V_L, B, d]
-  blind_to = jnp.stack([jnp.full_like(inputs.ids, -2), inputs.ids])  # [2, B]
-  found = label_queue.nearest(
-    queue, queries, blind_to, k=cfg.queue.k, block_size=cfg.queue.block_size
-  )  # [2, b, V_L * V_L * k]
-  voted, share = pseudo_labels.vote(found.labels, found.similarity)  # [2, b]
-  known, all_known = inputs.labels >= 0, inputs.batch.labels >= 0
-  vote, vote_share = voted[0], share[0]
-  if cfg.queue.balance:
-    # Among all images of the batch, which is why it is not taken in parts.
-    balanced = pseudo_labels.balance(
-      parallel.all_gather(found.labels[0]),
-      ~all_known,
-      jnp.asarray(facts.class_share),
-      strength=cfg.queue.balance,
-    )
-    vote, vote_share = map(parallel.local_slice, balanced)
-  labels = pseudo_labels.assign(
-    vote, vote_share, inputs.labels, cfg.queue.min_share
+  return queue_vote.assign_labels(
+    queue,
+    parallel.all_gather(queries, axis=1),
+    inputs.labels,
+    inputs.ids,
+    inputs.batch.labels,
+    k=cfg.queue.k,
+    block_size=cfg.queue.block_size,
+    min_share=cfg.queue.min_share,
+    balance=cfg.queue.balance,
+    class_share=facts.class_share,
   )
-  mean = parallel.masked_mean
-  return labels, {
-    'vote_share': mean(vote_share, ~known, ~all_known),
-    'labelled_vote_accuracy': mean(voted[1] == inputs.labels, known, all_known),
-  }
 
 
 class Positives(NamedTuple):

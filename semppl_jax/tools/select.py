@@ -174,7 +174,7 @@ def listed(source: sources.Source, rows: np.ndarray) -> list[str]:
 def contact_sheet(
   source: sources.Source, rows: np.ndarray, most: int
 ) -> Image.Image:
-  """The chosen images, eight in a row, their names under them.
+  """The chosen images, eight in a row, place in the list and name under them.
 
   Args:
     source: the images.
@@ -197,8 +197,8 @@ def contact_sheet(
     sheet.paste(ImageOps.contain(image, (_TILE, _TILE), how), (left, top))
     # The font that is always there knows little more.
     name = sources.name(source, row).rpartition('/')[2]
-    name = name.encode('ascii', 'replace').decode()[-20:]
-    draw.text((left, top + _TILE), name, fill='black')
+    name = name.encode('ascii', 'replace').decode()[-16:]
+    draw.text((left, top + _TILE), f'{place + 1}: {name}', fill='black')
   return sheet
 
 

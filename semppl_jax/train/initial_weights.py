@@ -98,11 +98,15 @@ def read(
 ) -> load_lib.Checkpoint:
   """The checkpoint that a setting names, see `load_checkpoint`.
 
+  A file of the other network alone will do.
+
   Raises:
     CheckpointError: its line, with the setting in front.
   """
   try:
-    return load_lib.load_checkpoint(path, target=target, network=network)
+    return load_lib.load_checkpoint(
+      path, target=target, network=network, or_other=True
+    )
   except CheckpointError as error:
     raise CheckpointError(f'{setting}: {error}') from error
 

@@ -27,6 +27,8 @@ from semppl_jax.train import constraints, microbatch, optimizers, schedules
 from semppl_jax.train import support as support_lib
 from semppl_jax.train.state import TrainState
 
+_NO_PLACE = 2**32 - 1  # in the batch: of no image
+
 
 class StepSetup(NamedTuple):
   """What is fixed for a whole run: nothing here is traced."""
@@ -60,7 +62,7 @@ def train_step(
   teacher: networks_lib.Trees | None = None,
   *,
   setup: StepSetup,
-) -> tuple[TrainState, base.Metrics, jax.Array]:
+) -> tuple:
   """One update on one device's part of the batch.
 
   With cfg.accumulate = m > 1 the networks see the batch in m microbatches, one
@@ -80,7 +82,8 @@ def train_step(
   Returns:
     The new state, metrics (scalars, equal on all devices) and the
     (pseudo-)labels, shaped as batch.labels, int32, -1: none; where there is a
-    true label, that one.
+    true label, that one. If the loss tells which images it takes for alike,
+    these, too: {metric: ids, of the labels' shape and k}.
   """
   method, shape = setup.method, batch.labels.shape
   if setup.cfg.accumulate == 1:
@@ -89,7 +92,7 @@ def train_step(
 
   # Target network: no gradient.
   target_state, target = forward_target(state, batch, keys, setup)
-  batch_wide = gather_batch(target, batch, state)
+  batch_wide = gather_batch(target, batch, state, base_key)
 
   # The objective's memory sees the whole batch before any loss.
   memory, shared = method.prepare(state.memory, batch_wide)
@@ -110,7 +113,7 @@ def train_step(
     loss_and_grad, state.online_state, Part(batch, ids, target, keys, support)
   )
   grads, metrics = parallel.pmean(averaged)
-  labels, kept, embeddings = per_image
+  labels, kept, embeddings, alike = per_image
 
   # The optimiser's update; then the target network follows the online one, and
   # the memory whatever the objective keeps of the batch.
@@ -128,7 +131,8 @@ def train_step(
     memory=memory,
   )
   labels = batch.labels if labels is None else labels
-  return new_state, metrics, labels.reshape(shape)
+  alike = {name: x.reshape(*shape, -1) for name, x in alike.items()}
+  return new_state, metrics, labels.reshape(shape), *([alike] if alike else [])
 
 
 def step_keys(
@@ -319,7 +323,10 @@ def forward_teacher(
 
 
 def gather_batch(
-  target: base.Outputs | None, batch: types.Batch, state: TrainState
+  target: base.Outputs | None,
+  batch: types.Batch,
+  state: TrainState,
+  base_key: jax.Array,
 ) -> base.BatchWide:
   """The whole batch, in its order, from all devices' microbatches.
 
@@ -329,7 +336,9 @@ def gather_batch(
     target: leaves [m, W, b, ...].
     batch: leaves [m, b, ...].
     state: before the step.
+    base_key: of the run.
   """
+  step_key = jax.random.fold_in(base_key, state.step)
   return base.BatchWide(
     target=target and _gather_images(target),
     labels=parallel.all_gather(batch.labels, axis=1).reshape(-1),  # [B]
@@ -337,6 +346,7 @@ def gather_batch(
     step=state.step,
     local_target=target and jax.tree.map(_join_parts, target),
     params=state.online_params,
+    key=jax.random.fold_in(step_key, _NO_PLACE),
   )
 
 
@@ -368,7 +378,8 @@ def loss_fn(
 
   Returns:
     The loss [], and (BatchNorm state, metrics, per image: (pseudo-)labels [b],
-    what the objective keeps, embeddings [V, b, d] whose spread is watched).
+    what the objective keeps, embeddings [V, b, d] whose spread is watched,
+    ids of images that are taken for alike).
   """
   cfg, method = setup.cfg, setup.method
   views = method.online_views(make_views(part.batch, part.keys, setup))
@@ -401,7 +412,8 @@ def loss_fn(
   if method.embedding and not method.target_views:
     embeddings = jax.lax.stop_gradient(outputs[method.embedding])
     embeddings = multicrop.l2_normalize(embeddings)  # [V, b, d]
-  return total, (bn_state, metrics, (result.labels, result.kept, embeddings))
+  per_image = result.labels, result.kept, embeddings, result.alike
+  return total, (bn_state, metrics, per_image)
 
 
 def _classifier(

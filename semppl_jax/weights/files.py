@@ -44,7 +44,6 @@ KINDS = (*_FIELDS, 'run')
 NETWORKS = ('online', 'target')
 # Methods whose prototypes are their classifier, see their `predict`.
 BY_PROTOTYPES = ('suave', 'daino')
-_NO_TARGET = 'has no target network: `evaluation.network` must be online.'
 _OURS = 'semppl_jax'  # our settings in a pickle
 _STEM = re.compile(r'[^/]+/~/initial_conv(_\d+)?')
 # How torch.save began until PyTorch 1.6: its magic number, pickled.
@@ -96,7 +95,8 @@ def read(
     step: which checkpoint of a run; None: the newest, of a run that an alarm
       stopped the newest good one.
     target: a run's target network is read, too.
-    network: see `load.load_checkpoint`. Settings say which one it is then.
+    network: which one, of what holds both, see `load.load_checkpoint`. Settings
+      say which one it is then: not this one, where there is one only.
 
   Raises:
     CheckpointError: one line.
@@ -115,7 +115,7 @@ def read(
   # First: the length that a safetensors file begins with may look like a
   # pickle's first byte; what a pickle begins with is no length.
   if head[8:] == b'{' and int.from_bytes(head[:8], 'little') < 2**32:
-    return _of_one_network(_read_safetensors(path), network)
+    return _of_one_network(_read_safetensors(path))
   if _is_of_pytorch(path, head):
     raise CheckpointError(
       'is a file of PyTorch, which is not read: this package reads pickles of '
@@ -136,7 +136,7 @@ def read(
 def _choose(found: Contents, network: str | None) -> Contents:
   """The network that is asked for, of a file that may hold both."""
   if found.target is None:
-    return _of_one_network(found, network)
+    return _of_one_network(found)
   wanted = network or found.settings.network or 'online'
   found = found._replace(settings=found.settings._replace(network=wanted))
   if wanted == 'online':
@@ -145,11 +145,9 @@ def _choose(found: Contents, network: str | None) -> Contents:
   return found._replace(params=params, state=state)
 
 
-def _of_one_network(found: Contents, network: str | None) -> Contents:
-  """Refuses a target network that is not there."""
+def _of_one_network(found: Contents) -> Contents:
+  """Says which one it is."""
   there = found.settings.network or 'online'
-  if network == 'target' and there != 'target':
-    raise CheckpointError(_NO_TARGET)
   return found._replace(settings=found.settings._replace(network=there))
 
 

@@ -126,6 +126,7 @@ def load_checkpoint(
   mapping: str | os.PathLike | None = None,
   target: bool = False,
   network: str | None = None,
+  or_other: bool = False,
 ) -> Checkpoint:
   """Reads a checkpoint of whatever kind, and checks all of it.
 
@@ -144,13 +145,15 @@ def load_checkpoint(
     network: whose weights are `params` and `state`, 'online' or 'target', where
       both are there; None: of a run those that its method reports, see the
       setting evaluation.network, of a file the online network's.
+    or_other: what holds the other network alone is taken, too; `weights_of`
+      says so.
 
   Returns:
     A Checkpoint.
 
   Raises:
-    CheckpointError: one line that says what is wrong, such as a target network
-      that is not there. No file makes it run code of the file's.
+    CheckpointError: one line that says what is wrong, such as a network that is
+      not there. No file makes it run code of the file's.
     UserError: an unknown network.
   """
   if network not in (None, *files_lib.NETWORKS):
@@ -160,6 +163,12 @@ def load_checkpoint(
   path = releases.find(path)
   try:
     found = files_lib.read(path, step, target, network)
+    there = found.settings.network
+    if network not in (None, there) and not or_other:
+      raise CheckpointError(
+        f'holds the {there} network alone, but network is {network!r}: set it '
+        f'to {there}.'
+      )
     return _check(found, padding, mapping)
   except CheckpointError as error:
     text = str(error)

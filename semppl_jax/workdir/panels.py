@@ -31,6 +31,10 @@ _SHARES = {
     'teacher_agreement',
     'false_negative_precision',
   ),
+  'Neighbours of the same true label': (
+    'neighbour_purity',
+    'free_neighbour_purity',
+  ),
   'Queue and votes': (
     'vote_share',
     'queue_fill',
@@ -47,6 +51,7 @@ NAMES = {
   'loss/classifier': 'classifier, cross-entropy',
   'loss/regression': "regression of the target's or teacher's embedding",
   'loss/mean_shift': 'regression of the nearest neighbours',
+  'loss/head': 'head that gives pseudo-labels, cross-entropy',
   'loss/contrastive': 'contrastive, both views',
   'loss/distillation': 'cross-entropy with the teacher',
   'loss/labelled': 'labelled images, cross-entropy',
@@ -64,6 +69,8 @@ NAMES = {
   'contrastive_accuracy': 'other view found, all images',
   'classifier_accuracy': 'classifier, labelled images',
   'teacher_agreement': 'student chooses as its teacher',
+  'neighbour_purity': 'those that the loss has',
+  'free_neighbour_purity': 'those of any label',
   'vote_share': 'vote share of the winner',
   'queue_fill': 'queue fill',
   'memory_fill': 'fill of the memory of all images',

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,34 @@ def labels_of_all(
   """[3, B]: the same of all hosts' images, as of this one's, any shapes."""
   flat = [np.asarray(x, np.int32).reshape(-1) for x in (labels, given, truth)]
   return np.concatenate(list(processes.allgather(np.stack(flat))), axis=1)
+
+
+def purity(
+  alike: Mapping[str, np.ndarray], ids: np.ndarray, truth: np.ndarray
+) -> dict[str, float | None]:
+  """Share of images taken for alike that have the same true label.
+
+  Of all pairs of two images whose labels are both known; of all hosts.
+
+  Args:
+    alike: {metric: [n, k] int32, ids of those taken for like an image, itself
+      perhaps among them, -1: none}, of this host's n images.
+    ids: [n] int32, of the images themselves.
+    truth: [N] the true labels by id, -1: unknown. They never reach a device.
+
+  Returns:
+    {metric: None if there is no such pair}.
+  """
+  counts, label = [], truth[ids][:, None]
+  for others in alike.values():
+    theirs = np.where(others >= 0, truth[others], -1)
+    known = (others != ids[:, None]) & (theirs >= 0) & (label >= 0)
+    counts.append([np.sum(known & (theirs == label)), np.sum(known)])
+  of_all = sum(processes.allgather(np.asarray(counts, np.int32)))
+  return {
+    name: int(right) / int(all_known) if all_known else None
+    for name, (right, all_known) in zip(alike, of_all, strict=True)
+  }
 
 
 class Unreadable:

@@ -14,6 +14,7 @@ from benchmarks import (
   method_settings,
   method_table,
   methods,
+  oracle,
   without_training,
 )
 from benchmarks.method_rows import Row
@@ -21,6 +22,7 @@ from benchmarks.method_runs import Cell
 from benchmarks.method_settings import Table
 from experiments import digits
 from semppl_jax import pretraining
+from semppl_jax.data import sources
 from semppl_jax.errors import UserError
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import watchdog
@@ -298,7 +300,10 @@ def test_all_rows_are_alike_on_a_folder(table, folder):
       row.experiment().optimizer.warmup_epochs / row.experiment().num_epochs,
     ]
     assert shares[0] == pytest.approx(shares[1], rel=1e-6)
-    voting = ('semppl', 'relicv2', 'semppl_after_relicv2', 'mean_shift')
+    voting = (
+      'semppl', 'relicv2', 'semppl_after_relicv2', 'mean_shift',
+      'mean_shift_head', 'similar_out', 'similar_in', 'nearest', 'true_labels',
+    )  # fmt: skip
     share = 1 if name == 'supervised' else 0.25 * (name in voting)
     assert cfg.labels.share == share, name
     small = cfg.views.num_small
@@ -324,3 +329,9 @@ def test_a_folder_has_four_trials_of_each_row(table):
   for row in method_rows.ROWS.values():
     assert len(method_settings.trials(row, elsewhere)) == 4
     assert len(method_settings.trials(row, table)) in (1, 4)
+
+
+def test_true_labels_are_found_by_an_images_id():
+  images = sources.Records(np.array([4, 0, 3, 1]), lambda i: None)
+  part = sources.Rows(images, np.array([3, 0]))
+  assert oracle._by_id(part).tolist() == [4, -1, -1, 1]

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from benchmarks import methods, selection, selection_cost
+from benchmarks import method_runs, selection, selection_cost
 from benchmarks.selection import Cell
 from semppl_jax.data import datasets
 from semppl_jax.data import labels as labels_lib
@@ -39,7 +39,7 @@ def trained(monkeypatch):
       file.write('\n'.join(names))
     return 0
 
-  monkeypatch.setattr(methods.pretraining, 'pretrain', pretrain)
+  monkeypatch.setattr(method_runs.pretraining, 'pretrain', pretrain)
   monkeypatch.setattr(selection.select, 'main', choose)
   return seen
 

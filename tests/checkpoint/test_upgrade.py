@@ -193,6 +193,16 @@ def test_an_evaluation_gets_what_came_later():
     assert usual.get(key) == value or key == 'checkpoint'
 
 
+def test_a_mean_shift_of_before_had_no_head():
+  usual = config.default('mean_shift').to_dict()
+  before = {key: x for key, x in usual.items() if key != 'head'}
+  before['loss'] = {'same_label': True, 'pseudo_labels': 'vote'}
+  after = upgrade(before)
+  assert after['head'] == usual['head'] and 'head' not in before
+  assert after['loss'] == before['loss'] | {'min_confidence': 0.85}
+  assert upgrade(after) == after
+
+
 def test_sections_that_are_none_are_left_alone():
   odd = {'task': 'pretrain', 'projector': 'x'}
   odd['encoder'] = {'projector_hidden': 4}

@@ -40,6 +40,18 @@ def test_rows_keep_ids_and_names():
   assert sources.number(hidden, 1) == 1
 
 
+def test_labels_stand_at_ids():
+  source = sources.Relabelled(make(5), np.array([3, 1, 4, -1, 5]))
+  np.testing.assert_array_equal(sources.labels_by_id(source), [3, 1, 4, -1, 5])
+  some = sources.Rows(
+    sources.Rows(source, np.array([4, 3, 0])), np.array([2, 1])
+  )
+  assert [some[i]['id'] for i in range(2)] == [0, 3]
+  np.testing.assert_array_equal(sources.labels_by_id(some), [3, -1, -1, -1])
+  joined = sources.Joined([make(2), make(1, start=7)])
+  np.testing.assert_array_equal(sources.labels_by_id(joined), [0, 1, 7])
+
+
 @pytest.mark.parametrize('count', [0, 7, 12])
 def test_split_shares_add_up(count):
   labels = np.array([0] * 10 + [1] * 5 + [-1] * 4 + [2] * 3)

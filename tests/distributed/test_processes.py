@@ -99,6 +99,11 @@ _SUPPORT = (
   'method="toy_support"', 'views__num_small=0', 'support__images=0',
   'support__classes=2', 'support__images_per_class=4', 'support__jitter=0.0',
 )  # fmt: skip
+# Guesses of a head that learns beside.
+_HEAD = (
+  'method="mean_shift"', 'views__num_small=0', 'loss__pseudo_labels="head"',
+  'head__batch_size=8', 'head__learning_rate=0.1', 'loss__min_confidence=0.5',
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -123,6 +128,11 @@ def alone(tmp_path_factory):
     pytest.param(2, 2, _SUPPORT, marks=pytest.mark.long),
     # A batch that is shared out to prototypes, with a queue, by all of them.
     pytest.param(2, 2, ('method="swav"',), marks=pytest.mark.long),
+    # Each process has its part of the labelled images beside the batch.
+    pytest.param(2, 2, ('method="suave"',), marks=pytest.mark.long),
+    pytest.param(2, 2, ('method="daino"',), marks=pytest.mark.long),
+    # What the host works out of all hosts' neighbours.
+    pytest.param(2, 2, _HEAD, marks=pytest.mark.long),
   ],
 )
 def test_processes_give_what_one_gives(

@@ -377,7 +377,7 @@ def test_a_network_that_is_not_there_is_one_line(both, small, tmp_path):
       'knn',
       small,
       'target',
-      'has no target network: .evaluation.network. must',
+      "holds the online .*'target': set it to online",
     ),
     ('knn', str(file), 'online', "holds the target .*'online': set it to targ"),
     ('knn', small, 'targt', "evaluation.network is 'targt'.*'target'"),

@@ -296,14 +296,16 @@ def test_imagenet_by_mean_shift_is_as_published():
     cfg = imagenet_mean_shift.get_config(variant)
     for num_devices in (1, 8):
       config.validate(cfg, num_devices)
-    labelled = variant == 'cmsf_10pct'
+    labelled = variant != 'msf'
     assert config.uses_labels(cfg) == labelled
     assert (cfg.memory.k, cfg.memory.capacity) == (
       10 if labelled else 5,
       128_000,
     )
     assert cfg.loss.same_label == labelled
-    assert cfg.loss.pseudo_labels == ('vote' if labelled else 'none')
+    kinds = {'msf': 'none', 'cmsf_10pct': 'vote', 'cmsf_10pct_head': 'head'}
+    assert cfg.loss.pseudo_labels == kinds[variant]
+    assert cfg.loss.min_confidence == 0.85
     assert _steps(cfg) == 1_000_911  # as its lab note says
     for step in (0, 1_000_000):
       rate = schedules.ema_rate(

@@ -139,7 +139,7 @@ def run_steps(mapped, state, batches, num_devices, seed=0, parts=1):
   state = parallel.put_sharded(state, jax.devices()[:num_devices])
   seen = []
   for batch in batches:
-    state, scalars, labels = mapped(
+    state, scalars, labels, *_ = mapped(
       state, parallel.shard(batch, num_devices, parts), jax.random.key(seed)
     )
     scalars = {k: np.asarray(v) for k, v in scalars.items()}

@@ -33,7 +33,10 @@ _BEFORE_BATCHNORM = (
   'projector/linear_2',
   'predictor/linear',
 )
-# Of a gradient, between one device and four: PAWS's is the small difference of
+# What these make of a batch all devices make together: assignments, soft labels
+# by a support, neighbours of a memory.
+_ON_EIGHT = ('swav', 'dino', 'mira', 'suave', 'daino', 'paws', 'mean_shift')
+# Of a gradient, between one device and more: PAWS's is the small difference of
 # two terms that oppose each other. In 64 bits test_paws finds none.
 _ROUNDING = {'paws': 3e-4}
 _TEACHER = ({'linear': {'w': np.sin(np.arange(48 * 8.0) ** 2)}}, {})
@@ -197,19 +200,25 @@ def _assert_close(found, wanted, rtol, names=None):
     assert np.abs(leaf - other).max(initial=0) <= rtol * scale, name
 
 
-@pytest.mark.parametrize('name', methods.METHODS)
-def test_the_number_of_devices_changes_nothing(name):
+@pytest.mark.parametrize(
+  'number, name',
+  [
+    *((4, name) for name in methods.METHODS),
+    *((8, name) for name in _ON_EIGHT),
+  ],
+)
+def test_the_number_of_devices_changes_nothing(number, name):
   run = _run(name)
   states, seen = _on_one_device(name)
-  four = _from_host(run, states[0], 4)
-  four, [(scalars, labels)] = tiny.run_steps(
-    _step(name, 4), four, _batches(name)[:1], 4
+  several = _from_host(run, states[0], number)
+  several, [(scalars, labels)] = tiny.run_steps(
+    _step(name, number), several, _batches(name)[:1], number
   )
   np.testing.assert_array_equal(labels, seen[0][1])
   for key, value in seen[0][0].items():
     assert np.ptp(scalars[key]) == 0, f'{key} differs between devices'
     np.testing.assert_allclose(scalars[key][0], value[0], rtol=1e-4, atol=1e-6)
-  found = _to_host(run, four, 4)
+  found = _to_host(run, several, number)
   rtol = _ROUNDING.get(name, 1e-5)
   _assert_close(found.opt_state, states[1].opt_state, rtol)  # gradient
   integers = lambda tree: [
@@ -218,10 +227,11 @@ def test_the_number_of_devices_changes_nothing(name):
   chex.assert_trees_all_equal(integers(found), integers(states[1]))
   # It goes on, from what one device had saved, to what one device makes of it.
   after, [(_, labels)] = tiny.run_steps(
-    _step(name, 4), _from_host(run, states[1], 4), _batches(name)[1:], 4
-  )
+    _step(name, number), _from_host(run, states[1], number),
+    _batches(name)[1:], number,
+  )  # fmt: skip
   np.testing.assert_array_equal(labels, seen[1][1])
-  _assert_close(_to_host(run, after, 4), states[2], rtol=1e-4)
+  _assert_close(_to_host(run, after, number), states[2], rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', methods.METHODS)
@@ -374,7 +384,7 @@ def test_uncompiled_and_unmapped_it_gives_the_same(name):
     mapped = parallel.map_step(step, jax.devices()[:1], donate=False)
     batch = jax.tree.map(jnp.asarray, parallel.shard(_batches(name)[0], 1))
     state = jax.tree.map(lambda x: jnp.asarray(x)[None], states[0])
-    _, scalars, labels = mapped(state, batch, jax.random.key(0))
+    _, scalars, labels, *_ = mapped(state, batch, jax.random.key(0))
   np.testing.assert_array_equal(labels[0], seen[0][1])
   for key, value in seen[0][0].items():
     np.testing.assert_allclose(scalars[key][0], value[0], rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ import pytest
 from semppl_jax import methods
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
-from semppl_jax.memory import label_queue
+from semppl_jax.memory import label_queue, pseudo_labels, queue_classifier
 from semppl_jax.methods import base, mean_shift
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -41,7 +41,12 @@ def _queue(rows, labels, count, first_id=1000):
   )
 
 
-def _take(cfg, memory, query, target, labels, number=1):
+def _take(*arguments):
+  """As `_look`, but for whose entries the neighbours are."""
+  return _look(*arguments)[:-1]
+
+
+def _look(cfg, memory, query, target, labels, number=1):
   """One step's memory and loss on `number` devices, whole again.
 
   Args:
@@ -53,20 +58,20 @@ def _take(cfg, memory, query, target, labels, number=1):
     number: D.
 
   Returns:
-    The memory after it, loss, gradient [V, B, d], result of the first device,
-    its (pseudo-)labels [B].
+    The memory after it, loss, gradient [V, B, d], metrics, (pseudo-)labels [B],
+    {purity: ids of neighbours [B, k]}.
   """
-  cfg.projector.size = np.shape(query)[-1]
-  cfg.batch_size = len(labels)
-  method = mean_shift.build(tiny.frozen(cfg), _FACTS)
-  batch = base.BatchWide(
-    {'projection': jnp.asarray(target, jnp.float32)[None]},
-    jnp.asarray(labels, jnp.int32),
-    jnp.arange(len(labels), dtype=jnp.int32),
-    jnp.zeros((), jnp.int32),
+  return _compiled(cfg, number, *np.shape(query)[1:])(
+    memory, query, target, labels
   )
 
-  def step(memory, query):
+
+def _compiled(cfg, number, images, size):
+  """`_look` at step after step of one method."""
+  cfg.projector.size, cfg.batch_size = size, images
+  method = mean_shift.build(tiny.frozen(cfg), _FACTS)
+
+  def one(memory, query, batch):
     memory, shared = method.prepare(memory, batch)
     here = parallel.global_indices(query.shape[1])
 
@@ -89,24 +94,37 @@ def _take(cfg, memory, query, target, labels, number=1):
     return memory, parallel.pmean(result.loss), grad / number, result
 
   devices = jax.devices()[:number]
-  split = lambda x, axis: np.stack(np.split(x, number, axis))
-  given = jax.tree.map(
-    lambda x, axis: split(x, axis) if axis >= 0 else np.stack([x] * number),
-    memory,
-    method.shards,
-  )
-  mapped = jax.pmap(step, parallel.AXIS, devices=devices)
-  query = split(np.asarray(query, np.float32), 1)
-  memory, loss, grad, result = jax.tree.map(np.asarray, mapped(given, query))
-  whole = jax.tree.map(
-    lambda x, axis: np.concatenate(x, axis) if axis >= 0 else x[0],
-    memory,
-    method.shards,
-  )
-  assert np.ptp(loss) == 0
-  shown = None if result.labels is None else result.labels.ravel()
-  metrics = {key: value.mean() for key, value in result.metrics.items()}
-  return whole, loss[0], np.concatenate(list(grad), 1), metrics, shown
+  mapped = jax.pmap(one, parallel.AXIS, in_axes=(0, 0, None), devices=devices)
+  split = lambda x, axis: np.stack(np.split(np.asarray(x), number, axis))
+
+  def look(memory, query, target, labels, step=0):
+    batch = base.BatchWide(
+      {'projection': jnp.asarray(target, jnp.float32)[None]},
+      jnp.asarray(labels, jnp.int32),
+      jnp.arange(len(labels), dtype=jnp.int32),
+      jnp.asarray(step, jnp.int32),
+      key=jax.random.fold_in(jax.random.key(0), step),
+    )
+    given = jax.tree.map(
+      lambda x, axis: split(x, axis) if axis >= 0 else np.stack([x] * number),
+      memory,
+      method.shards,
+    )
+    query = split(np.asarray(query, np.float32), 1)
+    told = jax.tree.map(np.asarray, mapped(given, query, batch))
+    memory, loss, grad, result = told
+    whole = jax.tree.map(
+      lambda x, axis: np.concatenate(x, axis) if axis >= 0 else x[0],
+      memory,
+      method.shards,
+    )
+    assert np.ptp(loss) == 0
+    shown = None if result.labels is None else result.labels.ravel()
+    metrics = {key: value.mean() for key, value in result.metrics.items()}
+    alike = {key: np.concatenate(list(x)) for key, x in result.alike.items()}
+    return whole, loss[0], np.concatenate(list(grad), 1), metrics, shown, alike
+
+  return look
 
 
 def _golden(name, memory_of=None, **changes):
@@ -278,11 +296,165 @@ def test_balanced_votes_give_every_class_its_share():
     return jnp.where(right, jnp.array([0, 1, 1, 0]), -1), jnp.ones(4)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mean_shift.pseudo_labels, 'balance', balance)
+    patch.setattr(pseudo_labels, 'balance', balance)
     *_, labels = _votes(2, labels=nobody, queue__balance=0.5)
   # Of the whole batch, on every device.
   assert seen == [((4, 1), (4,), 0.5)]
   np.testing.assert_array_equal(labels, [0, 1, 1, 0])
+
+
+# The head. Images of two classes lie about (1, 0) and (0, 1).
+
+_NEAR = [[1, 0.1], [0.1, 1], [1, -0.1], [-0.1, 1], [1, 0.2], [0.2, 1]]
+
+
+def _head(labels, number=1, steps=1, state=None, first=0, **changes):
+  """Steps with a head: a list of what `_look` gives of each."""
+  cfg = _config(
+    loss__same_label=True, loss__pseudo_labels='head', memory__capacity=16,
+    memory__k=2, queue__capacity=8, head__batch_size=6,
+    **({'head__learning_rate': 0.1} | changes),
+  )  # fmt: skip
+  cfg.projector.size = 2
+  count = len(labels)
+  if state is None:
+    init = mean_shift.build(tiny.frozen(cfg), _FACTS).init
+    state = jax.tree.map(np.asarray, init())
+  query = np.random.RandomState(0).randn(2, count, 2)
+  look, told = _compiled(cfg, number, count, 2), []
+  for step in range(first, first + steps):
+    rows = np.roll(_NEAR, 2 * step, axis=0)[:count]
+    told.append(look(state, query, rows, labels, step))
+    state = told[-1][0]
+  return told
+
+
+def test_a_head_learns_and_gives_labels():
+  # Of class 0 and 1; the others are unlabelled.
+  labels = [0, 1, -1, -1]
+  told = _head(labels, steps=12)
+  losses = [metrics['loss/head'] for _, _, _, metrics, _, _ in told]
+  assert losses[0] > 0.5 and losses[-1] < 0.1
+  memory, _, _, metrics, found, _ = told[-1]
+  np.testing.assert_array_equal(found, [0, 1, 0, 1])
+  np.testing.assert_array_equal(told[0][4], [0, 1, -1, -1])  # not sure yet
+  np.testing.assert_array_equal(memory.images.labels[-4:], [0, 1, 0, 1])
+  assert (memory.labelled.labels < 2).all() and metrics['queue_fill'] == 1
+  *_, last = _head(labels, steps=12, loss__min_confidence=1.0)
+  np.testing.assert_array_equal(last[4], labels)
+
+
+@pytest.mark.parametrize('number', [2, 4])
+def test_the_head_is_the_same_on_any_number_of_devices(number):
+  one, many = (
+    _head([0, 1, -1, -1], n, steps=3, loss__min_confidence=0.5)
+    for n in (1, number)
+  )
+  for wanted, found in zip(one, many, strict=True):
+    np.testing.assert_array_equal(found[4], wanted[4])
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5)
+    chex.assert_trees_all_close(found[0], wanted[0], rtol=1e-5, atol=1e-6)
+  assert (one[-1][4] >= 0).all()
+
+
+def test_steps_with_a_head_go_on_bit_for_bit():
+  *_, begun, wanted = _head([0, 1, -1, -1], steps=3)
+  (found,) = _head([0, 1, -1, -1], state=begun[0], first=2)
+  chex.assert_trees_all_equal(found, wanted)
+  # Another step draws other rows.
+  (other,) = _head([0, 1, -1, -1], state=begun[0], first=5)
+  assert found[3]['loss/head'] != other[3]['loss/head']
+
+
+def test_without_a_label_a_head_says_nothing():
+  (told,) = _head([-1, -1, -1, -1], loss__min_confidence=0.0)
+  np.testing.assert_array_equal(told[4], -1)
+  assert told[3]['loss/head'] == 0
+  cfg = tiny.make_config('mean_shift', loss__pseudo_labels='head')
+  fresh = mean_shift.build(tiny.frozen(cfg), _FACTS).init().head
+  assert jax.tree.leaves(fresh)
+
+
+@pytest.mark.parametrize('number', [1, 2, 4])
+def test_with_the_releases_head_all_is_the_releases(number, monkeypatch):
+  """Its head is linear: a perceptron that takes x and -x apart."""
+  file = golden.load('cmsf_semi.npz')
+  plus = np.eye(6, dtype=np.float32)
+  given = {
+    'linear': {'w': np.hstack([plus, -plus]), 'b': np.zeros(12, np.float32)},
+    'batch_norm': {
+      'scale': np.full((1, 12), np.sqrt(1 + 1e-5), np.float32),
+      'offset': np.zeros((1, 12), np.float32),
+    },
+    'linear_1': {
+      'w': np.vstack([file['head_w'].T, -file['head_w'].T]),
+      'b': file['head_b'],
+    },
+  }
+  monkeypatch.setattr(
+    queue_classifier, 'train', lambda head, *_, **__: (head, jnp.zeros(()))
+  )
+  cfg = _config(
+    loss__same_label=True, loss__pseudo_labels='head', memory__capacity=40,
+    memory__k=int(file['topk']), queue__capacity=16, projector__size=6,
+    loss__min_confidence=float(file['threshold']),
+  )  # fmt: skip
+  facts = _FACTS._replace(num_classes=6)
+  monkeypatch.setitem(globals(), '_FACTS', facts)
+  fresh = mean_shift.build(tiny.frozen(cfg), facts).init()
+  identity = jax.tree_util.tree_map_with_path(
+    lambda path, x: np.full(x.shape, 'var_ema' in str(path), x.dtype),
+    fresh.head.state,
+  )
+  images = _queue(
+    file['queue_before'], file['queue_labels_before'], file['pointer']
+  )
+  chex.assert_trees_all_equal_shapes(given, fresh.head.params)
+  memory = mean_shift.Memory(
+    images,
+    jax.tree.map(np.asarray, fresh.labelled),
+    fresh.head._replace(params=given, state=identity),
+  )
+  memory = jax.tree.map(np.asarray, memory)
+  visible = np.where(file['unlabelled'] == 0, file['labels'], -1)
+  after, value, grad, *_ = _take(
+    cfg, memory, file['query'][None], file['target'], visible, number
+  )
+  np.testing.assert_allclose(value, file['loss'], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(grad[0], file['grad_query'], rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(after.images.labels, file['queue_labels_after'])
+  known = np.flatnonzero(visible >= 0)
+  np.testing.assert_array_equal(
+    after.labelled.labels[: len(known)], visible[known]
+  )
+
+
+def test_whose_entries_the_neighbours_are():
+  """Of the label, and nearest whatever their label; ids are those of entries.
+
+  Two look-ups where a label chooses, one where none does.
+  """
+  rows, labels = [[1, 0], [0.9, 0.1], [0, 1], [0, 0]], [1, 0, 0, -1]
+  queue = _queue(rows, labels, 3)
+  queue.ids[3] = -1
+  given = (
+    mean_shift.Memory(queue, ()), [[[1.0, 0.0]]], [[1.0, 0.0]], [0],
+  )  # fmt: skip
+  cfg = _config(memory__capacity=4, memory__k=3, loss__same_label=True)
+  alike = _look(cfg, *given)[-1]
+  assert {key: x.tolist() for key, x in alike.items()} == {
+    'neighbour_purity': [[0, 1001, 1002]],
+    'free_neighbour_purity': [[0, 1000, 1001]],
+  }
+  cfg = _config(memory__capacity=4, memory__k=3)
+  alike = _look(cfg, *given)[-1]
+  assert {key: x.tolist() for key, x in alike.items()} == {
+    'neighbour_purity': [[0, 1000, 1001]]
+  }
+  # Of a label that few have.
+  cfg = _config(memory__capacity=4, memory__k=3, loss__same_label=True)
+  alike = _look(cfg, *given[:-1], [2])[-1]
+  assert alike['neighbour_purity'].tolist() == [[0, -1, -1]]
 
 
 def test_without_labels_cmsf_is_msf():
@@ -302,14 +474,19 @@ def test_without_labels_cmsf_is_msf():
 
 
 @pytest.mark.long  # the contract has the same with votes
-def test_msf_takes_steps_on_any_number_of_devices():
-  """Without a queue of voters; resumed on another number of devices."""
+@pytest.mark.parametrize('kind', ['none', 'head'])
+def test_it_takes_steps_on_any_number_of_devices(kind):
+  """MSF, and with a head; resumed on another number of devices."""
+  guesses = kind == 'head'
   run = tiny.prepare(
-    'mean_shift', loss__same_label=False, loss__pseudo_labels='none',
-    memory__capacity=24,
+    'mean_shift', loss__same_label=guesses, loss__pseudo_labels=kind,
+    memory__capacity=24, head__batch_size=8, head__learning_rate=0.1,
+    loss__min_confidence=0.5,
   )  # fmt: skip
   step = functools.partial(step_lib.train_step, setup=run.setup)
-  batches = [tiny.make_batch([-1] * tiny.BATCH, seed) for seed in range(2)]
+  labels = [0, 1, 2, 0] if guesses else [-1] * 4
+  labels += [-1] * (tiny.BATCH - 4)
+  batches = [tiny.make_batch(labels, seed) for seed in range(2)]
   state = tiny.first_state(run, 1)
   method = run.setup.method
   whole, seen = tiny.run_steps(tiny.map_step(step, 1), state, batches, 1)
@@ -330,7 +507,7 @@ def test_msf_takes_steps_on_any_number_of_devices():
   )
   found, wanted = on_host(again, 4).memory, on_host(whole, 1).memory
   chex.assert_trees_all_close(found, wanted, atol=1e-4)
-  assert 'queue_fill' not in scalars
+  assert ('queue_fill' in scalars) == guesses
   assert scalars['memory_fill'][0] == 1
 
 
@@ -360,10 +537,17 @@ def test_the_target_network_has_a_view_of_its_own():
       'loss.same_label is True, but no image has a label: set labels.per_class',
     ),
     (
-      {'loss__pseudo_labels': 'head'},
+      {'loss__pseudo_labels': 'nobody'},
       1,
-      "loss.pseudo_labels is 'head'",
+      "loss.pseudo_labels is 'nobody'",
     ),
+    (
+      {'loss__pseudo_labels': 'head', 'loss__same_label': False},
+      1,
+      "loss.pseudo_labels is 'head', but with loss.same_label=False",
+    ),
+    ({'loss__min_confidence': 1.5}, 1, 'loss.min_confidence is 1.5'),
+    ({'head__steps': 0}, 1, 'head.steps is 0'),
     ({'memory__capacity': 25}, 2, 'memory.capacity 25 is not a multiple of'),
     (
       {'queue__capacity': 15},
@@ -403,6 +587,8 @@ def test_what_can_hardly_be_meant_is_said():
   assert say(memory__capacity=48, memory__k=1) == []
   (line,) = say(queue__capacity=200)
   assert line.startswith('queue.capacity 200 can never fill: about 96')
+  (line,) = say(queue__capacity=200, loss__pseudo_labels='head')
+  assert line.startswith('queue.capacity 200 can never fill')
   plain = {'loss__pseudo_labels': 'none'}
   assert say(queue__capacity=200, **plain) == []
   one = _FACTS._replace(class_share=np.array([1, 0, 0], np.float32))
@@ -417,4 +603,10 @@ def test_advice_is_what_is_off():
     labels__share=0.5,
   )  # fmt: skip
   assert mean_shift.advice(cfg) == ('loss.pseudo_labels=none',)
+  cfg = tiny.make_config('mean_shift', loss__pseudo_labels='head')
+  assert mean_shift.advice(cfg) == (
+    'labels.share=0.25',
+    'loss.min_confidence=0.95',
+    'loss.pseudo_labels=none',
+  )
   assert mean_shift.build(tiny.frozen(_config()), _FACTS).advice == ()

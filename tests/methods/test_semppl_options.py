@@ -17,6 +17,8 @@ from semppl_jax.memory import label_queue
 from semppl_jax.methods import base, semppl
 from semppl_jax.train import device_memory
 from semppl_jax.train import run as run_lib
+from semppl_jax.train import state as state_lib
+from semppl_jax.train import step as step_lib
 from tests.helpers import reference, tiny
 
 _V, _W, _B, _D = 3, 2, tiny.BATCH, 8
@@ -333,6 +335,32 @@ def test_parts_of_a_batch_see_all_of_it():
   for name in ('loss', 'loss/augmentation', 'false_negatives'):
     np.testing.assert_allclose(parts[name], whole[name], rtol=1e-5)
   assert 'false_negative_precision' not in parts
+
+
+@pytest.mark.long  # the contract has the same with the defaults
+@pytest.mark.parametrize(
+  'changes', [_ATTRACT | {'loss__num_negatives': 0}, _NEAREST]
+)
+def test_the_engine_goes_on_with_another_number_of_devices(changes):
+  """What one device saved after a step, four take up."""
+  run = tiny.prepare(**changes)
+  step = functools.partial(step_lib.train_step, setup=run.setup)
+  labels = np.where(_TRUTH % 2, _TRUTH, -1)
+  batches = [tiny.make_batch(labels, seed) for seed in range(2)]
+  devices, method = jax.devices()[:4], run.setup.method
+  one = tiny.map_step(step, 1)
+  half, _ = tiny.run_steps(one, tiny.first_state(run, 1), batches[:1], 1)
+  _, [(wanted, _)] = tiny.run_steps(one, half, batches[1:], 1)
+  saved = state_lib.to_host(
+    parallel.put_sharded(half, devices[:1]), method, devices[:1]
+  )
+  again = state_lib.from_host(saved, method, devices)
+  _, [(found, _)] = tiny.run_steps(
+    tiny.map_step(step, 4), again, batches[1:], 4
+  )
+  assert wanted['positive_share'][0] > 0
+  for key, value in wanted.items():
+    np.testing.assert_allclose(found[key][0], value[0], 1e-3, 1e-5, err_msg=key)
 
 
 # Settings.

@@ -512,3 +512,10 @@ def test_a_run_of_before_began_with_random_weights():
   now = json.loads(tiny.make_config().to_json())
   before = {k: x for k, x in now.items() if not k.startswith('init')}
   assert upgrade(before) == now
+
+
+def test_a_file_of_the_target_network_alone_will_do(file, tmp_path):
+  path = tmp_path / 'target.safetensors'
+  found = load_lib.load_checkpoint(file)
+  load_lib.save_safetensors(path, found._replace(weights_of='target'))
+  assert initial_weights.read(str(path)).weights_of == 'target'

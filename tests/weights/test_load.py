@@ -762,6 +762,9 @@ def test_a_run_may_say_that_its_target_network_counts(a_run_of_both):
   assert set(both.params) > set(target)
 
 
+_ANY = {'network': 'online', 'or_other': True}
+
+
 @pytest.mark.parametrize('ending', ['pkl', 'safetensors'])
 def test_a_file_of_a_target_network_says_so(ending, a_run_of_both, tmp_path):
   found = load_lib.load_checkpoint(a_run_of_both[0])
@@ -770,10 +773,12 @@ def test_a_file_of_a_target_network_says_so(ending, a_run_of_both, tmp_path):
     'pkl': load_lib.save_release, 'safetensors': load_lib.save_safetensors
   }[ending]  # fmt: skip
   save(path, found)
-  for network in (None, 'target', 'online'):  # it holds one alone
-    there = load_lib.load_checkpoint(path, network=network)
+  for chosen in ({}, {'network': 'target'}, _ANY):
+    there = load_lib.load_checkpoint(path, **chosen)
     assert_same_weights(there, found)
     assert there.weights_of == 'target'
+  words = "target network alone, but network is 'online': set it to target."
+  refused(path, words, network='online')
 
 
 def test_both_networks_of_a_pickle(content, loaded, tmp_path):
@@ -794,8 +799,8 @@ def test_both_networks_of_a_pickle(content, loaded, tmp_path):
   )
 
 
-def test_a_target_network_that_is_not_there(loaded, tmp_path):
-  words = 'no target network', 'must be online'
+def test_a_network_that_is_not_there(loaded, tmp_path):
+  words = ("online network alone, but network is 'target': set it to online.",)
   refused(pathlib.Path(TINY), *words, network='target')
   file = tmp_path / 'file.safetensors'
   load_lib.save_safetensors(file, loaded)

@@ -71,6 +71,7 @@ def test_all_panels_and_legends():
       'classifier, cross-entropy',
       "regression of the target's or teacher's embedding",
       'regression of the nearest neighbours',
+      'head that gives pseudo-labels, cross-entropy',
       'contrastive, both views',
       'cross-entropy with the teacher',
       'labelled images, cross-entropy',
@@ -88,9 +89,10 @@ def test_all_panels_and_legends():
     ],
     'Entropy of the mean soft label': [],
     'Prototypes in use': [],
+    'False negatives of an image': [],
   }
   found = curves(rows(3), shares=True)
-  assert [len(legend) for legend in found.values()] == [6, 5, 0]
+  assert [len(legend) for legend in found.values()] == [7, 2, 5, 0]
 
 
 def test_terms_of_any_objective_are_drawn():
@@ -114,6 +116,7 @@ def test_missing_and_null_series_are_left_out():
     'Assignments to prototypes',
     'Entropy of the mean soft label',
     'Prototypes in use',
+    'False negatives of an image',
   }
   assert 'semantic positives' not in drawn['Loss terms']
   drawn = curves(found, shares=True)
@@ -123,6 +126,7 @@ def test_missing_and_null_series_are_left_out():
     'other view found, all images',
     'classifier, labelled images',
     'student chooses as its teacher',
+    'false negatives of the same label',
   ]
 
 

@@ -24,6 +24,25 @@ def test_means_over_nobody_are_none():
   assert seen(0, 2) == scalars | {'vote_share': None}
 
 
+def test_purity_is_of_pairs_of_other_images_whose_labels_are_known():
+  truth = np.array([0, 0, 1, -1, 1, 0])
+  ids = np.array([0, 4, 3])
+  one = np.array(
+    [
+      [0, 1, 2, 3, 5],  # of class 0, itself left out: 1 and 5 are, 2 is not
+      [4, 2, 4, 0, -1],  # of class 1: 2 is, 0 is not
+      [3, 0, 1, 2, 4],  # of an unknown one
+    ]
+  )
+  none = np.full((3, 1), -1)
+  found = run_log.purity(
+    {'a': one, 'b': none, 'c': one[:1, :2].repeat(3, 0)}, ids, truth
+  )
+  assert found['a'] == pytest.approx(3 / 5) and found['b'] is None
+  # 1 to image 0; 0 and 1 to image 4.
+  assert found['c'] == pytest.approx(1 / 3)
+
+
 def test_unreadable_images_are_counted_over_the_lives_of_a_run(tmp_path):
   path = tmp_path / 'unreadable.jsonl'
   run_log.Unreadable(path)('a', 'cut')
