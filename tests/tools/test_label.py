@@ -12,6 +12,7 @@ import semppl_jax
 from semppl_jax.errors import UserError
 from semppl_jax.tools import label as tool
 from semppl_jax.workdir import metrics
+from tests.helpers import tiny
 
 
 @pytest.fixture(scope='module')
@@ -127,3 +128,16 @@ def test_an_evaluation_and_data_that_are_gone(tmp_path, capsys):
   assert tool.main([f'--run={tmp_path}']) == 2
   said = capsys.readouterr().err
   assert 'gone' in said and 'is not a folder' in said and said.count('\n') == 1
+
+
+def test_a_run_whose_images_have_changed(tmp_path, capsys):
+  metrics.write_json(tmp_path / 'config.json', tiny.make_config().to_dict())
+  metrics.write_json(
+    tmp_path / 'data.json', {'fingerprint': 'of others', 'images': 7}
+  )
+  assert tool.main([f'--run={tmp_path}']) == 2
+  said = capsys.readouterr().err
+  assert 'was trained on other images (7 then, 40 now)' in said
+  (tmp_path / 'data.json').unlink()
+  assert tool.main([f'--run={tmp_path}']) == 2
+  assert 'There is no checkpoint yet' in capsys.readouterr().err
