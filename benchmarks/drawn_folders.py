@@ -183,14 +183,14 @@ def _character(
   rng: np.random.Generator, character: str, font: ImageFont.FreeTypeFont
 ) -> Image.Image:
   """In a bright colour on a dark one, which tell nothing about the class."""
-  ink, paper = rng.uniform(_BRIGHT, 255, 3), rng.uniform(0, _DARK, 3)
+  ink, paper = rng.uniform(_BRIGHT, 255), rng.uniform(0, _DARK)  # grey
   shape = Image.new('L', (_SMALL, _SMALL), 0)
   place = _SMALL / 2 + rng.uniform(-2, 2, 2)
   ImageDraw.Draw(shape).text(
     tuple(place), character, font=font, fill=255, anchor='mm'
   )
   shape = shape.rotate(rng.uniform(-15, 15), Image.BICUBIC)
-  mix = np.asarray(shape, np.float32)[..., None] / 255
+  mix = np.asarray(shape, np.float32) / 255
   pixels = ink * mix + paper * (1 - mix)
   pixels += rng.normal(0, 12, pixels.shape)
   return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
