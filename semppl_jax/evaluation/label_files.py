@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from semppl_jax.data import sources
+from semppl_jax.data import label_list, sources
+from semppl_jax.data import labels as labels_lib
+from semppl_jax.errors import UserError
 from semppl_jax.evaluation import calibration
 from semppl_jax.evaluation.labelling import Job, Labelling
 from semppl_jax.utils import files
@@ -35,6 +37,19 @@ def write(path: str | os.PathLike, job: Job, found: Labelling) -> None:
   csv.writer(text, lineterminator='\n').writerows(_rows(job, found))
   files.write_text(path, text.getvalue())
   metrics.write_json(path.with_suffix('.json'), found.summary)
+
+
+def classes_in(path: str | os.PathLike) -> int:
+  """Rows of a CSV whose class is filled in, as labels.file reads it.
+
+  Args:
+    path: of the CSV, perhaps saved anew by another program; 0: there is none.
+  """
+  try:
+    rows = labels_lib.read_list(os.fspath(path))
+    return len(label_list.parse(rows, lambda name: False, str(path)))
+  except UserError:
+    return 0
 
 
 def heads(job: Job, found: Labelling) -> list[str]:

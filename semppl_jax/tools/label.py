@@ -83,8 +83,8 @@ def label(
     progress: whether a bar is shown.
 
   Raises:
-    UserError: no run, no labels, data that are gone, or numbers that do not
-      fit, in one line.
+    UserError: no run, no labels, data that are gone, numbers that do not fit,
+      or a CSV there with corrections in it, in one line.
   """
   if bool(run) == bool(checkpoint):
     raise UserError('Give either a run or a checkpoint (--run, --checkpoint).')
@@ -95,18 +95,26 @@ def label(
     )
   if next_images < 0:
     raise UserError(f'--next is {next_images}; it must be at least 0.')
+  path = pathlib.Path(out or pathlib.Path(run, label_files.NAME)).expanduser()
+  if not path.parent.is_dir() and path.parent != pathlib.Path(run):
+    raise UserError(f'--out {path}: there is no folder {path.parent}.')
   job = _of_run(run) if run else _of_checkpoint(checkpoint, images, labels)
   unlabelled = np.sum((job.labels < 0) & (job.calibration < 0))
   if next_images > unlabelled:
     raise UserError(
       f'--next is {next_images}, but only {unlabelled:,} images have no label.'
     )
+  given = int(np.sum((job.labels >= 0) | (job.calibration >= 0)))
+  if (more := label_files.classes_in(path) - given) > 0:
+    raise UserError(
+      f'{path} has {more:,} classes that somebody wrote into it: move it, or '
+      'choose another --out.'
+    )
   found = labelling.label(job, progress=progress)
   chosen = next_to_label.choose(job, found, next_images) if next_images else []
-  path = pathlib.Path(out or pathlib.Path(run, label_files.NAME))
-  label_files.write(path.expanduser(), job, found)
+  label_files.write(path, job, found)
   if next_images:
-    label_files.write_next(path.expanduser(), job, chosen)
+    label_files.write_next(path, job, chosen)
   return _answer(job, found, chosen, path)
 
 
@@ -197,8 +205,9 @@ def _of_classes(folder: str, images: str) -> tuple[sources.Dataset, np.ndarray]:
   labelled, rest = found.train[:number], found.train[number:]
   own = set(map(os.path.realpath, labelled))
   if images:
-    rest += [path for path in _paths(images) if path not in rest]
+    rest += _paths(images)
   rest = [path for path in rest if os.path.realpath(path) not in own]
+  rest = list(dict.fromkeys(map(os.path.abspath, rest)))
   data = _dataset(
     labelled + rest, found.labels[:number], tuple(found.class_names)
   )

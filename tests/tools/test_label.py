@@ -51,6 +51,19 @@ def test_a_checkpoint_and_a_folder(folder, tmp_path, capsys):
   assert 'labels_next.txt:' in said and 'share their name' not in said
 
 
+def test_corrections_are_not_written_over(folder, tmp_path, capsys):
+  out = tmp_path / 'labels.csv'
+  arguments = ['--checkpoint=digits', f'--labels={folder}', f'--out={out}']
+  assert tool.main(arguments) == 0 and tool.main(arguments) == 0
+  head, first, *rest = out.read_text().splitlines()
+  first = first.replace(',,', ',one,', 1)
+  out.write_text('\n'.join([head, first, *rest]).replace(',', ';'))
+  capsys.readouterr()
+  assert tool.main(arguments) == 2
+  assert 'has 1 classes that somebody wrote into it' in capsys.readouterr().err
+  assert out.read_text().splitlines()[1] == first.replace(',', ';')
+
+
 def test_images_of_one_name_are_told(folder, tmp_path, capsys):
   for deep in 'xy':
     (tmp_path / deep / 'z').mkdir(parents=True)
@@ -93,6 +106,10 @@ def test_a_list_of_names_and_classes(folder, tmp_path):
     (
       {'checkpoint': 'digits', 'labels': '{folder}', 'next_images': 13},
       '--next is 13, but only 12 images have no label',
+    ),
+    (
+      {'checkpoint': 'digits', 'labels': '{folder}', 'out': '{tmp}/no/x.csv'},
+      'there is no folder',
     ),
     ({'checkpoint': 'digitz', 'labels': '{folder}'}, 'digitz'),
     (
