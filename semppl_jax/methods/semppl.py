@@ -598,7 +598,8 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
     raise UserError(
       'labels.per_class, .fraction, .file and .subset are not set, but a '
       'semantic term is on: set one of them, or loss.alpha=0 and '
-      'loss.semantic_invariance_weight=0 (ReLICv2).'
+      'loss.semantic_invariance_weight=0 (ReLICv2, which needs no labels; '
+      'semppl-jax select then names images to label).'
     )
   base.check_negatives(cfg)
   nearest = cfg.loss.semantic_positives == 'nearest'

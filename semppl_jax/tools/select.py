@@ -398,8 +398,8 @@ def _say_classes(
   """Where the truth of all is known: which classes the choice has."""
   if np.any(data.train.labels[found.rows] < 0):
     print(
-      'Label them, e.g. move them to train/CLASS/, and train with '
-      '--config.labels.file=LIST.'
+      'Label them: write NAME,CLASS lines for --config.labels.file; or move '
+      'them to train/CLASS/, and the list is that file.'
     )
     return
   counts = np.bincount(data.train.labels[rows], minlength=data.num_classes)

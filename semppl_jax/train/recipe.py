@@ -118,9 +118,11 @@ def _choose(
     '(what is given as --config.KEY=VALUE stays):'
   )
   chosen: dict[str, Any] = {}
-  fraction = {'labels.fraction': _fraction(cfg)}
-  told = 'all labels, unless labels.per_class, .file or .subset is set'
-  _take(Choice(fraction, told), wanted, chosen)
+  fraction, told = 0.0, 'no image has a label'
+  if seen.labelled:
+    fraction = _fraction(cfg)
+    told = 'all labels, unless labels.per_class, .file or .subset is set'
+  _take(Choice({'labels.fraction': fraction}, told), wanted, chosen)
   for choose in (_views, _colours, _encoder, _batch):
     _take(choose(seen, known | chosen), wanted, chosen)
   if 'num_epochs' in wanted:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -211,6 +212,18 @@ def test_training_and_check_choose(tmp_path, quick, monkeypatch, capsys):
   kept = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert kept['views']['large_size'] == 20 and kept['batch_size'] == 8
   assert pretraining.pretrain(cfg, str(tmp_path / 'run')) == results
+
+
+def test_images_without_any_label_are_trained_on(tmp_path, quick):
+  make(tmp_path / 'images', unlabelled=12)
+  for part in ('train', 'test'):
+    shutil.rmtree(tmp_path / 'images' / part)
+  cfg = settings(str(tmp_path / 'images'), 'relicv2', num_epochs=1.0)
+  results = pretraining.pretrain(cfg, str(tmp_path / 'run'))
+  assert results['num_labels'] == 0 and results['step'] == 3
+  cfg = settings(str(tmp_path / 'images'), num_epochs=1.0)
+  with pytest.raises(UserError, match='semppl-jax select then names images'):
+    pretraining.pretrain(cfg, str(tmp_path / 'other'))
 
 
 def test_baselines_have_a_limit(tmp_path, quick, monkeypatch):
