@@ -27,7 +27,8 @@ from PIL import Image, ImageDraw, ImageOps
 import semppl_jax
 from semppl_jax import model as model_lib
 from semppl_jax.config import defaults
-from semppl_jax.data import datasets, images, sources
+from semppl_jax.data import datasets, images, label_list, sources
+from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import features as features_lib
 from semppl_jax.selection import usl
@@ -279,6 +280,7 @@ def _work(options: argparse.Namespace) -> None:
       f'The images of {section.name} have no names, so no list can name them.'
     )
   _check_outside(out, section)
+  _check_without_classes(out, source)
   usl.check_budget(options.budget, len(source))
   _warn_of_labels(options.checkpoint, run, data.fingerprint)
   said = 'projection' if output == 'projection' else 'encoder embedding'
@@ -339,6 +341,23 @@ def _check_outside(
     raise UserError(
       f'--out={out} lies in the data set, where its picture would count as an '
       'image: choose another folder.'
+    )
+
+
+def _check_without_classes(out: pathlib.Path, source: sources.Source) -> None:
+  """Refuses to replace a list into which somebody has written classes."""
+  if not out.exists():
+    return
+  names = {x for name in source.names for x in (name, name.rpartition('/')[2])}
+  entries = label_list.parse(
+    labels_lib.read_list(os.fspath(out), '--out'),
+    names.__contains__,
+    f'--out={out}',
+  )
+  if any(entry.label is not None for entry in entries):
+    raise UserError(
+      f'--out={out} is there already, with classes of yours: use it as '
+      'labels.file; move it away, or write to another file.'
     )
 
 
@@ -430,8 +449,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   add('--path', default='', help="training's dataset.path")
   add(
-    '--split',
-    dest='train_split',
+    '--train_split',
     default='',
     help="training's dataset.train_split",
   )
