@@ -53,7 +53,7 @@ def assign_labels(
   voted, share = pseudo_labels.vote(found.labels, found.similarity)  # [2, b]
   known, all_known = labels >= 0, all_labels >= 0
   vote, vote_share = voted[0], share[0]
-  if balance:
+  if balance and len(class_share):  # of a data set without classes: none
     # Among all images of the batch, which is why these are all of it.
     balanced = pseudo_labels.balance(
       parallel.all_gather(found.labels[0]),
