@@ -160,6 +160,15 @@ def test_an_evaluation_and_data_that_are_gone(tmp_path, capsys):
   assert 'gone' in said and 'is not a folder' in said and said.count('\n') == 1
 
 
+def test_a_run_of_another_version_is_a_short_line(tmp_path, capsys):
+  metrics.write_json(
+    tmp_path / 'config.json', tiny.make_config().to_dict() | {'later': 1}
+  )
+  assert tool.main([f'--run={tmp_path}']) == 2
+  said = capsys.readouterr().err
+  assert 'settings of another version: Key "later"' in said and len(said) < 200
+
+
 def test_a_run_whose_images_have_changed(tmp_path, capsys):
   metrics.write_json(tmp_path / 'config.json', tiny.make_config().to_dict())
   metrics.write_json(
