@@ -417,8 +417,8 @@ def _say_classes(
   """Where the truth of all is known: which classes the choice has."""
   if np.any(data.train.labels[found.rows] < 0):
     print(
-      'Label them, e.g. move them to train/CLASS/, and train with '
-      '--config.labels.file=LIST.'
+      'Label them: write ,CLASS after the names in the list (or move the '
+      'images to train/CLASS/), and train with --config.labels.file=LIST.'
     )
     return
   counts = np.bincount(data.train.labels[rows], minlength=data.num_classes)
