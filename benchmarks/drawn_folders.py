@@ -9,7 +9,7 @@ letters: ten letters, grey, 40 px, turned, moved and noisy, in the fonts that
 matplotlib brings; the fonts of the test images are in no other. digits:
 scikit-learn's handwritten ones, enlarged to 28 px. textures: eight kinds of
 pattern in random colours, so that colours tell nothing, 48 px. characters: 62
-classes, A to Z, a to z and 0 to 9, bright on dark in random colours, 24 px,
+classes, A to Z, a to z and 0 to 9, bright on dark and grey, 24 px,
 moved, turned, resized and noisy; all fonts in all splits. Some classes look
 alike (O, o, 0; l, I, 1; letters whose two cases differ in size alone), so that
 nothing tells all of them apart. The second command makes 10,044 training images
@@ -48,7 +48,7 @@ TEXTURES = (
 )  # fmt: skip
 _SIDE = 48  # of a texture, in pixels
 _SMALL = 24  # of a character
-_BRIGHT, _DARK = 150, 60  # channels of its ink, at least, and of its paper
+_BRIGHT, _DARK = 150, 60  # its ink, at least, and its paper
 
 # Split ('train', 'unlabelled' or 'test'), class, image.
 Images = Iterator[tuple[str, str, Image.Image]]
@@ -182,15 +182,15 @@ def _characters(rng: np.random.Generator, counts: dict[str, int]) -> Images:
 def _character(
   rng: np.random.Generator, character: str, font: ImageFont.FreeTypeFont
 ) -> Image.Image:
-  """In a bright colour on a dark one, which tell nothing about the class."""
-  ink, paper = rng.uniform(_BRIGHT, 255, 3), rng.uniform(0, _DARK, 3)
+  """Bright on dark, in greys that tell nothing about the class."""
+  ink, paper = rng.uniform(_BRIGHT, 255), rng.uniform(0, _DARK)
   shape = Image.new('L', (_SMALL, _SMALL), 0)
   place = _SMALL / 2 + rng.uniform(-2, 2, 2)
   ImageDraw.Draw(shape).text(
     tuple(place), character, font=font, fill=255, anchor='mm'
   )
   shape = shape.rotate(rng.uniform(-15, 15), Image.BICUBIC)
-  mix = np.asarray(shape, np.float32)[..., None] / 255
+  mix = np.asarray(shape, np.float32) / 255
   pixels = ink * mix + paper * (1 - mix)
   pixels += rng.normal(0, 12, pixels.shape)
   return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

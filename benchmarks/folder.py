@@ -64,13 +64,14 @@ def make_set(workdir: str, kind: str, seed: int, unlabelled: int) -> str:
     once(path, lambda new: drawn_folders.make(kind, new, **many))
     return path
   once(path, lambda new: emoji_folder.make(new, **many))
-  data = datasets.load(_dataset(path))
+  data = datasets.load(dataset(path))
   about = {'fingerprint': data.fingerprint, 'dataset': f'folder {path}'}
   once(masks(path), lambda new: saliency.make(data.train, new, **about))
   return path
 
 
-def _dataset(path: str) -> Any:
+def dataset(path: str) -> Any:
+  """The `dataset` section of a config for a folder."""
   cfg = config.default().dataset
   cfg.update(name='folder', path=path)
   return cfg
@@ -103,14 +104,14 @@ def settings(path: str, method: str, seed: int) -> Any:
     cfg.dataset.masks = masks(path)
     cfg.views.saliency = 0.7
   steps, cfg.batch_size = (650, 24) if method == 'supervised' else (STEPS, 64)
-  images = len(datasets.load(_dataset(path)).train)
+  images = len(datasets.load(dataset(path)).train)
   cfg.num_epochs = steps * cfg.batch_size / images
   return cfg
 
 
 def without_network(path: str) -> dict[str, dict[str, Any]]:
   """Top-1 of each baseline, which stands in all columns."""
-  data = datasets.load(_dataset(path))
+  data = datasets.load(dataset(path))
   labels = data.train.labels
   found = baselines.scores(data.train, labels, data.test, data.test.labels)
   return {

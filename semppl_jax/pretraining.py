@@ -314,7 +314,7 @@ def _label(
     return
   found = labelling.label(job, rows, progress=run.cfg.progress)
   label_files.write(path, job, found)
-  for line in label_files.lines(found.summary):
+  for line in label_files.lines(found.summary) if run.cfg.progress else ():
     run_log.info(line)
 
 

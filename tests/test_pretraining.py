@@ -108,7 +108,7 @@ def test_a_run_leaves_all_that_is_promised(whole):
 
 def test_labels_for_the_rest_are_written_at_the_end(whole, tmp_path, capsys):
   """By the queue that training left; where labels vote, and it is wanted."""
-  wanted = {'evaluation__labels_csv': True}
+  wanted = {'evaluation__labels_csv': True, 'progress': True}
   run = tiny.prepare(**wanted)
   state = run_network.restore(run, whole[0]).state
   pretraining.finish(run, state, str(tmp_path), resume.History())

@@ -54,8 +54,10 @@ def check_replaceable(path: str | os.PathLike, job: Job) -> None:
     return
   advice = 'move it away, or write to another file'
   try:
-    with path.open(newline='', encoding='utf-8-sig') as file:
-      first, *rows = csv.reader(file)
+    text = path.read_text('utf-8-sig').splitlines()
+    # A comma, or what another program has made of it.
+    delimiter = max(',;\t', key=text[0].count)
+    first, *rows = csv.reader(text, delimiter=delimiter)
     at, of = first.index('name'), first.index('class')
     written = {row[at]: row[of] for row in rows if row[of]}
   except (IndexError, ValueError, csv.Error):

@@ -82,8 +82,8 @@ def label(
     progress: whether a bar is shown.
 
   Raises:
-    UserError: no run, no labels, data that are gone, or numbers that do not
-      fit, in one line.
+    UserError: no run, no labels, data that are gone, numbers that do not fit,
+      or a CSV there with corrections in it, in one line.
   """
   if bool(run) == bool(checkpoint):
     raise UserError('Give either a run or a checkpoint (--run, --checkpoint).')
@@ -94,7 +94,9 @@ def label(
     )
   if next_images < 0:
     raise UserError(f'--next is {next_images}; it must be at least 0.')
-  path = command.output(out or pathlib.Path(run, label_files.NAME), ('.csv',))
+  path = pathlib.Path(run, label_files.NAME)
+  if out or not run:
+    path = command.output(out or path, ('.csv',))
   job = _of_run(run) if run else _of_checkpoint(checkpoint, images, labels)
   label_files.check_replaceable(path, job)
   unlabelled = np.sum((job.labels < 0) & (job.calibration < 0))
@@ -213,8 +215,9 @@ def _of_classes(folder: str, images: str) -> tuple[sources.Dataset, np.ndarray]:
   labelled, rest = found.train[:number], found.train[number:]
   own = set(map(os.path.realpath, labelled))
   if images:
-    rest += [path for path in command.image_paths(images) if path not in rest]
+    rest += command.image_paths(images)
   rest = [path for path in rest if os.path.realpath(path) not in own]
+  rest = list(dict.fromkeys(map(os.path.abspath, rest)))
   data = _dataset(
     labelled + rest, found.labels[:number], tuple(found.class_names)
   )

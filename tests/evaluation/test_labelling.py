@@ -233,3 +233,28 @@ def test_the_queue_of_a_method_is_that_of_its_memory(run):
   assert isinstance(
     run.setup.method.queue(_network(run).state.memory), label_queue.LabelQueue
   )
+
+
+@pytest.mark.parametrize(
+  'method, network, chosen_by',
+  [
+    ('mean_shift', 'target', 'queue'),
+    ('byol', 'online', 'encoder'),
+    ('supervised', 'online', 'encoder'),
+  ],
+)
+def test_other_methods(method, network, chosen_by):
+  run = tiny.prepare(method, evaluation__network=network)
+  state = tiny.first_state(run, 1)
+  if chosen_by == 'queue':
+    ids = np.resize(np.flatnonzero(run.labels >= 0), (1, 16))
+    queue = state.memory.labelled._replace(
+      labels=run.labels[ids], ids=ids.astype(np.int32),
+      count=np.full(1, 16, np.int32),
+    )  # fmt: skip
+    state = state._replace(memory=state.memory._replace(labelled=queue))
+  state = parallel.put_sharded(state, run.devices)
+  found = labelling.label(labelling.of_run(run_network.Network(run, state, 0)))
+  assert len(found.rows) == 28
+  assert found.summary['chosen_by'] == chosen_by
+  assert np.isfinite(found.votes.share).all()

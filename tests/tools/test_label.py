@@ -51,6 +51,19 @@ def test_a_checkpoint_and_a_folder(folder, tmp_path, capsys):
   assert 'labels_next.txt:' in said and 'share their name' not in said
 
 
+def test_corrections_are_not_written_over(folder, tmp_path, capsys):
+  out = tmp_path / 'labels.csv'
+  arguments = ['--checkpoint=digits', f'--labels={folder}', f'--out={out}']
+  assert tool.main(arguments) == 0 and tool.main(arguments) == 0
+  head, first, *rest = out.read_text().splitlines()
+  first = first.replace(',,', ',one,', 1)
+  out.write_text('\n'.join([head, first, *rest]).replace(',', ';'))
+  capsys.readouterr()
+  assert tool.main(arguments) == 2
+  assert 'has a class of yours for' in capsys.readouterr().err
+  assert out.read_text().splitlines()[1] == first.replace(',', ';')
+
+
 def test_images_of_one_name_are_told(folder, tmp_path, capsys):
   for deep in 'xy':
     (tmp_path / deep / 'z').mkdir(parents=True)
@@ -110,7 +123,7 @@ def test_classes_that_were_written_into_the_table_stay(folder, tmp_path):
     ({}, 'either a run or a checkpoint'),
     ({'run': 'x', 'checkpoint': 'digits'}, 'either a run or a checkpoint'),
     ({'run': 'x', 'images': 'y'}, '--images and --labels go with'),
-    ({'run': '{tmp}'}, 'is not the folder of a run: it has no config.json'),
+    ({'run': '{tmp}/no'}, 'is not the folder of a run: it has no config'),
     ({'checkpoint': 'digits'}, 'A checkpoint has no labelled images'),
     ({'checkpoint': 'digits', 'labels': '{tmp}/none'}, '--images is missing'),
     (
@@ -145,6 +158,7 @@ def test_mistakes(settings, words, folder, tmp_path):
   with pytest.raises(UserError) as error:
     semppl_jax.label(**settings)
   assert words in str(error.value) and '\n' not in str(error.value)
+  assert not (tmp_path / 'no').exists()
 
 
 def test_an_evaluation_and_data_that_are_gone(tmp_path, capsys):
