@@ -11,7 +11,6 @@ import types
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from semppl_jax import methods
 from semppl_jax.data import datasets, sources
@@ -28,16 +27,9 @@ def register() -> None:
 
 
 def _build(cfg: Any, facts: base.RunFacts) -> base.Method:
-  truth = jnp.asarray(_by_id(datasets.load(cfg.dataset).train))
+  images = datasets.load(cfg.dataset).train
+  truth = jnp.asarray(sources.labels_by_id(images))
   return semppl.build(cfg, facts, assign=functools.partial(_assign, truth))
-
-
-def _by_id(images: sources.Source) -> np.ndarray:
-  """[largest id + 1] int32 labels of images by their ids, -1: unknown."""
-  ids = [sources.number(images, i) for i in range(len(images))]
-  labels = np.full(max(ids) + 1, -1, np.int32)
-  labels[ids] = images.labels
-  return labels
 
 
 def _assign(truth, queries, inputs, queue, cfg, facts):

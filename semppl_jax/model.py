@@ -211,20 +211,24 @@ class Model:
     return self._run(self._project, images)
 
   def features(
-    self, source: sources.Source, output: str
+    self,
+    source: sources.Source,
+    output: str = 'embedding',
+    on_unreadable: pipeline.OnUnreadable = lambda name, reason: None,
   ) -> tuple[np.ndarray, np.ndarray]:
     """Features of a data set's images, and which of them could be read.
 
     Args:
-      source: N records.
+      source: N records, such as `datasets.load(...).train`.
       output: 'embedding', see `embed`, or 'projection', see `project`.
+      on_unreadable: told name and reason of each image that cannot be decoded.
 
     Returns:
       [N, e] or [N, d] float32, of a black image where there is none; and
       [N] bool.
     """
     forward = {'embedding': self._embed, 'projection': self._project}[output]
-    return self._over(forward, source, lambda name, reason: None)
+    return self._over(forward, source, on_unreadable)
 
   def embed_files(
     self, files: Any, *, skip_unreadable: bool = False
@@ -243,26 +247,13 @@ class Model:
     paths = python_objects.files(files)
     unreadable: dict[str, str] = {}
     tell = unreadable.__setitem__ if skip_unreadable else _refuse
-    embeddings = self.embed_source(python_objects.source(paths), tell)
-    kept = [i for i, path in enumerate(paths) if path not in unreadable]
+    embeddings, readable = self.features(
+      python_objects.source(paths), on_unreadable=tell
+    )
+    kept = np.flatnonzero(readable)
     return FileEmbeddings(
       [paths[i] for i in kept], embeddings[kept], unreadable
     )
-
-  def embed_source(
-    self, source: sources.Source, on_unreadable: pipeline.OnUnreadable
-  ) -> np.ndarray:
-    """Embeddings of a data set's images, or of a part of them.
-
-    Args:
-      source: N records, such as `datasets.load(...).train`.
-      on_unreadable: told name and reason of each image that cannot be decoded;
-        its row has no meaning.
-
-    Returns:
-      [N, e] float32, not normalised.
-    """
-    return self._over(self._embed, source, on_unreadable)[0]
 
   def logits(self, images: Any) -> np.ndarray:
     """The classifier's outputs, [N, K] float32; see `embed`.

@@ -305,13 +305,15 @@ def _label(
     )
     return
   rows = seen[run.labels[seen] < 0]
+  path = os.path.join(workdir, label_files.NAME)
   try:
     job = labelling.of_run(run_network.Network(run, state, int(state.step[0])))
+    label_files.check_replaceable(path, job)
   except UserError as error:  # the run has its scores all the same
     run_log.info(f'No labels.csv: {error}')
     return
   found = labelling.label(job, rows, progress=run.cfg.progress)
-  label_files.write(os.path.join(workdir, label_files.NAME), job, found)
+  label_files.write(path, job, found)
   for line in label_files.lines(found.summary) if run.cfg.progress else ():
     run_log.info(line)
 

@@ -125,6 +125,12 @@ def test_labels_for_the_rest_are_written_at_the_end(whole, tmp_path, capsys):
   ]
   assert summary['accuracy'] == np.mean(right)
   assert summary['chosen_by'] == 'queue'
+  table = (tmp_path / 'labels.csv').read_text()
+  edited = table.replace(f'{rows[0]["name"]},,', f'{rows[0]["name"]},1,', 1)
+  (tmp_path / 'labels.csv').write_text(edited)
+  pretraining.finish(run, state, str(tmp_path), resume.History())
+  assert 'No labels.csv: ' in capsys.readouterr().err
+  assert (tmp_path / 'labels.csv').read_text() == edited != table
   (tmp_path / 'labels.csv').unlink()
   nobody = run._replace(labels=np.full(40, -1, np.int32))
   for other in (tiny.prepare(), nobody):

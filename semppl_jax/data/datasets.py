@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from semppl_jax.data.sources import split as stratified
 from semppl_jax.errors import UserError
 from semppl_jax.utils.text import nearest_name
 
+# Where str.splitlines begins another line.
+_LINE_BREAK = re.compile(r'[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]')
 _TFDS = 'tfds:'  # before the name of any data set of tensorflow-datasets
 
 
@@ -145,16 +148,20 @@ def _folder(cfg: Any) -> Dataset:
     files(found.train, found.labels),
     test,
     len(found.class_names),
-    tuple(map(_printable, found.class_names)),
+    tuple(map(printable, found.class_names)),
     _canvas(cfg),
     fingerprint,
-    notes=tuple(_printable(f'{path}: {note}') for note in found.notes),
+    notes=tuple(printable(f'{path}: {note}') for note in found.notes),
   )
 
 
-def _printable(name: str) -> str:
-  """A name of the file system's, with a sign for what is not UTF-8."""
-  return os.fsencode(name).decode('utf-8', 'replace')
+def printable(name: str) -> str:
+  """A file's name, on one line: a sign for line breaks and what is not UTF-8.
+
+  Lists and tables of names have a line for each.
+  """
+  text = os.fsencode(name).decode('utf-8', 'replace')
+  return _LINE_BREAK.sub('\N{REPLACEMENT CHARACTER}', text)
 
 
 def files(paths: Sequence[str], labels: Sequence[int]) -> Records:
@@ -171,7 +178,7 @@ def files(paths: Sequence[str], labels: Sequence[int]) -> Records:
     labels,
     functools.partial(_read_file, paths),
     encoded=True,
-    names=[_printable('/'.join(path.split(os.sep)[-2:])) for path in paths],
+    names=[printable('/'.join(path.split(os.sep)[-2:])) for path in paths],
   )
 
 

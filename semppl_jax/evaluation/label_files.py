@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from semppl_jax.data import label_list, sources
-from semppl_jax.data import labels as labels_lib
+from semppl_jax.data import sources
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import calibration
 from semppl_jax.evaluation.labelling import Job, Labelling
@@ -39,17 +38,43 @@ def write(path: str | os.PathLike, job: Job, found: Labelling) -> None:
   metrics.write_json(path.with_suffix('.json'), found.summary)
 
 
-def classes_in(path: str | os.PathLike) -> int:
-  """Rows of a CSV whose class is filled in, as labels.file reads it.
+def check_replaceable(path: str | os.PathLike, job: Job) -> None:
+  """Refuses to replace a file that holds what a user wrote.
 
   Args:
-    path: of the CSV, perhaps saved anew by another program; 0: there is none.
+    path: where the CSV is to be written.
+    job: whose labels it would have.
+
+  Raises:
+    UserError: another file is there, or a table of labels with a class that is
+      none of these labels.
   """
+  path = pathlib.Path(path)
+  if not path.exists():
+    return
+  advice = 'move it away, or write to another file'
   try:
-    rows = labels_lib.read_list(os.fspath(path))
-    return len(label_list.parse(rows, lambda name: False, str(path)))
-  except UserError:
-    return 0
+    text = path.read_text('utf-8-sig').splitlines()
+    # A comma, or what another program has made of it.
+    delimiter = max(',;\t', key=text[0].count)
+    first, *rows = csv.reader(text, delimiter=delimiter)
+    at, of = first.index('name'), first.index('class')
+    written = {row[at]: row[of] for row in rows if row[of]}
+  except (IndexError, ValueError, csv.Error):
+    raise UserError(
+      f'{path} is there already and is no table of labels: {advice}.'
+    ) from None
+  known = np.where(job.labels >= 0, job.labels, job.calibration)
+  own = {
+    sources.name(job.source, int(row)): _class(job, known[row])
+    for row in np.flatnonzero(known >= 0)
+  }
+  new = [name for name, label in written.items() if own.get(name) != label]
+  if new:
+    raise UserError(
+      f'{path} has a class of yours for {new[0]!r} ({len(new):,} in all): use '
+      f'it as labels.file; {advice}.'
+    )
 
 
 def heads(job: Job, found: Labelling) -> list[str]:

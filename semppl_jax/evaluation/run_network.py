@@ -33,7 +33,8 @@ def prepare(settings: Mapping[str, Any]) -> run_lib.TrainRun:
   try:
     cfg.update(settings)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
-    reason = first_line(error).strip('\'"')
+    # Of an unknown key, without the config that it goes on to print.
+    reason = first_line(error).strip('\'"').partition(' Other fields')[0]
     raise UserError(
       f'config.json has settings of another version: {reason}'
     ) from error

@@ -11,7 +11,6 @@ that was stopped goes on with the same command.
 
 import argparse
 import csv
-import json
 import os
 import pathlib
 import sys
@@ -59,14 +58,14 @@ def save_embeddings(
     UserError: another ending, no image, none that can be read, or a file that
       is there already.
   """
-  path = pathlib.Path(path).expanduser()
-  if path.suffix not in _ENDINGS:
-    raise UserError(f'{path}: it must end in {" or ".join(_ENDINGS)}.')
+  path = command.output(path, _ENDINGS)
   if path.exists():
     raise UserError(f'{path} is there already: delete it, or name another one.')
   if not len(images):
     raise UserError('There is no image: give at least one.')
-  names = [sources.name(images, i) for i in range(len(images))]
+  names = [
+    datasets.printable(sources.name(images, i)) for i in range(len(images))
+  ]
   job = {
     'checkpoint': load_lib.digest(model.checkpoint),
     'sees': [model.image_size, model.center],
@@ -74,7 +73,7 @@ def save_embeddings(
   }
   part = path.with_name(f'{path.name}.part')
   note = path.with_name(f'{path.name}.part.json')
-  done, unreadable = _begin(part, note, job)
+  done, left_out, unreadable = _begin(part, note, job)
   shape = (len(images), model.embedding_size)
   rows = np.lib.format.open_memmap(
     part, 'r+' if done else 'w+', np.float32, shape=None if done else shape
@@ -83,17 +82,23 @@ def save_embeddings(
   with tqdm.tqdm(total=len(images), initial=done, unit='image') as bar:
     while done < len(images):
       block = np.arange(done, min(done + _BLOCK, len(images)))
-      rows[done : done + len(block)] = model.embed_source(
-        sources.Rows(images, block), unreadable.__setitem__
+      rows[done : done + len(block)], readable = model.features(
+        sources.Rows(images, block),
+        on_unreadable=lambda name, reason: unreadable.update(
+          {datasets.printable(name): reason}
+        ),
       )
+      left_out += block[~readable].tolist()
       done += len(block)
       rows.flush()
-      files.write_text(
-        note, json.dumps(job | {'done': done, 'unreadable': unreadable})
+      metrics.write_json(
+        note,
+        job | {'done': done, 'left_out': left_out, 'unreadable': unreadable},
       )
       bar.update(len(block))
   seconds = time.monotonic() - begun
-  kept = np.array([i for i, name in enumerate(names) if name not in unreadable])
+  # By their places: several images may have one name.
+  kept = np.delete(np.arange(len(names)), left_out)
   if len(kept):
     _finish(path, rows, names, kept)
   part.unlink()
@@ -107,17 +112,17 @@ def save_embeddings(
 
 def _begin(
   part: pathlib.Path, note: pathlib.Path, job: dict
-) -> tuple[int, dict[str, str]]:
+) -> tuple[int, list[int], dict[str, str]]:
   """How far a job that was stopped has come, and what it could not read."""
   said = metrics.read_json(note) if part.exists() else None
   if said is None:
-    return 0, {}
+    return 0, [], {}
   if any(said.get(key) != value for key, value in job.items()):
     raise UserError(
       f'{part} is of other images or of another checkpoint: delete it, or name '
       'another --out.'
     )
-  return said['done'], said['unreadable']
+  return said['done'], said['left_out'], said['unreadable']
 
 
 def _finish(
@@ -154,7 +159,7 @@ def _source(options: argparse.Namespace) -> sources.Source:
   if bool(options.images) == bool(options.dataset):
     raise UserError('Give either --images or --dataset.')
   if options.images:
-    return python_objects.source(_paths(options.images))
+    return python_objects.source(command.image_paths(options.images))
   cfg = defaults.default().dataset
   cfg.name, cfg.path = options.dataset, options.path
   data = datasets.load(cfg)
@@ -162,21 +167,6 @@ def _source(options: argparse.Namespace) -> sources.Source:
   if chosen is None:
     raise UserError(f'{options.dataset} has no {options.split} images.')
   return chosen
-
-
-def _paths(given: str) -> str | list[str]:
-  """A folder or an image, or the lines of a list of them."""
-  path = pathlib.Path(given).expanduser()
-  if path.suffix not in ('.txt', '.lst'):
-    return given
-  try:
-    lines = path.read_text().splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'--images {path} cannot be read: {error}.') from None
-  found = [line.strip() for line in lines if line.strip()]
-  if not found:
-    raise UserError(f'--images {path} is empty.')
-  return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -188,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
   add = parser.add_argument
   add('--checkpoint', required=True, help="a run's folder, a file or a name")
   add('--network', choices=weight_files.NETWORKS, help='of what has both')
-  add('--images', default='', help='a folder, an image, or a .txt of paths')
+  add('--images', default='', help='a folder, an image, or a list of paths')
   add('--dataset', default='', help="or training's dataset.name: digits, ...")
   add('--path', default='', help='with its dataset.path')
   add('--split', choices=('train', 'test'), default='train')

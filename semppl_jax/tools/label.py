@@ -26,8 +26,6 @@ from semppl_jax.config import defaults
 from semppl_jax.data import (
   datasets,
   folders,
-  image_files,
-  python_objects,
   sources,
 )
 from semppl_jax.data import labels as labels_lib
@@ -40,6 +38,7 @@ from semppl_jax.evaluation import (
   run_network,
 )
 from semppl_jax.tools import command
+from semppl_jax.train import run as run_lib
 from semppl_jax.workdir import config_file, metrics, names, run_data
 
 
@@ -95,20 +94,15 @@ def label(
     )
   if next_images < 0:
     raise UserError(f'--next is {next_images}; it must be at least 0.')
-  path = pathlib.Path(out or pathlib.Path(run, label_files.NAME)).expanduser()
-  if not path.parent.is_dir() and path.parent != pathlib.Path(run):
-    raise UserError(f'--out {path}: there is no folder {path.parent}.')
+  path = pathlib.Path(run, label_files.NAME)
+  if out or not run:
+    path = command.output(out or path, ('.csv',))
   job = _of_run(run) if run else _of_checkpoint(checkpoint, images, labels)
+  label_files.check_replaceable(path, job)
   unlabelled = np.sum((job.labels < 0) & (job.calibration < 0))
   if next_images > unlabelled:
     raise UserError(
       f'--next is {next_images}, but only {unlabelled:,} images have no label.'
-    )
-  given = int(np.sum((job.labels >= 0) | (job.calibration >= 0)))
-  if (more := label_files.classes_in(path) - given) > 0:
-    raise UserError(
-      f'{path} has {more:,} classes that somebody wrote into it: move it, or '
-      'choose another --out.'
     )
   found = labelling.label(job, progress=progress)
   chosen = next_to_label.choose(job, found, next_images) if next_images else []
@@ -149,13 +143,29 @@ def _of_run(folder: str | os.PathLike) -> Any:
     )
   run = run_network.prepare(settings)
   begun = metrics.read_json(os.path.join(folder, run_data.FILE))
-  then = isinstance(begun, dict) and begun.get('fingerprint')
-  if then and then != run.data.fingerprint:
+  if isinstance(begun, dict):  # absent from runs of older versions
+    _check_data(folder, begun, run)
+  return labelling.of_run(run_network.restore(run, pathlib.Path(folder)))
+
+
+def _check_data(
+  folder: str | os.PathLike, begun: dict[str, Any], run: run_lib.TrainRun
+) -> None:
+  """Refuses a run whose images, or calibration images, are others now."""
+  if begun.get('fingerprint', '') not in ('', run.data.fingerprint):
     raise UserError(
       f'--run {folder} was trained on other images ({begun["images"]:,} then, '
       f'{len(run.data.train):,} now): bring them back.'
     )
-  return labelling.of_run(run_network.restore(run, pathlib.Path(folder)))
+  # A list of other length has other calibration images drawn from it, some of
+  # which the run has learned from.
+  labels = int(np.sum(run.labels >= 0))
+  if run.cfg.labels.calibration and begun.get('labels', labels) != labels:
+    raise UserError(
+      f'--run {folder} was trained with {begun["labels"]:,} labels, and its '
+      f'settings give {labels:,} now, so that other images would be its '
+      'calibration images: bring labels.file back.'
+    )
 
 
 def _of_checkpoint(
@@ -189,7 +199,7 @@ def _images(images: str, labels: str) -> tuple[sources.Dataset, np.ndarray]:
     return _of_classes(labels, images)
   if not images:
     raise UserError('--images is missing: the images that --labels names.')
-  data = _dataset(_paths(images), ())
+  data = _dataset(command.image_paths(images), ())
   cfg = defaults.default().labels
   cfg.file = labels
   data, known, _ = labels_lib.known(cfg, data)
@@ -205,7 +215,7 @@ def _of_classes(folder: str, images: str) -> tuple[sources.Dataset, np.ndarray]:
   labelled, rest = found.train[:number], found.train[number:]
   own = set(map(os.path.realpath, labelled))
   if images:
-    rest += _paths(images)
+    rest += command.image_paths(images)
   rest = [path for path in rest if os.path.realpath(path) not in own]
   rest = list(dict.fromkeys(map(os.path.abspath, rest)))
   data = _dataset(
@@ -224,16 +234,6 @@ def _dataset(
   source = datasets.files(list(map(os.path.abspath, paths)), labels)
   return sources.Dataset(
     source, None, len(class_names), class_names, (0, 0, 3), ''
-  )
-
-
-def _paths(images: str) -> list[str]:
-  """Files of a folder, or those that a text file names, one a line."""
-  is_list = os.path.isfile(images) and not images.lower().endswith(
-    image_files.SUFFIXES
-  )
-  return python_objects.files(
-    labels_lib.read_list(images, '--images') if is_list else images
   )
 
 

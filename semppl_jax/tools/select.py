@@ -27,7 +27,8 @@ from PIL import Image, ImageDraw, ImageOps
 import semppl_jax
 from semppl_jax import model as model_lib
 from semppl_jax.config import defaults
-from semppl_jax.data import datasets, images, sources
+from semppl_jax.data import datasets, images, label_list, sources
+from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import features as features_lib
 from semppl_jax.selection import usl
@@ -279,6 +280,7 @@ def _work(options: argparse.Namespace) -> None:
       f'The images of {section.name} have no names, so no list can name them.'
     )
   _check_outside(out, section)
+  _check_without_classes(out, source)
   usl.check_budget(options.budget, len(source))
   _warn_of_labels(options.checkpoint, run, data.fingerprint)
   said = 'projection' if output == 'projection' else 'encoder embedding'
@@ -342,6 +344,23 @@ def _check_outside(
     )
 
 
+def _check_without_classes(out: pathlib.Path, source: sources.Source) -> None:
+  """Refuses to replace a list into which somebody has written classes."""
+  if not out.exists():
+    return
+  names = {x for name in source.names for x in (name, name.rpartition('/')[2])}
+  entries = label_list.parse(
+    labels_lib.read_list(os.fspath(out), '--out'),
+    names.__contains__,
+    f'--out={out}',
+  )
+  if any(entry.label is not None for entry in entries):
+    raise UserError(
+      f'--out={out} is there already, with classes of yours: use it as '
+      'labels.file; move it away, or write to another file.'
+    )
+
+
 def _beside(out: pathlib.Path, suffix: str) -> pathlib.Path:
   """list.txt -> list.json, say."""
   stem = out.stem if out.suffix == '.txt' else out.name
@@ -398,8 +417,8 @@ def _say_classes(
   """Where the truth of all is known: which classes the choice has."""
   if np.any(data.train.labels[found.rows] < 0):
     print(
-      'Label them: write NAME,CLASS lines for --config.labels.file; or move '
-      'them to train/CLASS/, and the list is that file.'
+      'Label them: write ,CLASS after the names in the list (or move the '
+      'images to train/CLASS/), and train with --config.labels.file=LIST.'
     )
     return
   counts = np.bincount(data.train.labels[rows], minlength=data.num_classes)
@@ -430,8 +449,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   add('--path', default='', help="training's dataset.path")
   add(
-    '--split',
-    dest='train_split',
+    '--train_split',
     default='',
     help="training's dataset.train_split",
   )

@@ -14,7 +14,6 @@ from benchmarks import (
   method_settings,
   method_table,
   methods,
-  oracle,
   without_training,
 )
 from benchmarks.method_rows import Row
@@ -23,7 +22,6 @@ from benchmarks.method_settings import Table
 from experiments import digits
 from semppl_jax import methods as objectives
 from semppl_jax import pretraining
-from semppl_jax.data import sources
 from semppl_jax.errors import UserError
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import watchdog
@@ -337,9 +335,3 @@ def test_a_folder_has_four_trials_of_each_row(table):
   for row in method_rows.ROWS.values():
     assert len(method_settings.trials(row, elsewhere)) == 4
     assert len(method_settings.trials(row, table)) in (1, 4)
-
-
-def test_true_labels_are_found_by_an_images_id():
-  images = sources.Records(np.array([4, 0, 3, 1]), lambda i: None)
-  part = sources.Rows(images, np.array([3, 0]))
-  assert oracle._by_id(part).tolist() == [4, -1, -1, 1]

@@ -161,6 +161,17 @@ def test_what_to_label_next_is_doubtful_and_has_no_label(job, found):
   assert (job.calibration[everything] < 0).all()
 
 
+def test_the_centre_of_a_cluster_lies_where_doubt_is(job, found, monkeypatch):
+  line = lambda job, rows: np.arange(len(rows), dtype=np.float32)[:, None]
+  monkeypatch.setattr(labelling, 'embeddings', line)
+  share = np.ones_like(found.votes.share)
+  doubtful = [i for i, row in enumerate(found.rows) if job.calibration[row] < 0]
+  share[doubtful[2]] = 0.0
+  sure = found._replace(votes=found.votes._replace(share=share))
+  chosen = next_to_label.choose(job, sure, 1)  # of ten: without weights at 4.5
+  assert chosen.tolist() == [found.rows[doubtful[2]]]
+
+
 def test_images_that_are_all_alike_are_chosen_once_each(
   job, found, monkeypatch
 ):

@@ -82,12 +82,12 @@ def test_one_label_alone():
 
 def test_of_the_queue_each_images_newest_entry_counts():
   queue = LabelQueue(
-    embeddings=np.arange(2 * 5 * 1, dtype=np.float32).reshape(2, 5, 1),
-    labels=np.array([1, 0, 1, 2, -1]),
-    ids=np.array([7, 8, 7, 9, -1]),
-    count=np.array(2 + 5),  # slots 1, 0, 4, 3, 2 from the newest on
+    embeddings=np.arange(2 * 6 * 1, dtype=np.float32).reshape(2, 6, 1),
+    labels=np.array([0, 2, 1, 1, 0, -1]),
+    ids=np.array([8, 9, 7, 7, 8, -1]),
+    count=np.array(2 + 6),  # slots 1, 0, 5, 4, 3, 2 from the newest on
   )
   found = votes.of_queue(queue, {7: 70, 8: 80})
   np.testing.assert_array_equal(found.rows, [70, 80])
   np.testing.assert_array_equal(found.labels, [1, 0])
-  np.testing.assert_array_equal(found.keys[:, :, 0], [[0, 1], [5, 6]])
+  np.testing.assert_array_equal(found.keys[:, :, 0], [[3, 0], [9, 6]])

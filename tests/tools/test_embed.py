@@ -1,6 +1,7 @@
 """Embeddings of many images: their order, their names, going on."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -59,6 +60,34 @@ def test_rows_are_the_models_and_unreadable_ones_are_left_out(
   assert left == {'images', 'e.npy', 'e.names.txt', 'e.csv'}
 
 
+def test_images_of_one_name_are_left_out_each_for_itself(model, tmp_path):
+  good = np.zeros((9, 8, 3), np.uint8)
+  source = sources.Records(
+    [-1] * 3, [good, b'no image', good].__getitem__, encoded=True,
+    names=['a/1.png', 'a/1.png', 'b/1.png'],
+  )  # fmt: skip
+  found = semppl_jax.save_embeddings(model, source, tmp_path / 'e.npy')
+  assert found.images == 2 and list(found.unreadable) == ['a/1.png']
+  names = (tmp_path / 'e.names.txt').read_text().splitlines()
+  assert names == ['a/1.png', 'b/1.png']
+
+
+def test_odd_names_have_a_line_each_and_folders_are_made(folder, tmp_path):
+  odd = tmp_path / 'odd'
+  odd.mkdir()
+  for name in (b'a\nb.png', b'c,"d".png', b'lat\xe9.png', 'ü.png'.encode()):
+    with open(os.path.join(os.fsencode(odd), name), 'wb') as file:
+      file.write((folder / '0.png').read_bytes())
+  expected = [f'{odd}/{x}' for x in ('a\ufffdb', 'c,"d"', 'lat\ufffd', 'ü')]
+  expected = [f'{name}.png' for name in expected]
+  flags = ['--checkpoint=digits', f'--images={odd}']
+  assert embed.main([*flags, f'--out={tmp_path}/new/e.npy']) == 0
+  names = (tmp_path / 'new/e.names.txt').read_text().splitlines()
+  assert names == expected and len(np.load(tmp_path / 'new/e.npy')) == 4
+  assert embed.main([*flags, f'--out={tmp_path}/e.csv']) == 0
+  assert _csv(tmp_path / 'e.csv')[1] == expected
+
+
 class _Stops(Exception):
   pass
 
@@ -68,15 +97,15 @@ def test_a_stopped_job_goes_on(
 ):
   source = python_objects.source(folder)
   semppl_jax.save_embeddings(model, source, tmp_path / 'whole.npy')
-  whole, asked = type(model).embed_source, []
+  whole, asked = type(model).features, []
 
-  def stops(self, part, on_unreadable):
+  def stops(self, part, **settings):
     asked.append(len(asked))
     if len(asked) == 3:
       raise _Stops
-    return whole(self, part, on_unreadable)
+    return whole(self, part, **settings)
 
-  monkeypatch.setattr(type(model), 'embed_source', stops)
+  monkeypatch.setattr(type(model), 'features', stops)
   with pytest.raises(_Stops):
     semppl_jax.save_embeddings(model, source, tmp_path / 'e.npy')
   assert not (tmp_path / 'e.npy').exists()
@@ -107,7 +136,8 @@ def test_what_was_begun_with_other_images_is_not_gone_on_with(
     (['--images={images}', '--out={out}/e.txt'], 'must end in .npy or .csv'),
     (['--out={out}/e.npy'], 'Give either --images or --dataset.'),
     (['--images={out}/none', '--out={out}/e.npy'], 'There is no file'),
-    (['--images={out}/a.txt', '--out={out}/e.npy'], 'cannot be read'),
+    (['--images={out}/a.txt', '--out={out}/e.npy'], 'There is no file'),
+    (['--images={out}/there.csv', '--out={out}/e.npy'], 'no file'),
     (['--images={images}/3.png', '--out={out}/e.npy'], 'None of 1 images'),
     (['--dataset=digit', '--out={out}/e.npy'], "did you mean 'digits'"),
     (['--images={images}', '--out={out}/there.csv'], 'is there already'),

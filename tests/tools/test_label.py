@@ -10,8 +10,9 @@ from sklearn import datasets as sklearn_datasets
 
 import semppl_jax
 from semppl_jax.errors import UserError
+from semppl_jax.evaluation import run_network
 from semppl_jax.tools import label as tool
-from semppl_jax.workdir import metrics
+from semppl_jax.workdir import metrics, run_data
 from tests.helpers import tiny
 
 
@@ -32,7 +33,6 @@ def folder(tmp_path_factory):
 
 def test_a_checkpoint_and_a_folder(folder, tmp_path, capsys):
   out = tmp_path / 'a' / 'labels.csv'
-  out.parent.mkdir()
   arguments = ['--checkpoint=digits', f'--labels={folder}', f'--out={out}']
   assert tool.main([*arguments, '--next=3']) == 0
   rows = list(csv.DictReader(out.open()))
@@ -60,7 +60,7 @@ def test_corrections_are_not_written_over(folder, tmp_path, capsys):
   out.write_text('\n'.join([head, first, *rest]).replace(',', ';'))
   capsys.readouterr()
   assert tool.main(arguments) == 2
-  assert 'has 1 classes that somebody wrote into it' in capsys.readouterr().err
+  assert 'has a class of yours for' in capsys.readouterr().err
   assert out.read_text().splitlines()[1] == first.replace(',', ';')
 
 
@@ -89,13 +89,41 @@ def test_a_list_of_names_and_classes(folder, tmp_path):
   assert [found.labels[i] for i in noughts] == ['nought'] * len(noughts)
 
 
+def test_classes_that_were_written_into_the_table_stay(folder, tmp_path):
+  out = tmp_path / 'labels.csv'
+  settings = {'checkpoint': 'digits', 'labels': folder, 'out': out}
+  semppl_jax.label(**settings)
+  untouched = out.read_text()
+  semppl_jax.label(**settings)  # nothing of the user's is lost
+  assert out.read_text() == untouched
+  edited = untouched.replace('one_2.png,,', 'one_2.png,one,')
+  assert edited != untouched
+  out.write_text(edited)
+  with pytest.raises(UserError, match="class of yours for 'unlabelled/one_2"):
+    semppl_jax.label(**settings)
+  assert out.read_text() == edited
+  # As the source of labels, it may be replaced: they are in the new one.
+  images = tmp_path / 'all'
+  shutil.copytree(folder, images)
+  semppl_jax.label(
+    checkpoint='digits', images=images, labels=out, out=out
+  )  # fmt: skip
+  rows = {row['name']: row['class'] for row in csv.DictReader(out.open())}
+  assert rows['unlabelled/one_2.png'] == 'one'
+  assert sum(map(bool, rows.values())) == 7
+  out.write_text('a.png,one\n')
+  with pytest.raises(UserError, match='is no table of labels'):
+    semppl_jax.label(**settings)
+  assert out.read_text() == 'a.png,one\n'
+
+
 @pytest.mark.parametrize(
   'settings, words',
   [
     ({}, 'either a run or a checkpoint'),
     ({'run': 'x', 'checkpoint': 'digits'}, 'either a run or a checkpoint'),
     ({'run': 'x', 'images': 'y'}, '--images and --labels go with'),
-    ({'run': '{tmp}'}, 'is not the folder of a run: it has no config.json'),
+    ({'run': '{tmp}/no'}, 'is not the folder of a run: it has no config'),
     ({'checkpoint': 'digits'}, 'A checkpoint has no labelled images'),
     ({'checkpoint': 'digits', 'labels': '{tmp}/none'}, '--images is missing'),
     (
@@ -103,13 +131,11 @@ def test_a_list_of_names_and_classes(folder, tmp_path):
       'has no image in train/CLASS/',
     ),
     ({'checkpoint': 'digits', 'next_images': -1}, '--next is -1'),
+    ({'checkpoint': 'digits', 'out': '{tmp}'}, 'is a folder'),
+    ({'checkpoint': 'digits', 'out': '{tmp}/a.json'}, 'must end in .csv'),
     (
       {'checkpoint': 'digits', 'labels': '{folder}', 'next_images': 13},
       '--next is 13, but only 12 images have no label',
-    ),
-    (
-      {'checkpoint': 'digits', 'labels': '{folder}', 'out': '{tmp}/no/x.csv'},
-      'there is no folder',
     ),
     ({'checkpoint': 'digitz', 'labels': '{folder}'}, 'digitz'),
     (
@@ -132,6 +158,7 @@ def test_mistakes(settings, words, folder, tmp_path):
   with pytest.raises(UserError) as error:
     semppl_jax.label(**settings)
   assert words in str(error.value) and '\n' not in str(error.value)
+  assert not (tmp_path / 'no').exists()
 
 
 def test_an_evaluation_and_data_that_are_gone(tmp_path, capsys):
@@ -147,6 +174,15 @@ def test_an_evaluation_and_data_that_are_gone(tmp_path, capsys):
   assert 'gone' in said and 'is not a folder' in said and said.count('\n') == 1
 
 
+def test_a_run_of_another_version_is_a_short_line(tmp_path, capsys):
+  metrics.write_json(
+    tmp_path / 'config.json', tiny.make_config().to_dict() | {'later': 1}
+  )
+  assert tool.main([f'--run={tmp_path}']) == 2
+  said = capsys.readouterr().err
+  assert 'settings of another version: Key "later"' in said and len(said) < 200
+
+
 def test_a_run_whose_images_have_changed(tmp_path, capsys):
   metrics.write_json(tmp_path / 'config.json', tiny.make_config().to_dict())
   metrics.write_json(
@@ -158,3 +194,19 @@ def test_a_run_whose_images_have_changed(tmp_path, capsys):
   (tmp_path / 'data.json').unlink()
   assert tool.main([f'--run={tmp_path}']) == 2
   assert 'There is no checkpoint yet' in capsys.readouterr().err
+
+
+def test_a_run_whose_calibration_images_would_be_others(tmp_path, capsys):
+  cfg = tiny.make_config()
+  cfg.labels.calibration = 3
+  metrics.write_json(tmp_path / 'config.json', cfg.to_dict())
+  run = run_network.prepare(cfg.to_dict())
+  begun = run_data.describe(run)
+  metrics.write_json(tmp_path / 'data.json', begun)
+  assert tool.main([f'--run={tmp_path}']) == 2
+  assert 'There is no checkpoint yet' in capsys.readouterr().err
+  begun['labels'] -= 1
+  metrics.write_json(tmp_path / 'data.json', begun)
+  assert tool.main([f'--run={tmp_path}']) == 2
+  said = capsys.readouterr().err
+  assert 'bring labels.file back' in said and said.count('\n') == 1

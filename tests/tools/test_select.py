@@ -92,6 +92,19 @@ def test_the_choice_is_that_of_the_function(folder, call, tmp_path):
   assert names == [source.names[row] for row in rows]
 
 
+def test_a_list_with_classes_is_not_replaced(folder, call, tmp_path):
+  flags = dict(checkpoint='digits', dataset='folder', path=folder, budget=3)
+  os.rename(folder / 'unlabelled/6.png', folder / 'unlabelled/6,a.png')
+  for budget in (12, 3):  # a comma of a name's is none of a class
+    assert call(**flags | {'budget': budget})[0] == 0
+  out = tmp_path / 'out/list.txt'
+  edited = out.read_text().replace('.png', '.png,cat', 1)
+  out.write_text(edited)
+  status, _, err = call(**flags)
+  assert status == 2 and 'with classes of yours' in err
+  assert out.read_text() == edited
+
+
 def test_classes_are_counted_where_all_are_known(call):
   status, out, _ = call(
     checkpoint='digits', dataset='digits', budget=10, sheet=0, iterations=2
