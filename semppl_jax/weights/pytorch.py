@@ -72,7 +72,9 @@ def network_settings(found: Checkpoint) -> dict[str, Any]:
   }
 
 
-def export(found: Checkpoint, folder: pathlib.Path, seen: tuple[int, float]):
+def export(
+  found: Checkpoint, folder: pathlib.Path, seen: tuple[int, float]
+) -> None:
   """Writes weights, settings and the network's code into a new folder.
 
   Args:
@@ -82,8 +84,10 @@ def export(found: Checkpoint, folder: pathlib.Path, seen: tuple[int, float]):
       the shorter side of the image before resizing.
 
   Raises:
-    UserError: there is something of that name in it already.
+    UserError: it is a file, or has something of that name in it already.
   """
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f'{folder} is a file: name a new folder.')
   arrays, network = state_dict(found), network_settings(found)
   folder.mkdir(parents=True, exist_ok=True)
   for name in (WEIGHTS, SETTINGS, 'resnet.py'):

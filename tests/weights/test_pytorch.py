@@ -117,6 +117,8 @@ def test_what_is_there_is_not_overwritten(tmp_path, capsys):
   assert shown.count('\n') == 1 and 'is there already' in shown
   assert (tmp_path / 'resnet.py').read_text() == 'mine'
   assert len(list(tmp_path.iterdir())) == 1
+  assert export.main(['digits', str(tmp_path / 'resnet.py')]) == 2
+  assert 'is a file: name a new folder' in capsys.readouterr().err
   assert export.main(['digit', str(tmp_path / 'x')]) == 2
   assert not (tmp_path / 'x').exists()
 
