@@ -101,8 +101,9 @@ class Quality:
     Raises:
       UserError: the devices' memory is too small.
     """
-    begun = time.monotonic()
     cfg = self._run.cfg.evaluation
+    jax.block_until_ready(state.online_params)  # the step is not our time
+    begun = time.monotonic()
     try:
       found = self._measure(state)
     except jax.errors.JaxRuntimeError as error:
