@@ -47,7 +47,7 @@ setuptools.setup(
     'ml-collections>=1.0',
     'numpy>=2.0',
     'optax>=0.2.6',
-    'orbax-checkpoint>=0.11',
+    'orbax-checkpoint>=0.11.14',
     'pillow>=10',
     'safetensors>=0.4.5',
     'scikit-learn>=1.5',

@@ -14,7 +14,7 @@ import numpy as np
 from semppl_jax import config, types
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
-from semppl_jax.evaluation import protocols
+from semppl_jax.evaluation import protocols, quality
 from semppl_jax.evaluation import setup as setup_lib
 from semppl_jax.train import (
   device_memory,
@@ -53,6 +53,7 @@ def check_run(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
     return _evaluation(cfg)
   cfg = recipe.complete(cfg, workdir)
   run = run_lib.prepare(cfg)
+  quality.check(run)
   if workdir:
     lock.check(workdir, cfg.to_dict(), ignore=config.COSMETIC)
   start = initial_weights.load(run, workdir)
@@ -214,7 +215,8 @@ def _disk(run: run_lib.TrainRun, workdir: str) -> str:
     state_lib.abstract_state(_state(run), run.setup.method, len(run.devices))
   )
   # A new one is written before the oldest is deleted.
-  need = one * (run.cfg.keep_checkpoints + 1)
+  number = run.cfg.keep_checkpoints + run.cfg.evaluation.keep_best + 1
+  need = one * number
   place = pathlib.Path(os.path.abspath(workdir))
   existing = next(p for p in (place, *place.parents) if p.exists())
   free = shutil.disk_usage(existing).free

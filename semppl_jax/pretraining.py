@@ -24,6 +24,7 @@ from semppl_jax.evaluation import (
   final_scores,
   label_files,
   labelling,
+  quality,
   run_network,
 )
 from semppl_jax.evaluation import features as features_lib
@@ -67,6 +68,7 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   consistency.check(cfg.to_dict() | {'workdir': workdir})
   cfg = recipe.complete(cfg, workdir)
   run = processes.run_on_all(lambda: run_lib.prepare(cfg))
+  quality.check(run)
   # Before the folder is claimed for settings that cannot work.
   start = initial_weights.load(run, workdir)
   teacher = teacher_lib.load(run, workdir)
@@ -123,14 +125,25 @@ def train(
   step = functools.partial(step_lib.train_step, setup=setup)
   run_step = loop.mapped(job, step, *constants)
   state, past = restore_or_init(run, workdir, saver, start)
+  measured = _quality(run)
   while True:
     try:
-      return _fit(run, job, run_step, state, past)
+      return _fit(run, job, run_step, state, past, measured)
     except watchdog.AlarmError as alarm:
       tried = resume.roll_back(saver, workdir, run.cfg.watchdog, alarm, past)
     state, past = restore_or_init(run, workdir, saver, start)
     # All of them: the checkpoint may be older than the one before this.
     past = past._replace(rollbacks=tried.rollbacks)
+
+
+def _quality(run: run_lib.TrainRun) -> loop.Quality | None:
+  """What is measured while training; None: nothing."""
+  cfg = run.cfg.evaluation
+  if not cfg.every_epochs:
+    return None
+  measure = quality.Quality(run)
+  every = run.facts.steps(cfg.every_epochs)
+  return loop.Quality(every, measure, measure.knn if cfg.keep_best else '')
 
 
 def _fit(
@@ -139,6 +152,7 @@ def _fit(
   run_step: Any,
   state: Any,
   past: resume.History,
+  measured: loop.Quality | None,
 ) -> tuple[state_lib.TrainState, resume.History]:
   unreadable = run_log.Unreadable(os.path.join(job.workdir, UNREADABLE))
   start, known = int(state.step[0]), sources.labels_by_id(run.data.train)
@@ -165,6 +179,7 @@ def _fit(
     ),
     past=past,
     watch=watching(run, past.watch),
+    quality=measured,
   )
 
 
@@ -284,6 +299,9 @@ def finish(
       'images_per_second': step * run.cfg.batch_size / max(past.seconds, 1e-9),
       'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }  # fmt: skip
+  if past.best:
+    results['best_step'] = past.best['step']
+    results[f'best_{past.best["metric"]}'] = past.best['value']
   if processes.is_first():
     metrics_lib.write_json(os.path.join(workdir, RESULTS), results)
   return processes.broadcast_from_first(metrics_lib.plain(results))

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from semppl_jax.checkpoint import checksums, folder, upgrade, writing
+from semppl_jax.checkpoint import checksums, folder, keeping, upgrade, writing
 from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
 from semppl_jax.utils import diff
@@ -53,9 +53,9 @@ class Checkpointer:
     self._folder = pathlib.Path(os.path.abspath(workdir), 'checkpoints')
     self._tell = tell
     self._step = 0  # that is being written
+    self._kept = keeping.Kept(keep, keep_every)
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      keep_period=keep_every or None,
+      preservation_policy=self._kept,
       todelete_subdir=_DELETED,
       async_options=ocp.AsyncOptions(
         # Else threads of orbax's wait 20 minutes for one that cannot be made,
@@ -109,6 +109,14 @@ class Checkpointer:
     self._step = step
     with self._writing():
       self._manager.save(step, args=parts, force=True)
+
+  def keep_also(self, step: int | None) -> None:
+    """From the next save on keeps this one, too, and no other such; None: none.
+
+    Args:
+      step: of a checkpoint that is there, or that is saved next.
+    """
+    self._kept.also = step
 
   def discard_after(self, step: int) -> None:
     """Deletes the checkpoints of all later steps."""

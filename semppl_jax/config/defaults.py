@@ -37,6 +37,9 @@ COSMETIC = (
   'dataset.workers',
   'evaluation.baseline_images',  # a look at the data, not at the network
   'evaluation.labels_csv',
+  'evaluation.every_epochs',
+  'evaluation.keep_best',
+  'evaluation.rank_images',
   'dataset.on_corrupt',  # until it stops a run, both do the same
 )
 
@@ -271,12 +274,12 @@ def _watchdog() -> dict[str, Any]:
 
 
 def _evaluation() -> dict[str, Any]:
-  """The evaluation at the end."""
+  """The evaluation at the end, and while training."""
   return {
     # online, or target: whose encoder and predictions are evaluated, at the end
     # and by the evaluation tasks unless they are told otherwise [ours]
     'network': 'online',
-    'batch_size': 256,  # images at once, in the evaluation at the end
+    'batch_size': 256,  # images at once, in these evaluations
     'center': 0.875,  # side of the crop / shorter side of the image [P]
     # So many unlabelled training images are looked at in the end: their
     # pseudo-labels are judged, the probe of all labels learns from them; 0:
@@ -289,6 +292,13 @@ def _evaluation() -> dict[str, Any]:
     # together are not more than this; 0: never
     'baseline_images': 10_000,
     'labels_csv': True,  # WORKDIR/labels.csv at the end, see docs/label.md
+    # kNN and RankMe are measured every so many epochs of training, and after
+    # the last step, see docs/running.md; 0: never
+    'every_epochs': 0.0,
+    # True: the checkpoint with the best of these kNN is kept beside the newest
+    'keep_best': False,
+    # RankMe is of so many training images at most, at random; 0: all [ours]
+    'rank_images': 25_600,
   }
 
 

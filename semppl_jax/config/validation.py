@@ -53,6 +53,8 @@ RANGES = SHARED_RANGES | {
   'evaluation.center': (0.01, 1),
   'evaluation.train_images': (0, None),
   'evaluation.baseline_images': (0, None),
+  'evaluation.every_epochs': (0, None),
+  'evaluation.rank_images': (0, None),
   'encoder.bn_decay': (0, 1),
   'encoder.bn_eps': (0, None),
   'classifier.weight': (0, None),
@@ -107,6 +109,7 @@ def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
   _check_labels(cfg)
   _check_init(cfg)
   _check_parts(cfg, num_devices)
+  _check_keep_best(cfg)
   if 'support' in cfg:
     _check_support(cfg, num_devices)
 
@@ -118,6 +121,15 @@ def _check_init(cfg: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'init_modules is {modules!r}; it must be all, or names with commas '
       'between them, such as encoder,projector.'
+    )
+
+
+def _check_keep_best(cfg: ml_collections.ConfigDict) -> None:
+  """What is known before the labels are; see `evaluation.quality`."""
+  if cfg.evaluation.keep_best and not cfg.evaluation.every_epochs:
+    raise UserError(
+      'evaluation.keep_best is True, but evaluation.every_epochs is 0, so that '
+      'nothing is measured while training: set it above 0.'
     )
 
 

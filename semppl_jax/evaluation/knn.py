@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from semppl_jax.evaluation import measures
 from semppl_jax.memory import pseudo_labels
 
 # At a time [ours]: 64 MB of similarities, and 128 MB of keys of 2,048 numbers.
 _QUERIES, _KEYS = 1024, 2**14
 _NOT_A_NUMBER = np.finfo(np.float32).min  # after all others, before no key
+_vote = jax.jit(pseudo_labels.vote)
 
 
 class _Found(NamedTuple):
@@ -60,7 +62,46 @@ def predict(
     [N] int32.
   """
   rows, similarity = _nearest(queries, keys, labels, k)
-  return np.asarray(pseudo_labels.vote(labels[rows], similarity)[0])
+  return np.asarray(_vote(labels[rows], similarity)[0])
+
+
+def leave_one_out(
+  embeddings: np.ndarray,
+  labels: np.ndarray,
+  k: int,
+  asked: np.ndarray | None = None,
+) -> float | None:
+  """Leave-one-out kNN: each image is classified by all the others.
+
+  An image whose class has no other is not asked: it cannot be right.
+
+  Args:
+    embeddings: [n, e] float32, of labelled images.
+    labels: [n] int32, all known.
+    k: neighbours, at most n - 1.
+    asked: rows of images that are asked; None: all.
+
+  Returns:
+    Top-1 accuracy; None: no image is asked.
+  """
+  rows = np.arange(len(labels)) if asked is None else asked
+  rows = rows[has_another(labels)[rows]]
+  if not len(rows):
+    return None
+  found, similarity = neighbours(embeddings[rows], embeddings, k + 1)
+  # The image itself goes last, and then out. An equal one may stand before it,
+  # so far that it is not found at all.
+  order = np.argsort(found == rows[:, None], axis=1, kind='stable')
+  votes = [np.take_along_axis(x, order, axis=1) for x in (found, similarity)]
+  found, similarity = (x[:, : min(k, len(labels) - 1)] for x in votes)
+  predicted, _ = _vote(labels[found], similarity)
+  return measures.accuracy(np.asarray(predicted), labels[rows])
+
+
+def has_another(labels: np.ndarray) -> np.ndarray:
+  """[n] bool, whether another image has the label; -1 is no label."""
+  counts = np.bincount(labels[labels >= 0], minlength=1)
+  return (labels >= 0) & (counts[labels] > 1)
 
 
 def ranks(

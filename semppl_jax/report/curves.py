@@ -14,7 +14,8 @@ _HELP = (
   'Embedding spread: about 1 in health, towards 0 in a collapse. Vote share: '
   'how far the nearest labelled images agree. Queue fill: how much of the '
   'queue of labelled embeddings is in use. A pseudo-label that most images '
-  'get is a sign of a collapse.'
+  'get is a sign of a collapse. RankMe: how many directions the embeddings '
+  'use.'
 )
 
 

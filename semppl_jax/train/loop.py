@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,36 @@ class LoopSettings(NamedTuple):
   support: int = 0  # images beside the batch, over all hosts
 
 
+class Quality(NamedTuple):
+  """What is measured of the state now and then. It changes nothing."""
+
+  every: int  # steps; and after the last one
+  measure: Callable[[Any], Mapping[str, float | None]]  # alike on all hosts
+  best: str = ''  # of these: the largest one's checkpoint is kept; '': none is
+
+  def is_due(self, step: int, last: int) -> bool:
+    """Whether it is measured after this step, of a training of `last`."""
+    return step % self.every == 0 or step == last
+
+  def better(
+    self,
+    step: int,
+    measured: Mapping[str, float | None],
+    best: dict[str, Any] | None,
+  ) -> dict[str, Any] | None:
+    """The best checkpoint so far; of equals the later one, which has seen more.
+
+    Args:
+      step: the number of steps done.
+      measured: after them.
+      best: until then, see `resume.History`.
+    """
+    value = measured.get(self.best)
+    if value is None or (best and value < best['value']):
+      return best
+    return {'step': step, 'metric': self.best, 'value': value}
+
+
 def fit(
   job: LoopSettings,
   run_step: Callable[..., tuple],
@@ -42,6 +72,7 @@ def fit(
   describe: Callable[..., run_log.MetricsFormatter] | None = None,
   past: resume.History = resume.History(),  # noqa: B008, a tuple
   watch: watchdog.Watchdog | None = None,
+  quality: Quality | None = None,
 ) -> tuple[Any, resume.History]:
   """Takes all steps that are left.
 
@@ -56,6 +87,7 @@ def fit(
       its metrics are written; None: as they are.
     past: of the run.
     watch: looks at every step's metrics; None: at NaN and infinity only.
+    quality: what else is measured; None: nothing.
 
   Returns:
     The last state, on the devices, and what the run remembers.
@@ -76,10 +108,12 @@ def fit(
   first = processes.is_first()
   writer = metrics.MetricsWriter(job.workdir, step=start) if first else None
   log = run_log.Log(writer, cfg, job.total_steps, start, clock, watch.check)
+  best = past.best if quality and quality.best else None
+  job.saver.keep_also(best and best['step'])
 
   def now():
     log.flush()  # no state counts whose loss was not looked at
-    return past._replace(seconds=clock(), watch=watch.memory())
+    return past._replace(seconds=clock(), watch=watch.memory(), best=best)
 
   def save(step, state):
     remembered, portable = now(), to_host(state)
@@ -102,11 +136,19 @@ def fit(
       profile.before(step + 1)
       state, scalars, step = update(state, *batch_and_truth)
       profile.after(step, scalars)
+      if quality and quality.is_due(step, job.total_steps):
+        measured = quality.measure(state)
+        log.attach(measured)
+        best = quality.better(step, measured, best)
+      is_best = best is not None and best['step'] == step
+      if is_best:
+        job.saver.keep_also(step)
       wanted = stop.received if processes.count() == 1 else log.stop
       if wanted:
         save(step, state)
         _save_and_exit(job.saver, step, wanted)
-      if step % cfg.checkpoint_every_steps == 0 or step == job.total_steps:
+      is_due = step % cfg.checkpoint_every_steps == 0
+      if is_due or is_best or step == job.total_steps:
         save(step, state)
     return state, now()
 

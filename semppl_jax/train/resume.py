@@ -22,6 +22,8 @@ class History(NamedTuple):
   # {'step', 'back_to', 'what'} of each alarm that the run went back for
   rollbacks: tuple[dict[str, Any], ...] = ()
   watch: dict[str, Any] | None = None  # the watchdog's memory
+  # {'step', 'metric', 'value'} of the best checkpoint, if one is kept
+  best: dict[str, Any] | None = None
 
   @property
   def skipped(self) -> int:
@@ -83,7 +85,11 @@ def restore(
     return fresh, History()
   portable, info, step = saver.restore(like)
   run_log.info(f'Going on from the checkpoint of step {step}.')
-  past = History(info['seconds'], tuple(info['rollbacks']), info['watch'])
+  # Runs of before knew of no best one.
+  best = info.get('best')
+  if best and saver.latest_step(best['step']) != best['step']:
+    best = None  # it made way for a better one, which was discarded
+  past = History(info['seconds'], tuple(info['rollbacks']), info['watch'], best)
   return from_host(portable), past
 
 

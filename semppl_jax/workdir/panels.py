@@ -20,6 +20,7 @@ _NUMBERS = {
   'Entropy of the mean soft label': ('mean_entropy',),
   'Prototypes in use': ('prototypes_used',),
   'False negatives of an image': ('false_negatives',),
+  'Effective rank of the embeddings': ('rankme',),
 }
 _SHARES = {
   'Accuracy during training': (
@@ -31,6 +32,7 @@ _SHARES = {
     'teacher_agreement',
     'false_negative_precision',
   ),
+  'kNN of the embeddings': ('validation_knn_top1', 'leave_one_out_knn_top1'),
   'Neighbours of the same true label': (
     'neighbour_purity',
     'free_neighbour_purity',
@@ -80,6 +82,9 @@ NAMES = {
   'top_prototype_share': 'most frequent prototype',
   'false_negatives': 'mean number',
   'false_negative_precision': 'false negatives of the same label',
+  'validation_knn_top1': 'validation images',
+  'leave_one_out_knn_top1': 'labelled images, each by the others',
+  'rankme': 'RankMe',
 }
 
 
@@ -99,7 +104,11 @@ def shares(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-  """[2, n] steps and values; what is no finite number is a gap, NaN."""
+  """[2, n] steps and values; what is no finite number is a gap, NaN.
+
+  Steps whose line does not have the metric are left out: it was not their turn.
+  """
+  rows = [row for row in rows if key in row]
   values = np.full(len(rows), np.nan)
   for i, row in enumerate(rows):
     value = row.get(key)

@@ -25,6 +25,12 @@ _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7')
 _STYLES = ('-', '--', ':', '-.')
 _MAX_POINTS = 1000  # of the t-SNE
 _MAX_LEGEND = 20  # classes, as many as tab20 has colours
+# Panels of numbers that are not in nats.
+_COUNTS = (
+  'Prototypes in use',
+  'False negatives of an image',
+  'Effective rank of the embeddings',
+)
 _PERCENT = ('accuracy', 'top1', 'top5', '_share', '_fill')
 
 
@@ -118,11 +124,11 @@ def _curves(
   figure = Figure(figsize=size, layout='constrained')
   figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)  # inches
   axes = figure.subplots(height, columns, squeeze=False).ravel()
-  window = 2 * (len(rows) // 100) + 1  # odd; a short run is shown as it is
+  window = _window(len(rows))
   for ax, (name, keys) in zip(axes, wanted.items()):
     lines = {text: panels.series(rows, key) for key, text in keys.items()}
-    _panel(ax, name, lines, window)
-    ax.set_ylabel('share' if shares else 'nats')
+    _panel(ax, name, lines)
+    ax.set_ylabel('share' if shares else '' if name in _COUNTS else 'nats')
     if shares:
       ax.set_ylim(-0.03, 1.03)
       ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
@@ -133,10 +139,14 @@ def _curves(
   return figure
 
 
-def _panel(
-  ax: Axes, title: str, lines: Mapping[str, np.ndarray], window: int
-) -> None:
+def _window(count: int) -> int:
+  """Steps of a smoothed line's mean, odd; a short run is shown as it is."""
+  return 2 * (count // 100) + 1
+
+
+def _panel(ax: Axes, title: str, lines: Mapping[str, np.ndarray]) -> None:
   for i, (name, (steps, values)) in enumerate(lines.items()):
+    window = _window(len(steps))
     # A single value between gaps makes no line; a marker shows it.
     few = np.isfinite(values).sum() <= 20
     colour, style = (x[i % len(x)] for x in (_COLOURS, _STYLES))

@@ -15,6 +15,13 @@ from semppl_jax.distributed import processes
 
 STOP = 'stop'  # the metric that tells all hosts of one host's signal
 
+# What the bar shows of the state's quality: metric -> title, format.
+_MEASURED = {
+  'validation_knn_top1': ('kNN', '{:.1%}'),
+  'leave_one_out_knn_top1': ('kNN', '{:.1%}'),
+  'rankme': ('RankMe', '{:.1f}'),
+}
+
 Scalars = dict[str, float]
 MetricsFormatter = Callable[[Scalars], tuple[dict[str, Any], dict[str, str]]]
 
@@ -162,7 +169,9 @@ class Log:
     self.stop = 0  # a signal's number that all hosts know of; see `loop`
     self._total, self._step, self._start = total_steps, start, start
     self._clock, self._since = clock, clock()
-    self._pending = None
+    self._pending: tuple | None = None
+    self._measured: dict[str, Any] | None = None  # of the pending step
+    self._shown: dict[str, str] = {}  # of the last one that was measured
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=start,
@@ -186,17 +195,32 @@ class Log:
     self._pending = (self._step, scalars, describe)
     return self._step
 
+  def attach(self, measured: Mapping[str, float | None]) -> None:
+    """Adds to the line of the newest step, which is logged in any case.
+
+    Args:
+      measured: metrics of the state after this step; the bar goes on to show
+        them.
+    """
+    self._measured = dict(measured)
+    self._shown = {
+      title: form.format(measured[key])
+      for key, (title, form) in _MEASURED.items()
+      if measured.get(key) is not None
+    }
+
   def flush(self) -> None:
     """Looks at the newest step; raises what `look` raises."""
     if self._pending is None:
       return
     step, scalars, describe = self._pending
-    self._pending = None
+    measured, self._pending, self._measured = self._measured, None, None
     host = {k: float(v[0]) for k, v in scalars.items()}
     self._look(step, {k: v for k, v in host.items() if k != STOP})
     self.stop = max(self.stop, int(host.pop(STOP, 0)))
     self._bar.update()
-    if step % self._cfg.log_every_steps and step != self._total:
+    is_due = step % self._cfg.log_every_steps == 0 or step == self._total
+    if not is_due and measured is None:
       return
     row, shown = describe(host)
     rate = (step - self._start) / max(self._clock() - self._since, 1e-9)
@@ -205,8 +229,8 @@ class Log:
       'seconds': self._clock(),
     }
     if self._writer:
-      self._writer.write(step, row | extra)
-    shown = {'loss': f'{host["loss"]:.3f}'} | shown
+      self._writer.write(step, row | extra | (measured or {}))
+    shown = {'loss': f'{host["loss"]:.3f}'} | shown | self._shown
     self._bar.set_postfix(shown, refresh=False)
 
   def __enter__(self):

@@ -339,6 +339,21 @@ def test_keeps_those_of_every_so_many_steps(tmp_path):
   assert checkpoint.steps(str(tmp_path)) == [4, 7]
 
 
+def test_keeps_one_more(tmp_path):
+  saver = checkpoint.Checkpointer(str(tmp_path), keep=1, keep_every=4)
+  for step in range(1, 8):
+    if step in (2, 3):
+      saver.keep_also(step)
+    saver.save(step, tree(step), {})
+  saver.close()
+  assert checkpoint.steps(str(tmp_path)) == [3, 4, 7]
+  other = checkpoint.Checkpointer(str(tmp_path), keep=1)
+  other.keep_also(None)
+  other.save(9, tree(9), {})
+  other.close()
+  assert checkpoint.steps(str(tmp_path)) == [9]
+
+
 @pytest.mark.parametrize('files', [0, 1, 4, 9])
 def test_one_that_is_half_deleted_does_not_count(
   tmp_path, saver, monkeypatch, files

@@ -54,6 +54,42 @@ def test_the_first_rank_is_the_methods_vote(k, monkeypatch):
   np.testing.assert_array_equal(found.argmax(axis=1), voted)
 
 
+def test_leave_one_out_by_hand():
+  # On a circle: 0 and 10 degrees of class 0, 15 and 40 of 1, 90 of 2 alone.
+  angles = np.radians([0, 10, 15, 40, 90])
+  x = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+  labels = np.array([0, 0, 1, 1, 2])
+  # Nearest others: 10, 15, 10, 15; the last cannot be right and is not asked.
+  assert knn.leave_one_out(x, labels, 1) == 2 / 4
+  assert knn.leave_one_out(x, labels, 1, np.array([1, 2, 4])) == 0
+  assert knn.leave_one_out(x, labels, 1, np.array([4])) is None
+  # Of four others each: two of the other class are the most.
+  assert knn.leave_one_out(x, labels, 9) == 0
+  assert knn.leave_one_out(x[:2], np.array([0, 1]), 1) is None
+  assert knn.leave_one_out(x[:2], np.array([1, 1]), 7) == 1
+
+
+@pytest.mark.parametrize('k', [1, 2, 3])
+def test_leave_one_out_is_knn_without_the_image(k):
+  """Also where many are equal, so that it does not find itself."""
+  random = np.random.RandomState(1)
+  x = random.randn(9, 3).astype(np.float32)
+  x = np.concatenate([x, x[:1].repeat(6, 0), 2 * x[:3]])
+  labels = random.randint(0, 3, len(x))
+  right = []
+  for i in range(len(x)):
+    rest = np.delete(np.arange(len(x)), i)
+    right.append(knn.predict(x[i, None], x[rest], labels[rest], k) == labels[i])
+  assert knn.leave_one_out(x, labels, k) == np.mean(right)
+  assert 0 < np.mean(right) < 1
+
+
+def test_has_another():
+  found = knn.has_another(np.array([2, -1, 0, 2, -1, 1]))
+  np.testing.assert_array_equal(found, [1, 0, 0, 1, 0, 0])
+  assert not knn.has_another(np.full(3, -1)).any()
+
+
 def by_sorting(queries, keys, k):
   """All similarities and a stable sort of them: how it was computed once."""
   unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1)[:, None], 1e-6)

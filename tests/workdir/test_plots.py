@@ -90,9 +90,10 @@ def test_all_panels_and_legends():
     'Entropy of the mean soft label': [],
     'Prototypes in use': [],
     'False negatives of an image': [],
+    'Effective rank of the embeddings': [],
   }
   found = curves(rows(3), shares=True)
-  assert [len(legend) for legend in found.values()] == [7, 2, 5, 0]
+  assert [len(legend) for legend in found.values()] == [7, 2, 2, 5, 0]
 
 
 def test_terms_of_any_objective_are_drawn():
@@ -117,6 +118,7 @@ def test_missing_and_null_series_are_left_out():
     'Entropy of the mean soft label',
     'Prototypes in use',
     'False negatives of an image',
+    'Effective rank of the embeddings',
   }
   assert 'semantic positives' not in drawn['Loss terms']
   drawn = curves(found, shares=True)
@@ -136,6 +138,21 @@ def test_a_gap_stays_a_gap():
   steps, values = panels.series(found, 'loss')
   assert steps.tolist() == [10, 20, 30, 40]
   assert np.isnan(values).tolist() == [False, True, False, False]
+
+
+def test_what_is_measured_now_and_then_is_a_line():
+  found = rows(300)
+  for i, row in enumerate(found):
+    if i % 10 != 9:
+      del row['rankme']
+  steps, values = panels.series(found, 'rankme')
+  assert steps.tolist() == list(range(100, 3001, 100))
+  assert np.isfinite(values).all()
+  figure = plots._curves(found, 'x', panels.numbers(found), shares=False)
+  [ax] = [a for a in figure.axes if 'rank' in a.get_title()]
+  [line] = ax.lines  # thirty values: not smoothed, as the three hundred are
+  assert np.asarray(line.get_ydata()).tolist() == values.tolist()
+  assert ax.get_ylabel() == '' and figure.axes[0].get_ylabel() == 'nats'
 
 
 @pytest.mark.parametrize('found', [None, [], [{'step': 1}], rows(1)])
