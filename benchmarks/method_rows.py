@@ -53,28 +53,16 @@ def _rates(*values: float) -> list[Trial]:
   return each('optimizer.learning_rate', *values)
 
 
-def _mean_shift() -> Any:
-  """CMSF with BYOL's views and epochs.
-
-  One large view is the target network's, the other the online one's, so that a
-  step is still cheaper than BYOL's.
-  """
-  cfg = digits.get_config('mean_shift')
-  cfg.views.num_small = 0
-  cfg.num_epochs = 120.0
-  return cfg
-
-
 def _msf() -> Any:
   """Without labels."""
-  cfg = _mean_shift()
+  cfg = digits.get_config('mean_shift')
   cfg.loss.update(same_label=False, pseudo_labels='none')
   return cfg
 
 
 def _mean_shift_head() -> Any:
   """Pseudo-labels by the head that learns beside, as in CMSF's release."""
-  cfg = _mean_shift()
+  cfg = digits.get_config('mean_shift')
   cfg.loss.pseudo_labels = 'head'
   cfg.queue.balance = 0.0  # of votes
   return cfg
@@ -177,7 +165,7 @@ ROWS = {
     product(_rates(8e-3, 4e-3), each('support.views', 4, 12)),
     elsewhere=product(_rates(8e-3, 4e-3), each('support.views', 1, 2)),
   ),
-  'mean_shift': Row(_mean_shift, product(_NEIGHBOURS, _VOTES)),
+  'mean_shift': Row(_digits('mean_shift'), product(_NEIGHBOURS, _VOTES)),
   'mean_shift_head': Row(
     _mean_shift_head,
     product(_NEIGHBOURS, each('loss.min_confidence', 0.85, 0.6)),

@@ -154,7 +154,7 @@ def _daino(cfg):
 
 
 def _paws(cfg):
-  """Both labelled images of every class with every batch. Not tuned."""
+  """Both labelled images of every class with every batch."""
   _heads(cfg)
   cfg.predictor.hidden = 64
   cfg.views.brightness = 0.4
@@ -162,7 +162,7 @@ def _paws(cfg):
   cfg.support.update(
     classes=10,
     images_per_class=2,
-    views=4,  # of 20 images, beside 256 large views in BatchNorm
+    views=12,  # of 20 images, beside 256 large views in BatchNorm
     area=cfg.views.large_area,
     brightness=0.4,
     contrast=0.4,
@@ -174,14 +174,17 @@ def _paws(cfg):
 
 
 def _mean_shift(cfg):
-  """CMSF with SemPPL's vote, and its views and networks. Not tuned.
+  """CMSF with SemPPL's vote and networks; BYOL's two views and epochs.
 
   MSF: --config.loss.same_label=False --config.loss.pseudo_labels=none.
   """
   _heads(cfg)
   cfg.ema.base = 0.97
   cfg.loss.update(same_label=True, pseudo_labels='vote')
-  cfg.memory.capacity = 1024  # of 1,500 images: each at most once, nearly
+  cfg.views.num_small = 0
+  cfg.num_epochs = 120.0
+  # Of 1,500 images: each is there at most once, nearly
+  cfg.memory.update(capacity=1024, k=2)
   cfg.queue.update(capacity=32, balance=1.0)
 
 

@@ -321,8 +321,9 @@ def test_mean_shift_on_the_digits_votes_as_semppl_does():
   cfg, semppls = digits.get_config('mean_shift'), digits.get_config()
   for key in ('capacity', 'k', 'min_share', 'balance'):
     assert cfg.queue[key] == semppls.queue[key]
-  for key in ('batch_size', 'num_epochs'):
-    assert cfg[key] == semppls[key]
+  byols = digits.get_config('byol')
+  assert cfg.num_epochs == byols.num_epochs and cfg.views == byols.views
+  assert cfg.batch_size == semppls.batch_size
   for key in ('projector', 'predictor', 'encoder', 'labels'):
     assert cfg[key] == semppls[key]
   assert cfg.memory.capacity < 1500
