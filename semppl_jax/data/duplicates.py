@@ -53,8 +53,9 @@ def find(
 ) -> list[Pair]:
   """Duplicates within training images, and between them and test images.
 
-  Of several images of the same bytes each is paired with the first one only,
-  and only the first one of a split is compared with others.
+  Of several training images of the same bytes each is paired with the first one
+  only, which alone is compared with others. With test images all are paired:
+  each with the first of those of the same bytes.
 
   Args:
     train: of N training images.
@@ -65,17 +66,14 @@ def find(
   Returns:
     Pairs, sorted by their rows.
   """
-  number = len(train.digests)
-  own = _firsts(train)
-  pairs = [Pair(a, b, SAME, 1.0) for a, b in _same(train, train) if a < b]
-  pairs += [
-    Pair(int(own[i]), int(own[j]), kind, score)
-    for i, j, kind, score in _near(
-      thumbnails.rows(train, own), None, least, progress
-    )
+  pairs = [
+    Pair(rows[0], other, SAME, 1.0)
+    for rows in _copies(train).values()
+    for other in rows[1:]
   ]
+  pairs += [Pair(*found) for found in _near(train, None, least, progress)]
   if test is not None:
-    pairs += [Pair(a, number + b, SAME, 1.0) for a, b in _same(train, test)]
+    number = len(train.digests)
     pairs += [
       pair._replace(second=number + pair.second)
       for pair in _across(train, test, least, progress)
@@ -87,11 +85,8 @@ def in_test(
   train: Thumbnails, test: Thumbnails, progress: bool = False
 ) -> np.ndarray:
   """Rows of the training images that have a duplicate among test images."""
-  found = np.isin(train.digests, test.digests[_readable(test)])
-  near = [pair.first for pair in _across(train, test, LEAST, progress)]
-  found |= np.isin(train.digests, train.digests[near])
-  found &= _readable(train)
-  return np.flatnonzero(found)
+  found = {pair.first for pair in _across(train, test, LEAST, progress)}
+  return np.array(sorted(found), int)
 
 
 def of_test(train: sources.Source, test: sources.Source) -> np.ndarray:
@@ -129,39 +124,36 @@ def leave_out(data: sources.Dataset, rows: np.ndarray) -> sources.Dataset:
 
 
 def similar(
-  first: np.ndarray, second: np.ndarray | None, least: float
+  first: np.ndarray, second: np.ndarray, least: float, *, rising: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
   """Pairs of large inner products, exactly, block by block.
 
   Args:
     first: [N, d] float32.
-    second: [M, d] float32; None: pairs within `first`, each once.
+    second: [M, d] float32.
     least: inner product. Of more than 16 of an image in a block of 4,096 the
       largest ones are taken.
+    rising: whether only pairs count whose second row is larger: within one
+      data set each is there once then.
 
   Yields:
     Of each block rows of both, [p] int, their products, [p] float32, and for
     how many rows of `first` the search has now ended.
   """
-  others = first if second is None else second
   for top in range(0, len(first), _ROWS):
     block = first[top : top + _ROWS]
-    begin = top if second is None else 0
-    for left in range(begin, len(others), _COLUMNS):
-      products = block @ others[left : left + _COLUMNS].T
-      if second is None and left < top + len(block):
-        # Each pair once, and none of an image with itself.
+    for left in range(top if rising else 0, len(second), _COLUMNS):
+      products = block @ second[left : left + _COLUMNS].T
+      if rising and left < top + len(block):
         products[np.tri(*products.shape, top - left, dtype=bool)] = -np.inf
       rows, columns = np.nonzero(products >= least)
       values = products[rows, columns]
       kept = _largest(rows, values)
-      last = left + _COLUMNS >= len(others)
+      last = left + _COLUMNS >= len(second)
       yield (
-        rows[kept] + top,
-        columns[kept] + left,
-        values[kept],
-        (len(block) if last else 0),
-      )
+        rows[kept] + top, columns[kept] + left, values[kept],
+        len(block) if last else 0,
+      )  # fmt: skip
 
 
 def _largest(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -172,39 +164,38 @@ def _largest(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
   return np.sort(order[place < _MOST])
 
 
-def _same(first: Thumbnails, second: Thumbnails) -> list[tuple[int, int]]:
-  """(row of the first image of these bytes, row), of all in `second`."""
-  own = _firsts(first)
-  rows = {int(first.digests[i]): int(i) for i in own}
-  return [
-    (rows[digest], int(j))
-    for j in np.flatnonzero(_readable(second))
-    if (digest := int(second.digests[j])) in rows
-  ]
+def _copies(one: Thumbnails) -> dict[int, list[int]]:
+  """Digest -> rows of the images of these bytes that can be read."""
+  copies: dict[int, list[int]] = {}
+  for row in np.flatnonzero(one.sides > 0).tolist():
+    copies.setdefault(int(one.digests[row]), []).append(row)
+  return copies
 
 
 def _firsts(one: Thumbnails) -> np.ndarray:
   """Rows of images that can be read, of the same bytes the first one."""
-  rows = np.flatnonzero(_readable(one))
-  return rows[np.sort(np.unique(one.digests[rows], return_index=True)[1])]
-
-
-def _readable(one: Thumbnails) -> np.ndarray:
-  return one.sides > 0
+  return np.array([rows[0] for rows in _copies(one).values()], int)
 
 
 def _across(
   train: Thumbnails, test: Thumbnails, least: float, progress: bool
 ) -> Iterator[Pair]:
-  """Near pairs of a training and a test image of other bytes."""
-  first, second = _firsts(train), _firsts(test)
-  for i, j, kind, score in _near(
-    thumbnails.rows(train, first), thumbnails.rows(test, second), least,
-    progress,
-  ):  # fmt: skip
-    a, b = int(first[i]), int(second[j])
-    if train.digests[a] != test.digests[b]:
-      yield Pair(a, b, kind, score)
+  """Pairs of a training and a test image; rows of these count from 0."""
+  mine, theirs = _copies(train), _copies(test)
+  for digest in mine.keys() & theirs.keys():
+    yield from _each(mine[digest], theirs[digest], SAME, 1.0)
+  for i, j, kind, score in _near(train, test, least, progress):
+    digest, other = int(train.digests[i]), int(test.digests[j])
+    if digest != other:
+      yield from _each(mine[digest], theirs[other], kind, score)
+
+
+def _each(
+  mine: list[int], theirs: list[int], kind: str, score: float
+) -> Iterator[Pair]:
+  """Every image of both lists once or more, but not all their pairs."""
+  yield from (Pair(row, theirs[0], kind, score) for row in mine)
+  yield from (Pair(mine[0], row, kind, score) for row in theirs[1:])
 
 
 class _Descriptors(NamedTuple):
@@ -214,11 +205,11 @@ class _Descriptors(NamedTuple):
   contrast: np.ndarray  # [N] float32
 
 
-def _describe(pixels: np.ndarray) -> _Descriptors:
-  """Of [N, s, s, 3] uint8, a block at a time."""
+def _describe(pixels: np.ndarray, rows: np.ndarray) -> _Descriptors:
+  """Of some of [N, s, s, 3] uint8, a block at a time."""
   parts = [
-    _describe_block(pixels[i : i + _COLUMNS])
-    for i in range(0, max(1, len(pixels)), _COLUMNS)
+    _describe_block(pixels[rows[i : i + _COLUMNS]])
+    for i in range(0, max(1, len(rows)), _COLUMNS)
   ]
   return _Descriptors(*map(np.concatenate, zip(*parts, strict=True)))
 
@@ -244,32 +235,36 @@ def _describe_block(pixels: np.ndarray) -> _Descriptors:
 def _near(
   first: Thumbnails, second: Thumbnails | None, least: float, progress: bool
 ) -> list[tuple[int, int, str, float]]:
-  """(row, row, kind, score) of near pairs; `second` None: within `first`."""
-  other = first if second is None else second
-  mine = _describe(first.pixels)
-  theirs = mine if second is None else _describe(second.pixels)
+  """(row, row, kind, score) of near pairs; `second` None: within `first`.
+
+  Of images of the same bytes the first one is compared.
+  """
+  rows = _firsts(first)
+  mine = _describe(first.pixels, rows)
+  other, columns, theirs = first, rows, mine
+  if second is not None:
+    other, columns = second, _firsts(second)
+    theirs = _describe(other.pixels, columns)
   found: dict[tuple[int, int], tuple[str, float]] = {}
-  flat = lambda x: x.reshape(len(x), -1)
+  flat = lambda x: x.reshape(len(x), _CELLS**2)
   with tqdm.tqdm(
-    total=2 * len(first.digests),
+    total=2 * len(rows),
     desc='within train' if second is None else 'with test',
     unit='image',
     disable=None if progress else True,
   ) as bar:
     for kind in (NEAR, MIRRORED):
       turned = mine.grey[:, :, :: -1 if kind == MIRRORED else 1]
-      if second is None and kind == NEAR:
-        blocks = similar(flat(turned), None, _CANDIDATE)
-      elif second is None:
-        blocks = _mirrored_within(flat(turned), flat(mine.grey))
-      else:
-        blocks = similar(flat(turned), flat(theirs.grey), _CANDIDATE)
-      for i, j, value, done in blocks:
-        small = np.minimum(first.sides[i], other.sides[j]) < SMALL
+      for i, j, value, done in similar(
+        flat(turned), flat(theirs.grey), _CANDIDATE, rising=second is None
+      ):
+        sides = first.sides[rows[i]], other.sides[columns[j]]
+        small = np.minimum(*sides) < SMALL
         kept = value >= np.where(small, _CANDIDATE_OF_SMALL, _CANDIDATE)
         i, j, small = i[kept], j[kept], small[kept]
         kept = _may_be(mine, theirs, i, j, kind == MIRRORED)
         i, j, small = i[kept], j[kept], small[kept]
+        i, j = rows[i], columns[j]
         scores = _verify(first.pixels, other.pixels, i, j, small, kind)
         good = scores >= np.where(small, max(least, _LEAST_OF_SMALL), least)
         for a, b, score in zip(
@@ -279,13 +274,6 @@ def _near(
             found[a, b] = kind, score
         bar.update(done)
   return [(a, b, *said) for (a, b), said in found.items()]
-
-
-def _mirrored_within(turned, grey):
-  """`similar` of mirror images with images, each pair once."""
-  for i, j, value, done in similar(turned, grey, _CANDIDATE):
-    kept = i < j
-    yield i[kept], j[kept], value[kept], done
 
 
 def _may_be(

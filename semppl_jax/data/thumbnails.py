@@ -64,16 +64,6 @@ def make(source: sources.Source, progress: bool = False) -> Thumbnails:
   return made
 
 
-def rows(thumbnails: Thumbnails, chosen: np.ndarray) -> Thumbnails:
-  """Some of them; `chosen` are rows of images that can be read."""
-  return Thumbnails(
-    thumbnails.digests[chosen],
-    thumbnails.pixels[chosen],
-    thumbnails.sides[chosen],
-    {},
-  )
-
-
 class _Read:
   """Row -> (digest, thumbnail, shorter side), or why there is none."""
 

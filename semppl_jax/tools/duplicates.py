@@ -108,10 +108,11 @@ def _alike(
   embedded /= np.maximum(lengths, 1e-6)
   train = np.flatnonzero(readable[:number])
   test = number + np.flatnonzero(readable[number:])
-  for rows, others in ((train, None), (train, embedded[test])):
-    called = train if others is None else test
-    for i, j, cosine, _ in duplicates.similar(embedded[rows], others, least):
-      for a, b, score in zip(rows[i], called[j], cosine, strict=True):
+  for others in (train, test):
+    for i, j, cosine, _ in duplicates.similar(
+      embedded[train], embedded[others], least, rising=others is train
+    ):
+      for a, b, score in zip(train[i], others[j], cosine, strict=True):
         yield Pair(int(a), int(b), EMBEDDING, float(score))
 
 
