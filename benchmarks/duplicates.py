@@ -3,8 +3,8 @@
   python -m benchmarks.duplicates
   python -m benchmarks.duplicates --images=100000
 
-The first looks for copies in sets that have none, scikit-learn's digits, folders
-of emoji (`benchmarks.emoji_folder`) and of drawn letters and textures
+The first looks for copies in sets that have none, scikit-learn's digits, emoji
+(`benchmarks.emoji_folder`), drawn letters, textures and digits
 (`benchmarks.drawn_folders`): what it finds are false alarms. Then it plants 50
 copies of each kind among the emoji and the letters. The second searches so many
 thumbnails of noise with the spectrum of photographs; none is read.

@@ -63,14 +63,10 @@ def test_the_table_has_pairs_with_test_images_first(folder, tmp_path, capsys):
 def test_without_a_file_the_first_pairs_are_shown(folder, monkeypatch, capsys):
   monkeypatch.setattr(duplicates, '_SHOWN', 1)
   assert _run(folder, '--least=0.99') == 0
-  assert (
-    capsys.readouterr().out.splitlines()[-2:]
-    == [
-      'unlabelled/u0.png (unlabelled), a/t0.png (test): same bytes, 1.0000',
-      'b/b0.png (train), unlabelled/u2.png (unlabelled): near, 0.9963',
-    ]
-    or True
-  )
+  assert capsys.readouterr().out.splitlines()[-2:] == [
+    'unlabelled/u0.png (unlabelled), a/t0.png (test): same bytes, 1.0000',
+    '... 2 pairs in all; --out=FILE.csv has them.',
+  ]
 
 
 def test_embeddings_add_pairs_that_pixels_do_not_show():
