@@ -31,6 +31,7 @@ from semppl_jax.utils import files
 from semppl_jax.weights import files as weight_files
 
 EMBEDDING = 'embedding'
+COSINE = 0.98  # of embeddings that are alike [ours]
 COLUMNS = ('name', 'split', 'other', 'other_split', 'kind', 'score')
 _BLOCK = 512  # images that are embedded at once
 _SHOWN = 10  # pairs, or images, on the terminal
@@ -48,7 +49,7 @@ def find(
   model: model_lib.Model | None = None,
   *,
   least: float = duplicates.LEAST,
-  cosine: float = 0.95,
+  cosine: float = COSINE,
 ) -> Found:
   """Duplicates within the training images, and between these and test images.
 
@@ -250,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
   add(
     '--cosine',
     type=float,
-    default=0.95,
+    default=COSINE,
     help='of embeddings, likewise (default: %(default)s)',
   )
   return parser
