@@ -23,7 +23,7 @@ _OF_THE_RUN = (
     for name in (
       'name', 'path', 'image_size', 'train_split', 'test_split',
       'unlabelled_split', 'num_examples', 'num_classes', 'validation',
-      'validation_rule', 'seed',
+      'validation_rule', 'seed', 'drop_duplicates',
     )
   ),
   *(

@@ -22,6 +22,10 @@ TASKS = {
   'check': ('check', 'look at a run before it starts: same flags'),
   'report': ('report.__main__', 'a web page of one run or several: DIR ...'),
   'select': ('tools.select', 'which images to label: --checkpoint=RUN ...'),
+  'duplicates': (
+    'tools.duplicates',
+    'copies within training images, and of test images',
+  ),
   'embed': ('tools.embed', 'embeddings of many images, with their names'),
   'convert': ('tools.convert', 'weights from format to format: IN OUT'),
   'export': ('tools.export', 'weights for PyTorch: CHECKPOINT FOLDER'),

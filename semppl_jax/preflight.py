@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from semppl_jax import config, types
+from semppl_jax.data import duplicates, sources, thumbnails
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import protocols, quality
@@ -31,6 +32,7 @@ from semppl_jax.workdir import lock, run_log, run_settings
 # Temporary memory beside the convolutions' outputs, as XLA compiles the step
 # for an H100 (table in docs/devices.md), rounded up; without and with remat.
 _KEPT = {False: 2.4, True: 0.9}
+_FEW = 5000  # images that are searched for duplicates: seconds
 _QUICK = 5e8  # bytes of convolutions' outputs, of a pass that is timed
 
 
@@ -60,7 +62,7 @@ def check_run(cfg: ml_collections.ConfigDict, workdir: str | None) -> list[str]:
   teacher = teacher_lib.load(run, workdir)
   plausibility.tell(run)
   batch, data = _data(run)
-  lines = [_settings(run), data]
+  lines = [_settings(run), data, _duplicates(run.data)]
   lines += [one.line for one in (start, teacher) if one is not None]
   lines += [*_memory(run, batch, teacher), *_time(run)]
   return lines + ([_disk(run, workdir)] if workdir else [])
@@ -134,6 +136,30 @@ def _data(run: run_lib.TrainRun) -> tuple[types.Batch, str]:
     f'{len(batch.labels):,}{beside} was there in {seconds:.1f} s, '
     f'{len(unreadable)} of its images unreadable'
   )
+
+
+def _duplicates(data: sources.Dataset) -> str:
+  """Copies, of a data set that is soon read."""
+  number = len(data.train)
+  total = number + (0 if data.test is None else len(data.test))
+  if total > _FEW:
+    return (
+      f'duplicates: not looked for among {total:,} images, which takes its '
+      'time: `semppl-jax duplicates` does'
+    )
+  test = None if data.test is None else thumbnails.make(data.test)
+  pairs = duplicates.find(thumbnails.make(data.train), test)
+  if not pairs:
+    return f'duplicates: none found among {total:,} images'
+  leaks = len({pair.first for pair in pairs if pair.second >= number})
+  inside = sum(pair.second < number for pair in pairs)
+  line = f'duplicates: {inside:,} pairs of training images'
+  if leaks:
+    line += (
+      f'; {leaks:,} training images have a copy among the test images, '
+      'dataset.drop_duplicates=True leaves them out'
+    )
+  return f'{line} (`semppl-jax duplicates` lists them)'
 
 
 def _devices(devices: list[jax.Device]) -> str:

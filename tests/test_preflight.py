@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from semppl_jax import preflight
@@ -20,12 +21,37 @@ def test_everything_is_told(tmp_path):
   cfg = tiny.make_config(num_devices=2)
   lines = preflight.check_run(cfg, str(tmp_path / 'not' / 'there'))
   heads = [line.split(':')[0] for line in lines]
-  assert heads == ['settings', 'data', 'devices', 'memory', 'time', 'disk']
+  assert heads == [
+    'settings', 'data', 'duplicates', 'devices', 'memory', 'time', 'disk'
+  ]  # fmt: skip
   assert '5 steps of 16 images' in lines[0]
   assert '40 training images, 12 of them with a label, of 3 classes' in lines[1]
-  assert '8 images at once on each device' in lines[3]
-  assert '5 steps of' in lines[4]
+  assert lines[2] == 'duplicates: none found among 50 images'
+  assert '8 images at once on each device' in lines[4]
+  assert '5 steps of' in lines[5]
   assert not (tmp_path / 'not').exists()
+
+
+def test_duplicates_are_counted_where_images_are_few(tmp_path, monkeypatch):
+  random = np.random.RandomState(0)
+  images = random.randint(0, 256, (9, 8, 8, 3), np.uint8)
+  train = np.concatenate([images, images[:3]])
+  path = tmp_path / 'a.npz'
+  np.savez(
+    path, train_images=train, train_labels=np.arange(12) % 3,
+    test_images=images[[0, 8]], test_labels=np.array([0, 1]),
+  )  # fmt: skip
+  cfg = tiny.make_config(num_devices=1, batch_size=4)
+  cfg.labels.per_class = 1
+  cfg.dataset.update(name='arrays', path=str(path))
+  line = preflight.check_run(cfg, None)[2]
+  assert line == (
+    'duplicates: 3 pairs of training images; 3 training images have a copy '
+    'among the test images, dataset.drop_duplicates=True leaves them out '
+    '(`semppl-jax duplicates` lists them)'
+  )
+  monkeypatch.setattr(preflight, '_FEW', 13)
+  assert 'not looked for among 14 images' in preflight.check_run(cfg, None)[2]
 
 
 def test_floor_of_the_activations():

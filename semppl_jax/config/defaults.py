@@ -110,6 +110,9 @@ def dataset() -> dict[str, Any]:
     # release holds out ImageNet's first 10,000 [P]
     'validation_rule': 'stratified',
     'seed': 0,  # of the validation split, and of synthetic
+    # True: training images that have a copy among the test images (or those
+    # held out for validation) are left out; see docs/duplicates.md [ours]
+    'drop_duplicates': False,
     'masks': '',  # a folder that `python -m semppl_jax.saliency` wrote
     # An image that cannot be decoded: 'replace' by another, or 'error'
     'on_corrupt': 'replace',

@@ -50,6 +50,7 @@ _ADDED = {
   'watchdog.min_marginal_entropy': 0.1,
   'watchdog.max_assignment_entropy': 0.99,
   'labels.rule': 'stratified',
+  'dataset.drop_duplicates': False,
 }
 # Likewise, of SemPPL's own.
 _ADDED_TO_SEMPPL = {
@@ -93,6 +94,7 @@ _ADDED_TO_EVALUATIONS = {
   'knn.temperature': 0.07,
   'knn.more_k': [],
   'labels.rule': 'stratified',
+  'dataset.drop_duplicates': False,
 }
 # What `supervised` has no use for.
 _NOT_SUPERVISED = (

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from semppl_jax.data import array_files, folders, image_files, tfds_files
+from semppl_jax.data import (
+  array_files,
+  duplicates,
+  folders,
+  image_files,
+  tfds_files,
+)
 from semppl_jax.data.sources import (
   Dataset,
   Joined,
@@ -33,10 +39,12 @@ def load(cfg: Any) -> Dataset:
   Args:
     cfg: name (digits, arrays, folder, imagenet2012, tfds:NAME or synthetic),
       path, image_size, num_examples, num_classes, train_split, test_split,
-      unlabelled_split, validation, validation_rule, seed. With validation above
-      0, so many training images with a known label are held out (the first
-      ones, or equal shares of each class), and take the test images' place;
-      these are not touched.
+      unlabelled_split, validation, validation_rule, seed, drop_duplicates. With
+      validation above 0, so many training images with a known label are held
+      out (the first ones, or equal shares of each class), and take the test
+      images' place; these are not touched. With drop_duplicates, training
+      images are left out that have a copy among the test images, or those in
+      their place; all images are read for that.
 
   Returns:
     The data set.
@@ -44,7 +52,12 @@ def load(cfg: Any) -> Dataset:
   Raises:
     UserError: one line that names the setting or the file and what would do.
   """
-  data = _loader(cfg.name)(cfg)
+  data = _held_out(cfg, _loader(cfg.name)(cfg))
+  return _less_duplicates(cfg, data) if cfg.drop_duplicates else data
+
+
+def _held_out(cfg: Any, data: Dataset) -> Dataset:
+  """With validation images in the place of the test images, if so set."""
   if not cfg.validation:
     return data
   labels = data.train.labels
@@ -63,6 +76,24 @@ def load(cfg: Any) -> Dataset:
   return data._replace(
     train=Rows(data.train, rest), test=test, held_out=test.names or ()
   )
+
+
+# What was found, for a data set is opened more than once.
+_found: dict[tuple[Any, ...], np.ndarray] = {}
+_CHOOSE_IMAGES = (
+  'name', 'path', 'train_split', 'test_split', 'unlabelled_split',
+  'num_examples', 'num_classes', 'validation', 'validation_rule', 'seed',
+)  # fmt: skip
+
+
+def _less_duplicates(cfg: Any, data: Dataset) -> Dataset:
+  if data.test is None:
+    return data
+  settings = tuple(cfg[name] for name in _CHOOSE_IMAGES)
+  key = (settings, data.fingerprint, len(data.train), len(data.test))
+  if key not in _found:
+    _found[key] = duplicates.of_test(data.train, data.test)
+  return duplicates.leave_out(data, _found[key])
 
 
 def _loader(name: str) -> Callable[[Any], Dataset]:

@@ -8,6 +8,7 @@ from semppl_jax import config
 from semppl_jax.data import datasets, images, sources
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
+from tests.helpers import photos
 
 
 def load(**kwargs):
@@ -400,3 +401,72 @@ def test_folder_mistakes(tmp_path):
   write(tmp_path / 'a.png', plain(0))
   with pytest.raises(UserError, match='image_size is 0; .* at least 1'):
     load_folder(tmp_path, image_size=0)
+
+
+# -- duplicates --
+
+
+def _folder_with_copies(path):
+  """Of ten training images 0, 4 and 5 have a copy in test, and 9 is broken."""
+  images_of = [photos.photo(i) for i in range(10)]
+  for i, image in enumerate(images_of):
+    file = path / 'train' / 'ab'[i % 2] / f'{i}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+  (path / 'train/b/9.png').write_bytes(b'no image')
+  for name, image in (
+    ('a/x', photos.cropped(images_of[0])),
+    ('a/y', photos.flipped(images_of[4])),
+    ('b/z', images_of[5]),
+    ('b/w', photos.photo(99)),
+  ):
+    file = path / 'test' / f'{name}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+
+
+def test_training_images_with_a_copy_in_test_are_left_out(tmp_path):
+  _folder_with_copies(tmp_path)
+  whole = load(name='folder', path=str(tmp_path))
+  less = load(name='folder', path=str(tmp_path), drop_duplicates=True)
+  wanted = [
+    i
+    for i, name in enumerate(whole.train.names)
+    if name not in ('a/0.png', 'a/4.png', 'b/5.png')
+  ]
+  assert ids(sources.Rows(less.train, np.arange(7))) == wanted
+  assert less.train.labels.tolist() == whole.train.labels[wanted].tolist()
+  assert len(less.test) == 4 and less.fingerprint == whole.fingerprint
+  (note,) = less.notes
+  assert note.endswith('test images: a/0.png, a/4.png, b/5.png')
+  assert '3 of 10 training images' in note
+
+
+def test_copies_of_held_out_images_are_left_out(tmp_path):
+  made = np.stack([photos.photo(i, 32) for i in range(6)])
+  train = np.concatenate([made, made, made[:2]])
+  path = tmp_path / 'a.npz'
+  np.savez(path, train_images=train, train_labels=np.zeros(14, int))
+  whole = load(name='arrays', path=str(path), drop_duplicates=True)
+  assert len(whole.train) == 14  # nothing to test with
+  less = load(
+    name='arrays', path=str(path), drop_duplicates=True, validation=2,
+    validation_rule='first',
+  )  # fmt: skip
+  assert ids(less.test) == [0, 1]
+  assert ids(less.train) == [2, 3, 4, 5, 8, 9, 10, 11]
+
+
+def test_images_are_read_once_for_it(tmp_path, monkeypatch):
+  _folder_with_copies(tmp_path)
+  asked, search = [], datasets.duplicates.of_test
+
+  def counted(*arguments):
+    asked.append(arguments)
+    return search(*arguments)
+
+  monkeypatch.setattr(datasets.duplicates, 'of_test', counted)
+  known = {'name': 'folder', 'path': str(tmp_path), 'drop_duplicates': True}
+  assert len(load(**known).train) == len(load(**known, image_size=9).train) == 7
+  assert len(asked) == 1
+  assert len(load(**known, validation=3).train) == 7 and len(asked) == 2
