@@ -119,13 +119,13 @@ def _alike(
 
 def _embed(model: model_lib.Model, source: sources.Source) -> np.ndarray:
   rows = np.zeros((len(source), model.embedding_size), np.float32)
-  ignore = lambda name, reason: None  # thumbnails have told
   with tqdm.tqdm(
     total=len(source), desc='embeddings', unit='image', disable=None
   ) as bar:
     for i in range(0, len(source), _BLOCK):
       block = np.arange(i, min(i + _BLOCK, len(source)))
-      rows[block] = model.embed_source(sources.Rows(source, block), ignore)
+      # Thumbnails have told of what cannot be read.
+      rows[block], _ = model.features(sources.Rows(source, block))
       bar.update(len(block))
   return rows
 
