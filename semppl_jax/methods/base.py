@@ -8,7 +8,7 @@ Shapes: B images in the global batch, D devices, b = B/D here; V views of the
 online network, W of the target network; d the size of a projection.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -373,6 +373,24 @@ def check_above_zero(cfg: ml_collections.ConfigDict, *keys: str) -> None:
     value = checks.look_up(cfg, key)
     if not value > 0:
       raise UserError(f'{key} is {value}; it must be above 0.')
+
+
+# Settings of objectives that have a queue of labelled images. -----------------
+
+
+def queue_doubts(
+  cfg: ml_collections.ConfigDict, facts: RunFacts
+) -> Iterator[str]:
+  """What can hardly be meant of a queue whose images vote; see `doubts`."""
+  if (facts.class_share > 0).sum() == 1 < facts.num_classes:
+    yield 'all labelled images are of one class'
+  share = cfg.labels.share or facts.num_labels / facts.num_images
+  passing = int(share * cfg.batch_size * facts.total_steps)
+  if passing < cfg.queue.capacity:
+    yield (
+      f'queue.capacity {cfg.queue.capacity:,} can never fill: about '
+      f'{passing:,} labelled images come by in all {facts.total_steps:,} steps'
+    )
 
 
 # Settings of objectives that have a frozen teacher. ---------------------------

@@ -377,17 +377,8 @@ def doubts(
       f'memory.capacity {capacity:,} is more than the {facts.num_images:,} '
       'training images: an image would be its own neighbour again and again'
     )
-  if cfg.loss.pseudo_labels == 'none' or not facts.num_labels:
-    return
-  if (facts.class_share > 0).sum() == 1 < facts.num_classes:
-    yield 'all labelled images are of one class'
-  share = cfg.labels.share or facts.num_labels / facts.num_images
-  passing = int(share * cfg.batch_size * facts.total_steps)
-  if passing < cfg.queue.capacity:
-    yield (
-      f'queue.capacity {cfg.queue.capacity:,} can never fill: about '
-      f'{passing:,} labelled images come by in all {facts.total_steps:,} steps'
-    )
+  if cfg.loss.pseudo_labels != 'none' and facts.num_labels:
+    yield from base.queue_doubts(cfg, facts)
 
 
 def advice(cfg: ml_collections.ConfigDict) -> tuple[str, ...]:
