@@ -8,6 +8,20 @@ message names them.
 
 from semppl_jax.storage.address import is_remote
 from semppl_jax.storage.errors import StorageError
-from semppl_jax.storage.paths import RemotePath, check_address, path
+from semppl_jax.storage.paths import (
+  RemotePath,
+  check_address,
+  exists,
+  is_dir,
+  path,
+)
 
-__all__ = ['RemotePath', 'StorageError', 'check_address', 'is_remote', 'path']
+__all__ = [
+  'RemotePath',
+  'StorageError',
+  'check_address',
+  'exists',
+  'is_dir',
+  'is_remote',
+  'path',
+]

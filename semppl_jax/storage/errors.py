@@ -101,6 +101,8 @@ _SET = {
 class StorageError(UserError):
   """What object storage did not do, and what would help, in one line."""
 
+  is_permission = False  # whether that is for want of a permission
+
 
 def missing_extra(scheme: str) -> StorageError:
   """Where the client of a cloud is not installed."""
@@ -133,9 +135,11 @@ def told(url: str, what: str) -> Iterator[None]:
     is_absent = isinstance(error, FileNotFoundError) or 'NoSuchKey' in words
     if is_absent and not set(words) & set(_NO_BUCKET):
       reason = os.strerror(errno.ENOENT)
-      raise FileNotFoundError(errno.ENOENT, reason, url) from error
+      raise FileNotFoundError(errno.ENOENT, reason, url) from None
+    line = StorageError(_line(url, what, words))
+    line.is_permission = ': no permission' in str(line)
     # Not from the error: a trace must not tell what it says.
-    raise StorageError(_line(url, what, words)) from None
+    raise line from None
 
 
 def signs(error: BaseException) -> list[str]:
@@ -151,6 +155,8 @@ def signs(error: BaseException) -> list[str]:
     code = getattr(one, 'code', None)  # gcsfs: the status
     if isinstance(code, int | str) and str(code).isalnum():
       found.append(str(code))
+    if str(one).startswith('Forbidden:'):  # gcsfs, of a status 403
+      found.append('403')
     found += [kind.__name__ for kind in type(one).__mro__[:-3]]
     one = one.__cause__ or one.__context__
   return [word for word in found if word]
