@@ -54,6 +54,12 @@ def test_other_addresses_are_refused_and_not_repeated(address, words):
   assert words in str(error.value) and 'hunter2' not in str(error.value)
 
 
+def test_what_is_written_on_disks_only():
+  assert storage.on_disk('a/b', '--out') == pathlib.Path('a/b')
+  with pytest.raises(UserError, match='--out is s3://buck/x: it is written on'):
+    storage.on_disk('s3://buck/x', '--out')
+
+
 def test_objects_are_written_read_listed_and_deleted(bucket):
   run = bucket / 'run'
   assert not run.exists() and objects.tree(run) == {}

@@ -8,14 +8,15 @@ import sys
 import numpy as np
 import pytest
 
-from semppl_jax import checkpoint, errors, pretraining, storage
+from semppl_jax import checkpoint, errors, preflight, pretraining, storage
 from semppl_jax.evaluation import follow
 from semppl_jax.report import page
 from semppl_jax.storage import objects
+from semppl_jax.tools import label as label_tool
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.weights import load as load_lib
-from semppl_jax.workdir import metrics, plots
+from semppl_jax.workdir import metrics, plots, stop_file
 from tests.evaluation import test_protocols
 from tests.helpers import bucket as bucket_lib
 from tests.helpers import proxy as proxy_lib
@@ -23,6 +24,7 @@ from tests.helpers import tiny
 from tests.resilience import kills_check
 
 _SECRET = 'hunter2hunter2'
+_TRAIN_STEP = step_lib.train_step
 
 
 def make_config(**changes):
@@ -114,6 +116,36 @@ def test_what_reads_runs_reads_it_there(done, alone, tmp_path):
   assert written == done / 'report.html'
   assert 'Curves' in written.read_text()
   written.unlink()
+
+
+@pytest.mark.long  # a step that fills the queue has to be compiled
+def test_labels_for_the_rest_are_written_there(s3, monkeypatch):
+  done = s3 / 'run'
+  monkeypatch.setattr(step_lib, 'train_step', _TRAIN_STEP)
+  monkeypatch.setattr(pretraining, 'finish', light_end)
+  run(done)
+  found = label_tool.label(run=str(done), next_images=2)
+  assert found.path == str(done / 'labels.csv') and len(found.next) == 2
+  for name in ('labels.csv', 'labels.json', 'labels_next.txt'):
+    assert (done / name).is_file()
+    (done / name).unlink()
+
+
+@pytest.mark.long  # it compiles a pass to time it
+def test_a_look_before_it_starts(s3):
+  lines = preflight.check_run(make_config(), str(s3 / 'run'))
+  assert lines[-1].startswith('storage: checkpoints of 0.1 MB')
+  assert f'in {s3}/run; one at a time on the disk at /' in lines[-1]
+  assert objects.tree(s3) == {}
+
+
+def test_an_alarm_is_noted(s3):
+  stop = stop_file.Stop(5, 3, 'it exploded')
+  assert stop_file.read(s3) is None
+  stop_file.write(str(s3), stop)
+  assert stop_file.read(s3) == stop
+  stop_file.remove(str(s3))
+  assert stop_file.read(s3) is None
 
 
 def test_a_worker_follows_it(done):
