@@ -42,7 +42,8 @@ def test_no_such_bucket(bucket):
     (403, 'SignatureDoesNotMatch', 'not accepted (SignatureDoesNotMatch)'),
     (503, 'SlowDown', 'does not answer (SlowDown): when it does, the same'),
     (500, 'InternalError', 'does not answer (InternalError)'),
-    (418, 'Odd', 'cannot be'),
+    (400, 'AuthorizationHeaderMalformed', 'in another region (Authorization'),
+    (418, 'Odd', ': Odd.'),
   ],
 )
 def test_what_the_server_refuses(proxied, status, code, words):

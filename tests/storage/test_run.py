@@ -209,7 +209,8 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(s3, light, how, capsys):
   assert (place / 'checkpoints/damaged/5').exists() == (how != 'cut off')
 
 
-def test_which_checkpoints_stay(s3):
+def test_which_checkpoints_stay(proxied):
+  s3, proxy = proxied
   saver = checkpoint.InBucket(str(s3), keep=2, keep_every=4)
   for step in range(1, 8):
     if step == 3:
@@ -219,6 +220,7 @@ def test_which_checkpoints_stay(s3):
   saver.save(7, {'x': np.zeros(1)}, {})  # is there already
   saver.discard_after(6)
   saver.close()
+  _check_order(proxy.requests, s3)
   assert checkpoint.steps(str(s3)) == [3, 4, 6]
   other = checkpoint.InBucket(str(s3), keep=2)
   like = {'x': np.zeros(6, np.int64), 'none': np.zeros(0)}
@@ -227,6 +229,18 @@ def test_which_checkpoints_stay(s3):
   with pytest.raises(errors.UserError, match='/checkpoints/6 does not fit'):
     other.restore(like | {'x': np.zeros(5)})
   other.close()
+
+
+def _check_order(requests, place):
+  """The marker is written last and deleted first."""
+  for step in (1, 2):
+    below = f'/{place.bucket}/checkpoints/{step}/'
+    asked = [(how, path) for how, path in requests if path.startswith(below)]
+    marker = f'{below}commit_success.txt'
+    written = [path for how, path in asked if how == 'PUT']
+    deleted = [path for how, path in asked if how == 'DELETE']
+    assert len(written) == len(deleted) > 8
+    assert written[-1] == deleted[0] == marker
 
 
 def test_an_upload_that_was_cut_off_counts_for_nothing(s3):
