@@ -1,8 +1,11 @@
 """Logistic regression on frozen features: for transfer, and linear probes."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from semppl_jax.errors import UserError
@@ -84,7 +87,7 @@ class _Space:
     x = self.of(features)
     self.scale = float(np.sqrt(np.mean(x**2, dtype=np.float64))) or 1.0
     x /= self.scale
-    variances, axes = np.linalg.eigh(x.T @ x / np.float32(len(x)))
+    variances, axes = _eigh(x.T @ x / np.float32(len(x)))
     rank = min(x.shape)  # r: nothing is along the others
     self.variances = np.maximum(variances[-rank:], 0).astype(np.float64)
     self._axes = axes[:, -rank:]
@@ -93,6 +96,14 @@ class _Space:
     """Coordinates of N features: [N, e] float -> [N, r] float32."""
     x = ((features - self._centre) / self.scale).astype(np.float32)
     return x if self._axes is None else x @ self._axes
+
+
+def _eigh(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Eigenvalues [e] and vectors [e, e], by an accelerator if there is one."""
+  if jax.default_backend() == 'cpu':
+    return np.linalg.eigh(covariance)
+  values, vectors = jnp.linalg.eigh(covariance)
+  return np.asarray(values), np.asarray(vectors)
 
 
 class _Model(NamedTuple):
@@ -188,7 +199,11 @@ class _Loss:
     """
     self.is_done = False  # at the place that was asked about last
     self._x, self._strength, self._classes = x, strength, start.classes
-    self._own = np.arange(len(x)), truth
+    self._parts = _parts_on_cpu
+    if jax.default_backend() != 'cpu':
+      self._parts = _parts_on_device
+      self._x, truth = jax.device_put((x, truth))
+    self._truth = truth
     p = np.exp(start.logits(x))
     p /= p.sum(axis=1, keepdims=True)
     curvature = np.mean(p * (1 - p), axis=0, dtype=np.float64)  # [K]
@@ -198,18 +213,13 @@ class _Loss:
 
   def __call__(self, place: np.ndarray) -> tuple[float, np.ndarray]:
     """The loss, and its gradient, [(r + 1) K] float64."""
-    model, count = self.model(place), len(self._x)
-    # The rows' softmax, without further copies: they are large.
-    p = model.logits(self._x)  # [N, K]
-    own = p[self._own]
-    np.exp(p, out=p)
-    total = p.sum(axis=1)
-    loss = np.mean(np.log(total) - own, dtype=np.float64)
+    model = self.model(place)
+    losses, of_weights, of_bias = self._parts(
+      self._x, self._truth, *map(np.float32, (model.weights, model.bias))
+    )
+    loss = np.mean(losses, dtype=np.float64)
     loss += self._strength / 2 * np.sum(model.weights**2)
-    p /= total[:, None]
-    p[self._own] -= 1
-    of_weights = self._x.T @ p / count + self._strength * model.weights
-    of_bias = p.mean(axis=0, dtype=np.float64)
+    of_weights = np.asarray(of_weights) + self._strength * model.weights
     gradient = np.concatenate(
       [(of_weights / self._weight_scale).ravel(), of_bias / self._bias_scale]
     )
@@ -227,6 +237,41 @@ class _Loss:
     shape = self._weight_scale.shape
     weights = place[: -shape[1]].reshape(shape) / self._weight_scale
     return _Model(self._classes, weights, place[-shape[1] :] / self._bias_scale)
+
+
+# Of N rows' mean cross-entropy: losses [N], gradients [r, K], [K], all float32.
+_Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _parts_on_cpu(
+  x: np.ndarray, truth: np.ndarray, weights: np.ndarray, bias: np.ndarray
+) -> _Parts:
+  """By NumPy, the rows' softmax without further copies: they are large."""
+  own = np.arange(len(x)), truth
+  p = x @ weights  # [N, K]
+  p += bias
+  p -= p.max(axis=1, keepdims=True)
+  of_own = p[own]
+  np.exp(p, out=p)
+  total = p.sum(axis=1)
+  p /= total[:, None]
+  p[own] -= 1
+  of_bias = p.mean(axis=0, dtype=np.float64)
+  return np.log(total) - of_own, x.T @ p / len(x), of_bias
+
+
+@jax.jit
+def _parts_on_device(
+  x: jax.Array, truth: jax.Array, weights: jax.Array, bias: jax.Array
+) -> _Parts:
+  """The same on an accelerator, where the rows are already."""
+  product = functools.partial(jnp.matmul, precision='highest')
+  logits = product(x, weights) + bias
+  losses = -jnp.take_along_axis(
+    jax.nn.log_softmax(logits), truth[:, None], axis=1
+  )[:, 0]
+  p = jax.nn.softmax(logits) - jax.nn.one_hot(truth, logits.shape[1])
+  return losses, product(x.T, p) / len(x), p.mean(axis=0)
 
 
 def linear_probe(
