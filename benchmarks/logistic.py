@@ -4,11 +4,11 @@
 
 Features as a network's: not negative, correlated (ReLU of a random product of
 low rank plus noise). A path of strengths, each fit from the one before, as
-`evaluation.logistic.regression` takes it, on the accelerator if there is one;
-scikit-learn's is what it was before: L-BFGS on centred float64 features. There
-it stopped at --tolerance=1e-3, far above the minimum where the penalty is weak;
-1e-6 comes nearer. Prints seconds and the losses of both, and the smallest ratio
-of a round; --json=FILE writes the numbers.
+`evaluation.logistic.regression` takes it; scikit-learn's is what it was before:
+L-BFGS on centred float64 features. There it stopped at --tolerance=1e-3, far
+above the minimum where the penalty is weak; 1e-6 comes nearer. Prints seconds
+and the losses of both, and the smallest ratio of a round; --json=FILE writes
+the numbers.
 """
 
 import time

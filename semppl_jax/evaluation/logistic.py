@@ -1,15 +1,21 @@
 """Logistic regression on frozen features: for transfer, and linear probes."""
 
+import concurrent.futures
 import functools
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation.measures import Measure
+
+# Threads of a fit, each with rows of its own. BLAS has one meanwhile: it splits
+# products of few columns badly, and short sums at a loss.
+_THREADS = os.cpu_count() or 1
+_one_thread = functools.partial(threadpoolctl.threadpool_limits, 1, 'blas')
 
 # A fit has converged when so much of the mean loss is left to gain [ours].
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-7
@@ -87,7 +93,9 @@ class _Space:
     x = self.of(features)
     self.scale = float(np.sqrt(np.mean(x**2, dtype=np.float64))) or 1.0
     x /= self.scale
-    variances, axes = _eigh(x.T @ x / np.float32(len(x)))
+    covariance = x.T @ x / np.float32(len(x))
+    with _one_thread():
+      variances, axes = np.linalg.eigh(covariance)
     rank = min(x.shape)  # r: nothing is along the others
     self.variances = np.maximum(variances[-rank:], 0).astype(np.float64)
     self._axes = axes[:, -rank:]
@@ -96,14 +104,6 @@ class _Space:
     """Coordinates of N features: [N, e] float -> [N, r] float32."""
     x = ((features - self._centre) / self.scale).astype(np.float32)
     return x if self._axes is None else x @ self._axes
-
-
-def _eigh(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Eigenvalues [e] and vectors [e, e], by an accelerator if there is one."""
-  if jax.default_backend() == 'cpu':
-    return np.linalg.eigh(covariance)
-  values, vectors = jnp.linalg.eigh(covariance)
-  return np.asarray(values), np.asarray(vectors)
 
 
 class _Model(NamedTuple):
@@ -115,10 +115,7 @@ class _Model(NamedTuple):
 
   def logits(self, x: np.ndarray) -> np.ndarray:
     """[N, r] float32 -> [N, K] float32; the largest of each row is 0."""
-    logits = x @ self.weights.astype(np.float32)
-    logits += self.bias.astype(np.float32)
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits
+    return _logits(x, self.weights.astype(np.float32), self.bias)
 
   def predict(self, x: np.ndarray) -> np.ndarray:
     """[N, r] float32 -> [N], of the classes."""
@@ -147,27 +144,33 @@ class _Fits:
       # The minimum for an infinite strength.
       nothing = np.zeros((x.shape[1], len(classes)))
       self.model = _Model(classes, nothing, np.log(sizes / len(labels)))
-    loss = _Loss(x, truth, strength / len(x), self.model, self._variances)
-    place = loss.place(self.model)
-    loss(place)
-
-    def stop_if_done(unused_place):
-      if loss.is_done:
-        raise StopIteration
-
-    if not loss.is_done:
-      place = optimize.minimize(
-        loss,
-        place,
-        jac=True,
-        method='L-BFGS-B',
-        callback=stop_if_done,
-        options={
-          'maxiter': self._max_iterations, 'gtol': 0, 'ftol': 0, 'maxls': 50,
-          'maxfun': np.inf,
-        },
-      ).x  # fmt: skip
+    with (
+      concurrent.futures.ThreadPoolExecutor(_THREADS) as threads,
+      _one_thread(),
+    ):
+      loss = _Loss(
+        x, truth, strength / len(x), self.model, self._variances, threads
+      )
+      place = loss.place(self.model)
       loss(place)
+
+      def stop_if_done(unused_place):
+        if loss.is_done:
+          raise StopIteration
+
+      if not loss.is_done:
+        place = optimize.minimize(
+          loss,
+          place,
+          jac=True,
+          method='L-BFGS-B',
+          callback=stop_if_done,
+          options={
+            'maxiter': self._max_iterations, 'gtol': 0, 'ftol': 0, 'maxls': 50,
+            'maxfun': np.inf,
+          },
+        ).x  # fmt: skip
+        loss(place)
     self.unfinished += not loss.is_done
     self.model = loss.model(place)
 
@@ -187,6 +190,7 @@ class _Loss:
     strength: float,
     start: _Model,
     variances: np.ndarray,
+    threads: concurrent.futures.Executor,
   ):
     """The loss of N rows.
 
@@ -196,14 +200,16 @@ class _Loss:
       strength: of the penalty of the mean loss.
       start: where the fit begins.
       variances: [r] of the axes.
+      threads: among which the rows are shared.
     """
     self.is_done = False  # at the place that was asked about last
-    self._x, self._strength, self._classes = x, strength, start.classes
-    self._parts = _parts_on_cpu
-    if jax.default_backend() != 'cpu':
-      self._parts = _parts_on_device
-      self._x, truth = jax.device_put((x, truth))
-    self._truth = truth
+    self._count, self._strength, self._classes = len(x), strength, start.classes
+    size = -(-len(x) // _THREADS)
+    self._parts = [
+      (x[at : at + size], truth[at : at + size])
+      for at in range(0, len(x), size)
+    ]
+    self._map = threads.map
     p = np.exp(start.logits(x))
     p /= p.sum(axis=1, keepdims=True)
     curvature = np.mean(p * (1 - p), axis=0, dtype=np.float64)  # [K]
@@ -214,12 +220,12 @@ class _Loss:
   def __call__(self, place: np.ndarray) -> tuple[float, np.ndarray]:
     """The loss, and its gradient, [(r + 1) K] float64."""
     model = self.model(place)
-    losses, of_weights, of_bias = self._parts(
-      self._x, self._truth, *map(np.float32, (model.weights, model.bias))
-    )
-    loss = np.mean(losses, dtype=np.float64)
-    loss += self._strength / 2 * np.sum(model.weights**2)
-    of_weights = np.asarray(of_weights) + self._strength * model.weights
+    weights, bias = model.weights.astype(np.float32), model.bias
+    sums = self._map(lambda part: _sums(*part, weights, bias), self._parts)
+    loss, of_weights, of_bias = (sum(of_parts) for of_parts in zip(*sums))
+    loss = loss / self._count + self._strength / 2 * np.sum(model.weights**2)
+    of_weights = of_weights / self._count + self._strength * model.weights
+    of_bias = of_bias / self._count
     gradient = np.concatenate(
       [(of_weights / self._weight_scale).ravel(), of_bias / self._bias_scale]
     )
@@ -239,39 +245,37 @@ class _Loss:
     return _Model(self._classes, weights, place[-shape[1] :] / self._bias_scale)
 
 
-# Of N rows' mean cross-entropy: losses [N], gradients [r, K], [K], all float32.
-_Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def _parts_on_cpu(
+def _sums(
   x: np.ndarray, truth: np.ndarray, weights: np.ndarray, bias: np.ndarray
-) -> _Parts:
-  """By NumPy, the rows' softmax without further copies: they are large."""
+) -> tuple[float, np.ndarray, np.ndarray]:
+  """Sums over rows, of their cross-entropy and of its gradients.
+
+  Args:
+    x: [n, r] float32.
+    truth: [n] int, places of the classes.
+    weights: [r, K] float32.
+    bias: [K] float64.
+
+  Returns:
+    The loss; its gradient by the weights, [r, K] float32; by the bias, [K].
+  """
   own = np.arange(len(x)), truth
-  p = x @ weights  # [N, K]
-  p += bias
-  p -= p.max(axis=1, keepdims=True)
+  p = _logits(x, weights, bias)  # without further copies: they are large
   of_own = p[own]
   np.exp(p, out=p)
   total = p.sum(axis=1)
+  loss = np.sum(np.log(total) - of_own, dtype=np.float64)
   p /= total[:, None]
   p[own] -= 1
-  of_bias = p.mean(axis=0, dtype=np.float64)
-  return np.log(total) - of_own, x.T @ p / len(x), of_bias
+  return loss, x.T @ p, p.sum(axis=0, dtype=np.float64)
 
 
-@jax.jit
-def _parts_on_device(
-  x: jax.Array, truth: jax.Array, weights: jax.Array, bias: jax.Array
-) -> _Parts:
-  """The same on an accelerator, where the rows are already."""
-  product = functools.partial(jnp.matmul, precision='highest')
-  logits = product(x, weights) + bias
-  losses = -jnp.take_along_axis(
-    jax.nn.log_softmax(logits), truth[:, None], axis=1
-  )[:, 0]
-  p = jax.nn.softmax(logits) - jax.nn.one_hot(truth, logits.shape[1])
-  return losses, product(x.T, p) / len(x), p.mean(axis=0)
+def _logits(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+  """[n, r] float32 -> [n, K] float32; the largest of each row is 0."""
+  logits = x @ weights
+  logits += bias.astype(np.float32)
+  logits -= logits.max(axis=1, keepdims=True)
+  return logits
 
 
 def linear_probe(
