@@ -11,7 +11,7 @@
 #   PYTHON   interpreter with semppl_jax's packages (python3)
 #   TORCH    interpreter with PyTorch ("": without; else the same, if it is there)
 #   WHEELS   a folder with wheels of what is missing
-#   MINUTES  8, whole ones; all parts, with PyTorch, take about 25
+#   MINUTES  8, whole ones; all parts, with PyTorch, take about 30
 #   PARTS    names of parts with blanks between; all of them by default
 set -uo pipefail
 OUT=${1:?OUT, a folder for the results}
@@ -85,7 +85,7 @@ if [ -n "$TORCH" ] && [ -z "${TINY:-}" ]; then
 fi
 part kernels 100 "$PYTHON" -m benchmarks.kernels --json="$OUT/kernels.json" \
   "${SIZES[@]}" "${LOW[@]}"
-step float32 240 --batch_size="$FIRST" --torch=
+step float32 300 --batch_size="$FIRST" --torch=
 part regression 90 "$PYTHON" -m benchmarks.logistic --rounds=1 "${REGRESSION[@]}"
 part knn 60 "$PYTHON" -m benchmarks.knn --rounds=1 "${KEYS[@]}"
 SEMPPL_TEST_PLATFORM=$TEST_ON JAX_DEFAULT_MATMUL_PRECISION=highest \
@@ -103,12 +103,12 @@ labels = np.arange(len(images)) % 10
 np.savez(sys.argv[1], train_images=images, train_labels=labels)
 END
 part cifar_images 30 "$PYTHON" "$OUT/cifar.py" "$OUT/images.npz" "$IMAGES"
-part cifar 120 "$PYTHON" -m semppl_jax.main --config=experiments/cifar10.py \
+part cifar 240 "$PYTHON" -m semppl_jax.main --config=experiments/cifar10.py \
   --config.dataset.name=arrays --config.dataset.path="$OUT/images.npz" \
   --workdir="$OUT/cifar" --config.num_epochs=2.0 \
   "${CIFAR[@]}"
 for batch in "${BATCHES[@]:1}"; do
-  step "bfloat16_$batch" 160 --precision=bfloat16 --batch_size="$batch" --torch=
+  step "bfloat16_$batch" 300 --precision=bfloat16 --batch_size="$batch" --torch=
 done
 if [ -n "$TORCH" ] && [ -z "${TINY:-}" ]; then
   part torch_networks 200 "$PYTHON" -m benchmarks.step "${SIZES[@]}" "${LOW[@]}" \
