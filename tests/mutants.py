@@ -30,6 +30,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 TESTS = {
   'train/step': ('train/test_step',),
   'methods/semppl': ('train/test_step',),
+  'methods/semppl_options': ('methods/test_semppl_options',),
   'methods/byol': ('losses/test_losses', 'methods/test_byol'),
   'methods/simclr': ('methods/test_simclr',),
   'methods/swav': ('methods/test_swav',),
