@@ -22,6 +22,7 @@ import ml_collections
 import numpy as np
 
 from semppl_jax import model as model_lib
+from semppl_jax import storage
 from semppl_jax.config import defaults
 from semppl_jax.data import datasets, sources
 from semppl_jax.errors import UserError
@@ -103,7 +104,7 @@ def _say_unreadable(source: sources.Source, rows: np.ndarray) -> None:
 
 def _config_of(checkpoint: str) -> Any:
   """The settings of the run that a checkpoint is the folder of, or None."""
-  if not os.path.isdir(os.path.expanduser(checkpoint)):
+  if not storage.is_dir(os.path.expanduser(checkpoint)):
     return None
   found = config_file.read(os.path.expanduser(checkpoint))
   return found if isinstance(found, dict) else None
@@ -159,7 +160,7 @@ def _work(options: argparse.Namespace) -> None:
   usl.resolve(options.preset, changes)  # known before the slow part
   if options.budget < 1:
     raise UserError(f'--budget={options.budget}: it takes at least 1.')
-  out = pathlib.Path(options.out).expanduser()
+  out = storage.on_disk(options.out, '--out').expanduser()
   if out.is_dir():
     raise UserError(
       f'--out={out} is a folder; it must be a file, say list.txt.'
