@@ -68,6 +68,9 @@ setuptools.setup(
     'cuda': [f'jax[cuda12]{_JAX}'],  # the same as cuda12
     'cuda12': [f'jax[cuda12]{_JAX}'],
     'cuda13': [f'jax[cuda13]{_JAX}'],
+    # Object storage: --workdir and data on gs:// and s3://.
+    'gs': ['gcsfs>=2025.3'],
+    's3': ['s3fs>=2025.7'],
     'saliency': ['opencv-contrib-python-headless>=4.9'],
     'test': [
       'hypothesis>=6.100',

@@ -12,7 +12,7 @@ _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 
 # Packages of one layer do not import each other.
 LAYERS = {
-  0: ('errors', 'types', 'utils', 'config'),
+  0: ('errors', 'types', 'utils', 'storage', 'config'),
   1: ('distributed', 'losses', 'augment', 'data'),
   2: ('models', 'memory', 'checkpoint', 'workdir'),
   3: ('methods', 'weights'),
@@ -28,7 +28,7 @@ ENTRY = (
 _LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 _LAYER_OF |= {name: 6 + i for i, name in enumerate(ENTRY)}
 # Everyone may raise errors, name arrays, and use the little helpers.
-_EVERYONES = ('errors', 'types', 'utils')
+_EVERYONES = ('errors', 'types', 'utils', 'storage')
 
 
 def _home(path):

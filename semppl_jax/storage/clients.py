@@ -1,0 +1,129 @@
+"""The two clients, s3fs and gcsfs, behind the same few methods.
+
+Listings rather than HEAD requests: their errors say what is wrong.
+"""
+
+import functools
+import os
+import pathlib
+from typing import Any
+
+from semppl_jax.storage.address import Address
+from semppl_jax.storage.errors import missing_extra, told
+
+Found = tuple[str, int, float, str]  # key, bytes, seconds since 1970, tag
+
+
+def of(place: Address) -> Any:
+  """The client of an address; made once in a process.
+
+  Raises:
+    StorageError: its package is not installed.
+  """
+  return _client(place.scheme, os.getpid())
+
+
+@functools.cache
+def _client(scheme: str, process: int) -> Any:
+  # A client that a forked process inherits is of no use there.
+  del process
+  with told(f'{scheme}://', 'read'):
+    return {'s3': S3, 'gs': GS}[scheme]()
+
+
+class S3:
+  """Amazon's S3, and servers that speak as it does."""
+
+  def __init__(self):
+    try:
+      import s3fs
+    except ImportError:
+      raise missing_extra('s3') from None
+    # A key of ours that is not there is no reason to look for a folder.
+    self._fs = s3fs.S3FileSystem(
+      use_listings_cache=False, skip_instance_cache=True
+    )
+
+  def first(self, bucket: str, prefix: str) -> Found | None:
+    """The first object whose key begins so."""
+    page = self._fs.call_s3(
+      'list_objects_v2', Bucket=bucket, Prefix=prefix, MaxKeys=1
+    )
+    return next(map(_of_s3, page.get('Contents', ())), None)
+
+  def listed(self, bucket: str, prefix: str, deep: bool) -> list[Found]:
+    """All whose keys begin so; if not deep, folders end in a slash."""
+    found: list[Found] = []
+    more: dict[str, str] = {} if deep else {'Delimiter': '/'}
+    while True:
+      page = self._fs.call_s3(
+        'list_objects_v2', Bucket=bucket, Prefix=prefix, **more
+      )
+      found += map(_of_s3, page.get('Contents', ()))
+      folders = page.get('CommonPrefixes', ())
+      found += [(one['Prefix'], 0, 0.0, '') for one in folders]
+      if not page.get('IsTruncated'):
+        return found
+      more['ContinuationToken'] = page['NextContinuationToken']
+
+  def read(
+    self, bucket: str, key: str, begin: int | None, end: int | None
+  ) -> bytes:
+    """An object's bytes."""
+    if begin is not None and begin == end:
+      return b''
+    return self._fs.cat_file(
+      f'{bucket}/{key}', start=begin, end=end, max_concurrency=1
+    )
+
+  def write(self, bucket: str, key: str, data: bytes) -> None:
+    """Puts an object."""
+    self._fs.pipe_file(f'{bucket}/{key}', data)
+
+  def write_if(self, bucket: str, key: str, data: bytes, tag: str) -> str:
+    """Puts an object if the one there has this tag; '': if none is there."""
+    condition = {'IfMatch': tag} if tag else {'IfNoneMatch': '*'}
+    try:
+      done = self._fs.call_s3(
+        'put_object', Bucket=bucket, Key=key, Body=data, **condition
+      )
+    except OSError as error:
+      code = _code(error)
+      if code in ('PreconditionFailed', 'ConditionalRequestConflict', '412'):
+        raise FileExistsError(f's3://{bucket}/{key}') from None
+      raise
+    return done['ETag']
+
+  def remove(self, bucket: str, key: str) -> None:
+    """Deletes an object."""
+    self._fs.call_s3('delete_object', Bucket=bucket, Key=key)
+
+  def put(self, file: pathlib.Path, bucket: str, key: str) -> None:
+    """Of a file on the disk."""
+    self._fs.put_file(str(file), f'{bucket}/{key}')
+
+  def get(self, bucket: str, key: str, file: pathlib.Path) -> None:
+    """To a file on the disk."""
+    self._fs.get_file(f'{bucket}/{key}', str(file))
+
+
+def _of_s3(one: dict[str, Any]) -> Found:
+  return one['Key'], one['Size'], one['LastModified'].timestamp(), one['ETag']
+
+
+def _code(error: BaseException) -> str:
+  response = getattr(error.__cause__ or error, 'response', None) or {}
+  return response.get('Error', {}).get('Code', '')
+
+
+class GS:
+  """Google's Cloud Storage."""
+
+  def __init__(self):
+    try:
+      import gcsfs
+    except ImportError:
+      raise missing_extra('gs') from None
+    self._fs = gcsfs.GCSFileSystem(
+      use_listings_cache=False, skip_instance_cache=True
+    )
