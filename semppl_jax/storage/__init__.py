@@ -7,7 +7,14 @@ message names them.
 """
 
 from semppl_jax.storage.address import is_remote
-from semppl_jax.storage.errors import StorageError
+from semppl_jax.storage.errors import NoAnswerError, StorageError
 from semppl_jax.storage.paths import RemotePath, check_address, path
 
-__all__ = ['RemotePath', 'StorageError', 'check_address', 'is_remote', 'path']
+__all__ = [
+  'NoAnswerError',
+  'RemotePath',
+  'StorageError',
+  'check_address',
+  'is_remote',
+  'path',
+]
