@@ -135,8 +135,10 @@ class _File:
     header, *entries = map(_fields, _records(chunk, footer))
     if _fields(header.get(1, b'')).get(1) != 1:
       raise ValueError('its footer is not that of array_record, version 1')
-    begins = [entry.get(1, 0) for entry in entries]
-    self._begins = np.array([*begins, footer], np.int64)
+    begins = [entry.get(1, 0) for entry in entries] + [footer]
+    if begins != sorted(begins):
+      raise ValueError('its footer is damaged')
+    self._begins = np.array(begins, np.int64)
     counts = [entry.get(3, 0) for entry in entries]
     self._firsts = np.cumsum([0, *counts])
 
@@ -229,9 +231,12 @@ def _decompressed(kind: int, data: bytes) -> bytes:
     return b''
   if size > _MOST_IN_A_CHUNK:  # a small file can claim any size
     raise ValueError(f'a part of it would be {size:,} bytes')
-  return pyarrow.decompress(
-    data[start:], decompressed_size=size, codec=_CODECS[kind], asbytes=True
-  )
+  try:
+    return pyarrow.decompress(
+      data[start:], decompressed_size=size, codec=_CODECS[kind], asbytes=True
+    )
+  except OSError as error:  # which says that a system did not give it
+    raise ValueError('a part of it cannot be decompressed') from error
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:

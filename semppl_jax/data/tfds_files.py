@@ -318,8 +318,7 @@ class _Records:
 
   def __getitem__(self, index: int) -> Record:
     try:
-      once = lambda: retry.record(self._data, index)
-      data = retry.read(once, sources.name(self, index))
+      data = self._record(index)
       image = tfds_index.example(data)[self._image].bytes_list.value[0]
     except UserError:
       raise
@@ -327,3 +326,9 @@ class _Records:
       raise images.Unreadable(first_line(e)) from e
     label = int(self.labels[index])
     return {'image': image, 'label': label, 'id': index}
+
+  def _record(self, index: int) -> bytes:
+    if self.remote:  # each range is read until it is there
+      return self._data[index]
+    once = lambda: retry.record(self._data, index)
+    return retry.read(once, sources.name(self, index))

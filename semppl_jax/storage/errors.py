@@ -137,7 +137,7 @@ def told(url: str, what: str) -> Iterator[None]:
     is_absent = isinstance(error, FileNotFoundError) or 'NoSuchKey' in words
     if is_absent and not set(words) & set(_NO_BUCKET):
       reason = os.strerror(errno.ENOENT)
-      raise FileNotFoundError(errno.ENOENT, reason, url) from error
+      raise FileNotFoundError(errno.ENOENT, reason, url) from None
     kind = NoAnswerError if _may_pass(words) else StorageError
     # Not from the error: a trace must not tell what it says.
     raise kind(_line(url, what, words)) from None
