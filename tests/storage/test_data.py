@@ -200,9 +200,8 @@ def passes(cfg, **options):
 
 
 def same(one, other):
-  assert type(one) is type(other)
   if isinstance(one, (list, tuple)):
-    assert len(one) == len(other)
+    assert type(one) is type(other) and len(one) == len(other)
     for pair in zip(one, other):
       same(*pair)
   elif one is not None:
@@ -242,14 +241,15 @@ def test_a_listing_of_several_pages(folder, server, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('workers', [1, 2])
-def test_worker_processes_change_nothing(folder, workers):
+def test_worker_processes_change_nothing(folder, server):
   flags.FLAGS.mark_as_parsed()  # as `main` does; grain's workers ask for it
   _, found = passes(settings('folder', folder))
   # This process has used its client: workers must not inherit it.
   path = 's3://birds/folder'
-  _, batches = passes(settings('folder', path), workers=workers)
+  _, batches = passes(settings('folder', path), workers=2)
   same(batches, found)
+  server.happens = always(_IMAGE, (400, 'ExpiredToken'))
+  assert 'expired (ExpiredToken): renew them' in said(workers=1)
 
 
 def test_a_fork_reads_too(folder):
@@ -404,10 +404,10 @@ def test_what_passes_changes_nothing(folder, server, pauses, event):
   assert 0.5 in pauses or event == 'lost'
 
 
-def said(path='s3://birds/folder', **options):
+def said(path='s3://birds/folder', workers=0, **options):
   """The line of an error."""
   with pytest.raises(UserError) as error:
-    passes(settings('folder', path, **options))
+    passes(settings('folder', path, **options), workers=workers)
   chain, one = [], error.value
   while one is not None:
     chain.append(repr(one))
