@@ -64,6 +64,7 @@ def _as(folder: str) -> list[str]:
 
 
 def _tell(workdir: str) -> None:
+  from semppl_jax import storage
   from semppl_jax.report import page
   from semppl_jax.workdir import metrics, names, tables
 
@@ -77,7 +78,7 @@ def _tell(workdir: str) -> None:
   tables.write(workdir, heads, rows, note)
   print(tables.markdown(heads, rows))
   print(note)
-  there = [f for f in folders.values() if os.path.isdir(f)]
+  there = [f for f in folders.values() if storage.is_dir(f)]
   written = page.write(there, os.path.join(workdir, 'compared.html'))
   print(f'A page about them: {written}')
 

@@ -25,9 +25,10 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from semppl_jax import config
+from semppl_jax import config, storage
 from semppl_jax.config import upgrade
 from semppl_jax.errors import UserError
+from semppl_jax.storage import objects
 from semppl_jax.train import stop as stop_lib
 from semppl_jax.utils.text import first_line, nearest_name
 
@@ -64,6 +65,10 @@ def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
   for name, flag in (('config', _CONFIG), ('workdir', _WORKDIR)):
     if name in needed and flag.value is None:
       raise UserError(f'--{name} is missing; see --help.')
+  if _WORKDIR.value:
+    storage.check_address(_WORKDIR.value)
+    if storage.is_remote(_WORKDIR.value):
+      objects.check(storage.path(_WORKDIR.value))
   # Imported late: a wrong flag is refused before JAX starts.
   from semppl_jax.distributed import processes
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from semppl_jax import config, types
+from semppl_jax import config, storage, types
 from semppl_jax.data import duplicates, sources, thumbnails
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import UserError
@@ -243,6 +244,8 @@ def _disk(run: run_lib.TrainRun, workdir: str) -> str:
   # A new one is written before the oldest is deleted.
   number = run.cfg.keep_checkpoints + run.cfg.evaluation.keep_best + 1
   need = one * number
+  if storage.is_remote(workdir):
+    return _scratch(workdir, one, need)
   place = pathlib.Path(os.path.abspath(workdir))
   existing = next(p for p in (place, *place.parents) if p.exists())
   free = shutil.disk_usage(existing).free
@@ -254,6 +257,20 @@ def _disk(run: run_lib.TrainRun, workdir: str) -> str:
     raise UserError(f'{line}: make room, or choose another --workdir.')
   if not os.access(existing, os.W_OK):
     raise UserError(f'--workdir {workdir}: {existing} cannot be written.')
+  return line
+
+
+def _scratch(workdir: str, one: int, need: int) -> str:
+  """Of a bucket: what a checkpoint takes on the disk, on its way there."""
+  there = tempfile.gettempdir()
+  free = shutil.disk_usage(there).free
+  line = (
+    f'storage: checkpoints of {_size(one)}, at most {_size(need)} at once in '
+    f'{workdir}; one at a time on the disk at {there}, where {_size(free)} are '
+    'free'
+  )
+  if free < one:
+    raise UserError(f'{line}: make room, or set TMPDIR to another folder.')
   return line
 
 

@@ -155,6 +155,13 @@ def _fit(
   measured: loop.Quality | None,
 ) -> tuple[state_lib.TrainState, resume.History]:
   unreadable = run_log.Unreadable(os.path.join(job.workdir, UNREADABLE))
+  try:
+    return _fit_on(run, job, run_step, state, past, measured, unreadable)
+  finally:
+    unreadable.flush()
+
+
+def _fit_on(run, job, run_step, state, past, measured, unreadable):
   start, known = int(state.step[0]), sources.labels_by_id(run.data.train)
   if run.cfg.progress:
     run_log.info(

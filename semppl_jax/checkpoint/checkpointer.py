@@ -17,12 +17,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from semppl_jax import storage
 from semppl_jax.checkpoint import checksums, folder, keeping, upgrade, writing
 from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
 from semppl_jax.utils import diff
 
-_DAMAGED = 'damaged'  # where a damaged checkpoint is put, beside the others
+DAMAGED = 'damaged'  # where a damaged checkpoint is put, beside the others
 # Where one goes before it is deleted, file by file: a process that is killed
 # meanwhile must not leave half of one under its name.
 _DELETED = 'deleted'
@@ -89,23 +90,8 @@ class Checkpointer:
       return
     processes.run_on_all(lambda: writing.probe(self._folder))
     self._delete_incomplete()
-    leaves = {name: _own_copy(x) for name, x in _named(arrays).items()}
-    document = json.loads(
-      json.dumps(
-        {
-          'format': folder.FORMAT,
-          'info': dict(info),
-          'leaves': {name: _kind(leaf) for name, leaf in leaves.items()},
-          'checksums': _checksums(leaves),
-        }
-      )
-    )
-    document[folder.DIGEST] = checksums.of_document(document)
-    # Orbax refuses arrays of size 0; their shape in the list says it all.
-    stored = {name: leaf for name, leaf in leaves.items() if leaf.size}
-    parts = ocp.args.Composite(
-      arrays=ocp.args.PyTreeSave(stored), info=ocp.args.JsonSave(document)
-    )
+    leaves = {name: _own_copy(x) for name, x in named(arrays).items()}
+    parts = items(leaves, _checksums(leaves), info)
     self._step = step
     with self._writing():
       self._manager.save(step, args=parts, force=True)
@@ -185,38 +171,30 @@ class Checkpointer:
 
   def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     where = self._folder / str(step)
-    document = folder.read_document(where)
-    wanted = {name: _kind(leaf) for name, leaf in _named(like).items()}
-    there = document['leaves']
-    for name in upgrade.surplus(there, wanted, document['format']):
-      del there[name]
-    differing = diff.between(there, wanted)
-    if differing:
-      what = diff.first_few(differing)
-      raise UserError(
-        f'Checkpoint {where} does not fit these settings: {what}. '
-        'Use the settings that wrote it, or another --workdir.'
-      )
-    leaves = folder.read_leaves(where, document, list(wanted))
-    tree = jax.tree.unflatten(jax.tree.structure(like), leaves.values())
-    return tree, document['info']
+    return folder.on_disk(where, lambda copy: _read(where, copy, like))
 
   def _set_aside(self, damaged: Mapping[int, str]) -> None:
     """Moves damaged checkpoints away, and what was there before stays."""
 
     def move():
       for step, reason in damaged.items():
-        place = self._folder / _DAMAGED / str(step)
+        place = self._folder / DAMAGED / str(step)
         while place.exists():
           place = place.with_name(f'{place.name}-again')
         with self._writing():
-          place.parent.mkdir(exist_ok=True)
-          (self._folder / str(step)).rename(place)
+          self._move(self._folder / str(step), place)
         self._tell(f'{reason} It is now {place}; the one before is taken.')
 
     if damaged:
       processes.run_on_all(move, first_only=True)
-      self._manager.reload()
+      self._reload()
+
+  def _move(self, step: pathlib.Path, place: pathlib.Path) -> None:
+    place.parent.mkdir(exist_ok=True)
+    step.rename(place)
+
+  def _reload(self) -> None:
+    self._manager.reload()
 
   def close(self) -> None:
     """Waits for what is being written.
@@ -266,7 +244,59 @@ class Checkpointer:
       self._manager.delete(step)
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def _read(
+  where: 'pathlib.Path | storage.RemotePath', copy: pathlib.Path, like: Any
+) -> tuple[Any, dict[str, Any]]:
+  """A checkpoint in `like`'s structure, and its info.
+
+  Args:
+    where: what it is called in messages.
+    copy: where it is read.
+    like: see `Checkpointer.restore`.
+  """
+  document = folder.read_document(copy)
+  wanted = {name: _kind(leaf) for name, leaf in named(like).items()}
+  there = document['leaves']
+  for name in upgrade.surplus(there, wanted, document['format']):
+    del there[name]
+  differing = diff.between(there, wanted)
+  if differing:
+    what = diff.first_few(differing)
+    raise UserError(
+      f'Checkpoint {where} does not fit these settings: {what}. '
+      'Use the settings that wrote it, or another --workdir.'
+    )
+  leaves = folder.read_leaves(copy, document, list(wanted))
+  tree = jax.tree.unflatten(jax.tree.structure(like), leaves.values())
+  return tree, document['info']
+
+
+def items(
+  leaves: Mapping[str, Any],
+  sums: Mapping[str, checksums.Parts],
+  info: Mapping[str, Any],
+) -> ocp.args.Composite:
+  """What orbax is to write: arrays by name, and what is said of them."""
+  document = json.loads(
+    json.dumps(
+      {
+        'format': folder.FORMAT,
+        'info': dict(info),
+        'leaves': {name: _kind(leaf) for name, leaf in leaves.items()},
+        'checksums': sums,
+      }
+    )
+  )
+  document[folder.DIGEST] = checksums.of_document(document)
+  # Orbax refuses arrays of size 0; their shape in the list says it all.
+  stored = {name: leaf for name, leaf in leaves.items() if leaf.size}
+  return ocp.args.Composite(
+    arrays=ocp.args.PyTreeSave(stored), info=ocp.args.JsonSave(document)
+  )
+
+
+def named(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by their names."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {'state' + jax.tree_util.keystr(p): leaf for p, leaf in leaves}
 

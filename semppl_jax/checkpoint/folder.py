@@ -6,6 +6,7 @@ Reads what anybody wrote, and writes nothing.
 import errno
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,13 +14,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from semppl_jax import storage
 from semppl_jax.checkpoint import checksums, upgrade
 from semppl_jax.errors import CheckpointError
+from semppl_jax.storage import objects
 from semppl_jax.utils import os_errors
 
 FORMAT = 4
 DIGEST = 'digest'  # of all that the document says besides
-_MARKER = 'commit_success.txt'  # orbax writes one per part, and one at the end
+MARKER = 'commit_success.txt'  # orbax writes one per part, and one at the end
 _PARTS = ('', 'arrays', 'info')
 
 
@@ -29,6 +32,8 @@ def steps(workdir: str) -> list[int]:
   Raises:
     CheckpointError: the disk does not say.
   """
+  if storage.is_remote(workdir):
+    return _steps_in_bucket(storage.path(workdir) / 'checkpoints')
   folder = pathlib.Path(os.path.abspath(workdir), 'checkpoints')
   # Not glob, nor orbax: where a disk fails, they see no checkpoint, and a run
   # would start anew.
@@ -42,6 +47,16 @@ def steps(workdir: str) -> list[int]:
   return [step for step in steps if is_complete(folder / str(step))]
 
 
+def _steps_in_bucket(folder: storage.RemotePath) -> list[int]:
+  there = objects.tree(folder)  # of all, in few requests
+  markers = [f'{part}/{MARKER}'.lstrip('/') for part in _PARTS]
+  return sorted(
+    int(step)
+    for step in {name.partition('/')[0] for name in there}
+    if step.isdigit() and all(f'{step}/{m}' in there for m in markers)
+  )
+
+
 def is_complete(folder: pathlib.Path) -> bool:
   """Whether it was written to its end.
 
@@ -50,7 +65,7 @@ def is_complete(folder: pathlib.Path) -> bool:
   """
   # A copy that was cut off has the last name, but not all of the markers.
   try:
-    return all((folder / part / _MARKER).exists() for part in _PARTS)
+    return all((folder / part / MARKER).exists() for part in _PARTS)
   except OSError as error:
     raise _refusal(folder, error) from error
 
@@ -77,10 +92,54 @@ def read(
   Raises:
     CheckpointError: another format, or a damaged checkpoint.
   """
-  folder = pathlib.Path(os.path.abspath(workdir), 'checkpoints', str(step))
-  document = read_document(folder)
-  names = [name for name in document['leaves'] if name.startswith(prefixes)]
-  return read_leaves(folder, document, names)
+
+  def leaves(folder):
+    document = read_document(folder)
+    names = [name for name in document['leaves'] if name.startswith(prefixes)]
+    return read_leaves(folder, document, names)
+
+  if storage.is_remote(workdir):
+    return on_disk(storage.path(workdir) / 'checkpoints' / str(step), leaves)
+  return leaves(
+    pathlib.Path(os.path.abspath(workdir), 'checkpoints', str(step))
+  )
+
+
+def on_disk(
+  folder: pathlib.Path | storage.RemotePath, use: Callable[[pathlib.Path], Any]
+) -> Any:
+  """What `use` makes of a checkpoint's folder; of a bucket's, of a copy.
+
+  Orbax reads disks, and Google's buckets, but not Amazon's. What is damaged is
+  copied once more before it counts.
+  """
+  if not storage.is_remote(folder):
+    return use(folder)
+  try:
+    return _copied(folder, use)
+  except DamagedError:
+    return _copied(folder, use)
+
+
+def _copied(
+  folder: storage.RemotePath, use: Callable[[pathlib.Path], Any]
+) -> Any:
+  with tempfile.TemporaryDirectory(prefix='semppl_jax_') as scratch:
+    copy = pathlib.Path(scratch, folder.name)
+    try:
+      objects.download(folder, copy)
+    except FileNotFoundError:  # it is being deleted
+      raise DamagedError(folder) from None
+    except OSError as error:
+      raise CheckpointError(
+        f'Checkpoint {folder} cannot be copied to {scratch}, to be read there: '
+        f'{error.strerror}. Make room, or set TMPDIR to another folder.'
+      ) from error
+    try:
+      return use(copy)
+    except CheckpointError as error:
+      error.args = (str(error).replace(str(copy), str(folder)),)
+      raise
 
 
 def read_document(folder: pathlib.Path) -> dict[str, Any]:
@@ -189,7 +248,7 @@ def _read_all(folder: pathlib.Path) -> None:
 class DamagedError(CheckpointError):
   """A checkpoint that does not hold what was written."""
 
-  def __init__(self, folder: pathlib.Path, what: str = ''):
+  def __init__(self, folder: os.PathLike, what: str = ''):
     what = f': {what}' if what else ''
     super().__init__(f'Checkpoint {folder} is damaged or gone{what}.')
 

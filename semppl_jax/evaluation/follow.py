@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from semppl_jax import checkpoint
+from semppl_jax import checkpoint, storage
 from semppl_jax.config import eval_config
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
@@ -97,7 +97,7 @@ def _folder(cfg: ml_collections.ConfigDict) -> pathlib.Path:
         '--workdir of a run.'
       )
     return found
-  return pathlib.Path(cfg.checkpoint)
+  return storage.path(cfg.checkpoint)
 
 
 def _evaluate(

@@ -6,11 +6,11 @@ that was stopped goes on.
 
 import itertools
 import math
-import pathlib
 from typing import Any
 
 import numpy as np
 
+from semppl_jax import storage
 from semppl_jax.data import sources
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import classifier as classifier_lib
@@ -88,7 +88,7 @@ def _held_out(
 
   A loss of None says that it was not finite at some step.
   """
-  workdir = pathlib.Path(folder, '_'.join(map(repr, rates)))
+  workdir = storage.path(folder) / '_'.join(map(repr, rates))
   workdir.mkdir(parents=True, exist_ok=True)
   if done := metrics.read_json(workdir / RESULTS):
     return done

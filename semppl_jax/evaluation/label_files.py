@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from semppl_jax import storage
 from semppl_jax.data import sources
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import calibration
@@ -31,7 +32,7 @@ def write(path: str | os.PathLike, job: Job, found: Labelling) -> None:
     job: names of images and classes.
     found: labels of them.
   """
-  path = pathlib.Path(path)
+  path = storage.path(path)
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows(_rows(job, found))
   files.write_text(path, text.getvalue())
@@ -49,7 +50,7 @@ def check_replaceable(path: str | os.PathLike, job: Job) -> None:
     UserError: another file is there, or a table of labels with a class that is
       none of these labels.
   """
-  path = pathlib.Path(path)
+  path = storage.path(path)
   if not path.exists():
     return
   advice = 'move it away, or write to another file'
@@ -121,7 +122,7 @@ def _number(value: float) -> str:
 
 def next_path(path: str | os.PathLike) -> pathlib.Path:
   """Where a CSV's images to label next are listed: NAME_next.txt."""
-  path = pathlib.Path(path)
+  path = storage.path(path)
   return path.with_name(f'{path.stem}_next.txt')
 
 

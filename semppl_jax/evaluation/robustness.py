@@ -15,7 +15,6 @@ What counts as right, where there is a choice (SemPPL's own is not known):
 
 import functools
 import itertools
-import pathlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from semppl_jax import storage
 from semppl_jax.data import label_maps, robustness_sets
 from semppl_jax.data.robustness_sets import ALL_CLASSES
 from semppl_jax.errors import CheckpointError, UserError
@@ -65,7 +65,7 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
   run = setup_lib.prepare_without_data(cfg)
   _check_classifier(run)
   files = {
-    name: pathlib.Path(workdir, 'sets', f'{name}.json') for name in parts
+    name: storage.path(workdir) / 'sets' / f'{name}.json' for name in parts
   }
   scores = {name: metrics.read_json(file) for name, file in files.items()}
   scores = {name: found for name, found in scores.items() if found}
@@ -259,7 +259,7 @@ def _report(
     'seconds': sum(x['seconds'] for x in scores.values()),
     'devices': f'{len(run.devices)} x {run.devices[0].device_kind}',
   }
-  metrics.write_json(pathlib.Path(workdir, RESULTS), results)
+  metrics.write_json(storage.path(workdir) / RESULTS, results)
   return results
 
 

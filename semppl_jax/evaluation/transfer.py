@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from semppl_jax import config
+from semppl_jax import config, storage
 from semppl_jax.data import transfer_sets
 from semppl_jax.data.transfer_sets import SETS, TransferSet
 from semppl_jax.errors import UserError
@@ -64,7 +64,7 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> Results:
   run = setup_lib.prepare_without_data(cfg)
   _check(cfg)
   names = list(cfg.transfer.sets)
-  folder = pathlib.Path(workdir, 'sets')
+  folder = storage.path(workdir) / 'sets'
   done = {name: metrics.read_json(folder / f'{name}.json') for name in names}
   done = {name: results for name, results in done.items() if results}
   found, missing = _open(cfg, names, done)
@@ -74,7 +74,7 @@ def run(cfg: ml_collections.ConfigDict, workdir: str) -> Results:
   with setup_lib.claimed_workdir(run, workdir):
     for name, opened in found.items():
       folder.mkdir(exist_ok=True)
-      done[name] = _evaluate(run, name, opened, pathlib.Path(workdir))
+      done[name] = _evaluate(run, name, opened, storage.path(workdir))
       metrics.write_json(folder / f'{name}.json', done[name])
     done = {n: done[n] for n in names if n in done}
     return _report(run, workdir, done, missing)
@@ -277,7 +277,7 @@ def _report(
   }
   if missing:
     summary['left_out'] = ', '.join(missing)
-  metrics.write_json(pathlib.Path(workdir, RESULTS), summary)
+  metrics.write_json(storage.path(workdir) / RESULTS, summary)
   return summary
 
 

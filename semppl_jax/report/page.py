@@ -4,7 +4,7 @@ import datetime
 import pathlib
 from collections.abc import Callable, Sequence
 
-from semppl_jax import methods
+from semppl_jax import methods, storage
 from semppl_jax.errors import UserError
 from semppl_jax.report import curves, markup, results, run_files, settings
 from semppl_jax.report import seen as seen_lib
@@ -40,7 +40,7 @@ def write(
   """
   runs = run_files.read(folders)
   at_home = runs[0].folder if len(runs) == 1 else pathlib.Path()
-  path = pathlib.Path(out) if out else at_home / 'report.html'
+  path = storage.path(out) if out else at_home / 'report.html'
   if len(runs) == 1:
     whole = _of_one(runs[0], most, tell)
   else:

@@ -5,9 +5,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from semppl_jax import pretraining
+from semppl_jax import pretraining, storage
 from semppl_jax.config.upgrade import upgrade
 from semppl_jax.errors import UserError
+from semppl_jax.storage import parts
 from semppl_jax.train import resume
 from semppl_jax.workdir import metrics, stop_file
 from semppl_jax.workdir.names import INIT
@@ -49,7 +50,7 @@ def read(folders: Sequence[str]) -> list[RunFiles]:
   Raises:
     UserError: a folder that is no run.
   """
-  runs = [_read(pathlib.Path(folder)) for folder in folders]
+  runs = [_read(storage.path(folder)) for folder in folders]
   names = [run.name for run in runs]
   return [
     run._replace(name=str(run.folder)) if names.count(run.name) > 1 else run
@@ -63,6 +64,9 @@ def _read(folder: pathlib.Path) -> RunFiles:
     for name in (_CONFIG, 'metrics.jsonl', pretraining.RESULTS)
     if (path := folder / name).is_file()
   ]
+  grown = folder / 'metrics.jsonl.parts'  # in a bucket
+  if storage.is_remote(folder):
+    present += list(grown.iterdir())[-1:]
   if not present:
     raise UserError(
       f'{folder} is no run: it has neither config.json nor metrics.jsonl nor '
@@ -87,6 +91,8 @@ def _read(folder: pathlib.Path) -> RunFiles:
 def _mapping(path: pathlib.Path, lacking: list[str]) -> dict[str, Any]:
   try:
     found = metrics.read_json(path)
+  except storage.StorageError:
+    raise
   except UserError:
     found = ()
   if found is None or isinstance(found, Mapping):
@@ -105,10 +111,18 @@ def _rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
   """The JSON objects of a file's lines; one that was cut off is left out."""
   found = []
-  if path.is_file():
-    for line in path.read_text('utf-8', errors='replace').splitlines():
-      try:
-        found.append(json.loads(line))
-      except (ValueError, RecursionError):
-        continue
+  for line in _text(path).splitlines():
+    try:
+      found.append(json.loads(line))
+    except (ValueError, RecursionError):
+      continue
   return [one for one in found if isinstance(one, dict)]
+
+
+def _text(path: pathlib.Path | storage.RemotePath) -> str:
+  if storage.is_remote(path):
+    try:
+      return parts.read(path)
+    except FileNotFoundError:
+      return ''
+  return path.read_text('utf-8', errors='replace') if path.is_file() else ''

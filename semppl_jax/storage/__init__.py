@@ -8,13 +8,21 @@ message names them.
 
 from semppl_jax.storage.address import is_remote
 from semppl_jax.storage.errors import NoAnswerError, StorageError
-from semppl_jax.storage.paths import RemotePath, check_address, path
+from semppl_jax.storage.paths import (
+  RemotePath,
+  check_address,
+  exists,
+  is_dir,
+  path,
+)
 
 __all__ = [
   'NoAnswerError',
   'RemotePath',
   'StorageError',
   'check_address',
+  'exists',
+  'is_dir',
   'is_remote',
   'path',
 ]

@@ -101,6 +101,8 @@ _SET = {
 class StorageError(UserError):
   """What object storage did not do, and what would help, in one line."""
 
+  is_permission = False  # whether that is for want of a permission
+
 
 class NoAnswerError(StorageError):
   """The server did not answer, or not to the end: it may at another try."""
@@ -139,8 +141,10 @@ def told(url: str, what: str) -> Iterator[None]:
       reason = os.strerror(errno.ENOENT)
       raise FileNotFoundError(errno.ENOENT, reason, url) from None
     kind = NoAnswerError if _may_pass(words) else StorageError
+    line = kind(_line(url, what, words))
+    line.is_permission = ': no permission' in str(line)
     # Not from the error: a trace must not tell what it says.
-    raise kind(_line(url, what, words)) from None
+    raise line from None
 
 
 def signs(error: BaseException) -> list[str]:
@@ -156,6 +160,8 @@ def signs(error: BaseException) -> list[str]:
     code = getattr(one, 'code', None)  # gcsfs: the status
     if isinstance(code, int | str) and str(code).isalnum():
       found.append(str(code))
+    if str(one).startswith('Forbidden:'):  # gcsfs, of a status 403
+      found.append('403')
     found += [kind.__name__ for kind in type(one).__mro__[:-3]]
     one = one.__cause__ or one.__context__
   return [word for word in found if word]

@@ -151,6 +151,20 @@ def remove_tree(place: Address, first: Sequence[str] = ()) -> None:
   )
 
 
+def move_tree(place: Address, to: Address, first: Sequence[str] = ()) -> None:
+  """Copies all objects below an address, then deletes them in that order."""
+  below = list(tree(place))
+
+  def copy(name):
+    lost.check(to)
+    with told(str(to / name), 'written'):
+      one = clients.of(place)
+      one.copy(place.bucket, (place / name).key, (to / name).key)
+
+  _all(copy, below)
+  remove_tree(place, first)
+
+
 def upload(
   folder: pathlib.Path, place: Address, last: Sequence[str] = ()
 ) -> None:

@@ -26,6 +26,18 @@ def path(given: str | os.PathLike) -> 'pathlib.Path | RemotePath':
   return RemotePath(given) if is_remote(given) else pathlib.Path(given)
 
 
+def exists(given: str | os.PathLike) -> bool:
+  """os.path.exists, and the same of a bucket."""
+  if is_remote(given):
+    return path(given).exists()
+  return os.path.exists(given)
+
+
+def is_dir(given: str | os.PathLike) -> bool:
+  """os.path.isdir, and the same of a bucket."""
+  return path(given).is_dir() if is_remote(given) else os.path.isdir(given)
+
+
 def check_address(given: str) -> None:
   """Refuses what looks like an address, and is none that can be used.
 

@@ -5,6 +5,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
+from semppl_jax import storage
 from semppl_jax.data import image_files, labels, python_objects
 from semppl_jax.errors import UserError
 
@@ -56,7 +57,7 @@ def output(given: str | os.PathLike, endings: tuple[str, ...]) -> pathlib.Path:
     UserError: another ending, or a folder.
     OSError: no folder can be made there.
   """
-  path = pathlib.Path(given).expanduser()
+  path = storage.path(given).expanduser()
   if path.is_dir():
     raise UserError(f'--out={path} is a folder; it must be a file.')
   if path.suffix not in endings:

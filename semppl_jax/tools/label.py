@@ -12,7 +12,6 @@ is then a labels.file of the next training. See docs/label.md.
 
 import argparse
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from semppl_jax import model
+from semppl_jax import model, storage
 from semppl_jax.config import defaults
 from semppl_jax.data import (
   datasets,
@@ -94,7 +93,7 @@ def label(
     )
   if next_images < 0:
     raise UserError(f'--next is {next_images}; it must be at least 0.')
-  path = pathlib.Path(run, label_files.NAME)
+  path = storage.path(run) / label_files.NAME
   if out or not run:
     path = command.output(out or path, ('.csv',))
   job = _of_run(run) if run else _of_checkpoint(checkpoint, images, labels)
@@ -145,7 +144,7 @@ def _of_run(folder: str | os.PathLike) -> Any:
   begun = metrics.read_json(os.path.join(folder, run_data.FILE))
   if isinstance(begun, dict):  # absent from runs of older versions
     _check_data(folder, begun, run)
-  return labelling.of_run(run_network.restore(run, pathlib.Path(folder)))
+  return labelling.of_run(run_network.restore(run, storage.path(folder)))
 
 
 def _check_data(
@@ -265,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = label(**vars(options), progress=True)
     for line in label_files.lines(found.summary):
       print(line)
-    own = metrics.read_json(pathlib.Path(options.run, names.RESULTS))
+    own = metrics.read_json(storage.path(options.run) / names.RESULTS)
     if options.run and isinstance(own, dict):
       value = own.get('pseudo_label_accuracy')
       if value is not None:

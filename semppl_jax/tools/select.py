@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 import semppl_jax
 from semppl_jax import model as model_lib
+from semppl_jax import storage
 from semppl_jax.config import defaults
 from semppl_jax.data import datasets, images, label_list, sources
 from semppl_jax.data import labels as labels_lib
@@ -209,7 +210,7 @@ def _warn(line: str) -> None:
 
 def _config_of(checkpoint: str) -> Any:
   """The settings of the run that a checkpoint is the folder of, or None."""
-  if not os.path.isdir(os.path.expanduser(checkpoint)):
+  if not storage.is_dir(os.path.expanduser(checkpoint)):
     return None
   found = config_file.read(os.path.expanduser(checkpoint))
   return found if isinstance(found, dict) else None

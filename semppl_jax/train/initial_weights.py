@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from semppl_jax import checkpoint, config
+from semppl_jax import checkpoint, config, storage
 from semppl_jax.distributed import processes
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.models import encoders
@@ -154,7 +154,7 @@ def _standing(workdir: str | None) -> tuple[bool, Any]:
   """Whether a folder's run needs no weights any more; what init.json says."""
   if workdir is None:
     return False, None
-  is_finished = os.path.exists(os.path.join(workdir, RESULTS))
+  is_finished = storage.exists(os.path.join(workdir, RESULTS))
   path = os.path.join(workdir, INIT)
   there = metrics.read_json(path)
   if not isinstance(there, dict | None):

@@ -118,6 +118,8 @@ def fit(
   def save(step, state):
     remembered, portable = now(), to_host(state)
     watchdog.check_state(step, portable)
+    if writer:
+      writer.flush()  # what the checkpoint knows of must not be lost
     job.saver.save(step, portable, remembered._asdict())
     if first:
       stop_file.remove(job.workdir)  # it went on

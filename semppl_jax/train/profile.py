@@ -1,12 +1,15 @@
 """Traces of chosen steps, for TensorBoard's profiler or Perfetto."""
 
-import os
+import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from semppl_jax import storage
 from semppl_jax.distributed import processes
+from semppl_jax.storage import objects
 
 
 class Profile:
@@ -19,7 +22,11 @@ class Profile:
   """
 
   def __init__(self, workdir: str, steps: Sequence[int]):
-    self._folder = os.path.join(workdir, 'profile')
+    self._place = storage.path(workdir) / 'profile'
+    self._folder = str(self._place)
+    if storage.is_remote(self._place):  # written on the disk first
+      self._scratch = tempfile.TemporaryDirectory(prefix='semppl_jax_')
+      self._folder = self._scratch.name
     self._first, self._last = steps if processes.is_first() else (0, 0)
     self._running = False
 
@@ -45,3 +52,5 @@ class Profile:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
+      if storage.is_remote(self._place):
+        objects.upload(pathlib.Path(self._folder), self._place)

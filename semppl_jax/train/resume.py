@@ -2,11 +2,10 @@
 
 import functools
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from semppl_jax import checkpoint
+from semppl_jax import checkpoint, storage
 from semppl_jax.distributed import processes
 from semppl_jax.train import watchdog
 from semppl_jax.utils import files
@@ -46,7 +45,8 @@ def with_checkpointer(
       states that led to what is not finite are deleted; the folder notes the
       alarm, so that readers leave later ones alone.
   """
-  saver = checkpoint.Checkpointer(
+  in_bucket = storage.is_remote(workdir)
+  saver = (checkpoint.InBucket if in_bucket else checkpoint.Checkpointer)(
     workdir,
     keep=cfg.keep_checkpoints,
     keep_every=cfg.keep_checkpoints_every,
@@ -131,5 +131,5 @@ def roll_back(
   )
   if processes.is_first():
     lines = [json.dumps(one) + '\n' for one in past.rollbacks]
-    files.write_text(pathlib.Path(workdir, ROLLBACKS), ''.join(lines))
+    files.write_text(storage.path(workdir) / ROLLBACKS, ''.join(lines))
   return past

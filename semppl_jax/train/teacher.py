@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from semppl_jax import config
+from semppl_jax import config, storage
 from semppl_jax.distributed import parallel, processes
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.models import encoders, networks
@@ -113,9 +113,9 @@ def _standing(workdir: str | None) -> tuple[bool, Any, bool]:
   """Whether the run is finished; what teacher.json says; if all is saved."""
   if workdir is None:
     return False, None, False
-  is_finished = os.path.exists(os.path.join(workdir, RESULTS))
+  is_finished = storage.exists(os.path.join(workdir, RESULTS))
   there = metrics.read_json(os.path.join(workdir, TEACHER_NOTE))
-  has_file = os.path.exists(os.path.join(workdir, TEACHER))
+  has_file = storage.exists(os.path.join(workdir, TEACHER))
   return is_finished, there, bool(there) and has_file
 
 

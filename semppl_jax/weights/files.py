@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,9 +20,10 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from semppl_jax import checkpoint
+from semppl_jax import checkpoint, storage
 from semppl_jax.errors import CheckpointError
 from semppl_jax.models import encoders
+from semppl_jax.storage import objects
 from semppl_jax.utils import files
 from semppl_jax.utils.text import first_line
 from semppl_jax.weights import haiku_trees, release_pickle
@@ -91,7 +93,7 @@ def read(
   """Finds out what kind a file is by looking into it, and reads it.
 
   Args:
-    path: a file, or the folder of a run.
+    path: a file, or the folder of a run; on the disk, or in a bucket.
     step: which checkpoint of a run; None: the newest, of a run that an alarm
       stopped the newest good one.
     target: a run's target network is read, too.
@@ -105,6 +107,11 @@ def read(
     return _read_run(path, step, target, network)
   if step is not None:
     raise CheckpointError(f'is a file: there is no step {step} to choose.')
+  if storage.is_remote(path):
+    with tempfile.TemporaryDirectory(prefix='semppl_jax_') as folder:
+      copy = pathlib.Path(folder, path.name)
+      objects.get(path, copy)
+      return read(copy, step, target, network)
   try:
     with path.open('rb') as file:
       head, size = file.read(9), os.fstat(file.fileno()).st_size
@@ -364,6 +371,8 @@ def _names_of_run(path: pathlib.Path) -> tuple[str, ...]:
   """What data.json says (see `run_data`); older runs have none."""
   try:
     text = (path / 'data.json').read_text(encoding='utf-8')
+  except storage.StorageError:
+    raise
   except (OSError, ValueError):
     return ()
   found = _json(text, 'data.json')
@@ -385,6 +394,8 @@ def _class_names(text: Any) -> tuple[str, ...]:
 def _run_settings(path: pathlib.Path) -> Settings:
   try:
     text = path.read_text(encoding='utf-8')
+  except storage.StorageError:
+    raise
   except (OSError, ValueError) as error:
     raise CheckpointError(f'{path} cannot be read.') from error
   config = _json(text, 'config.json')

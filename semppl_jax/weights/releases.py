@@ -9,7 +9,8 @@ import os
 import pathlib
 from typing import Any
 
-from semppl_jax.errors import CheckpointError
+from semppl_jax import storage
+from semppl_jax.errors import CheckpointError, UserError
 
 FOLDER_VARIABLE = 'SEMPPL_CHECKPOINTS'
 # Of an installed package, and of a clone.
@@ -65,9 +66,11 @@ def find(name: str | os.PathLike) -> pathlib.Path:
       the address to fetch it from.
   """
   try:
-    path = pathlib.Path(name).expanduser()
+    path = storage.path(name).expanduser()
     if path.exists():
       return path
+  except UserError:
+    raise  # of a bucket
   except (OSError, ValueError, RuntimeError) as error:  # nobody's home, a NUL
     raise CheckpointError(f'There is no checkpoint {str(name)!r}.') from error
   if path.name == str(name):

@@ -1,7 +1,7 @@
 """Whose work directory it is.
 
 WORKDIR/config.json says of which settings; a lock of the kernel's on
-WORKDIR/.lock, of which job.
+WORKDIR/.lock, of which job. In a bucket .lock is a lease, see `storage.lease`.
 """
 
 import contextlib
@@ -14,12 +14,16 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from semppl_jax import storage
 from semppl_jax.config.upgrade import upgrade
 from semppl_jax.distributed import processes
 from semppl_jax.errors import UserError
+from semppl_jax.storage import lease, objects
 from semppl_jax.utils import diff, files
+from semppl_jax.workdir import run_log
 
 LOCK = '.lock'
+Place = pathlib.Path | storage.RemotePath
 
 
 @contextlib.contextmanager
@@ -39,7 +43,8 @@ def claimed(
   """
 
   def take():
-    lock = _lock(pathlib.Path(workdir))
+    place = storage.path(workdir)
+    lock = (_lease if storage.is_remote(place) else _lock)(place)
     try:
       claim(workdir, config, ignore=ignore)
     except BaseException:
@@ -54,9 +59,24 @@ def claimed(
     _release(lock)
 
 
-def _release(lock: int | None) -> None:
-  if lock is not None:
+def _release(lock: int | lease.Lease | None) -> None:
+  if isinstance(lock, lease.Lease):
+    lock.release()
+  elif lock is not None:
     os.close(lock)
+
+
+def _lease(folder: storage.RemotePath) -> lease.Lease | None:
+  """In a bucket, the same as `_lock`."""
+  objects.check(folder)
+  try:
+    return lease.take(folder / LOCK, run_log.info)
+  except lease.TakenError as error:
+    raise _of_another(folder, str(error)) from None
+  except storage.StorageError as error:
+    if error.is_permission:
+      return None  # as below
+    raise
 
 
 def _lock(folder: pathlib.Path) -> int | None:
@@ -74,10 +94,7 @@ def _lock(folder: pathlib.Path) -> int | None:
     if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
       owner = os.read(file, 200).decode(errors='replace').strip()
       os.close(file)
-      raise UserError(
-        f'Another job works in --workdir {folder} ({owner}): stop it, or '
-        'choose another.'
-      ) from None
+      raise _of_another(folder, owner) from None
     # A file system without locks: nobody can watch over it.
     return file
   with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
@@ -87,14 +104,21 @@ def _lock(folder: pathlib.Path) -> int | None:
   return file
 
 
-def _make(folder: pathlib.Path) -> None:
+def _of_another(folder: Place, owner: str) -> UserError:
+  return UserError(
+    f'Another job works in --workdir {folder} ({owner}): stop it, or choose '
+    'another.'
+  )
+
+
+def _make(folder: Place) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise _unwritable(folder, error) from None
 
 
-def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+def _unwritable(folder: Place, error: OSError) -> UserError:
   return UserError(
     f'--workdir {folder} cannot be written: {error.strerror}. Choose another, '
     'or make room.'
@@ -120,7 +144,7 @@ def claim(
     UserError: the directory belongs to a run with other settings, or holds
       checkpoints of unknown settings.
   """
-  folder = pathlib.Path(workdir)
+  folder = storage.path(workdir)
   _make(folder)
   if not check(workdir, config, ignore=ignore):
     try:
@@ -140,7 +164,7 @@ def check(
   Returns:
     Whether WORKDIR/config.json says the very same already.
   """
-  there = _standing(pathlib.Path(workdir))
+  there = _standing(storage.path(workdir))
   here = dict(diff.flat(json.loads(_text(config))))
   if there == here:
     return True
@@ -164,7 +188,7 @@ def _text(config: Mapping[str, Any]) -> str:
   return json.dumps(config, indent=2) + '\n'
 
 
-def _standing(folder: pathlib.Path) -> dict[str, Any] | None:
+def _standing(folder: Place) -> dict[str, Any] | None:
   """The settings that a work directory has, flat; None: nobody's yet."""
   path = folder / 'config.json'
   advice = 'choose another --workdir, or bring the file back'
@@ -172,10 +196,18 @@ def _standing(folder: pathlib.Path) -> dict[str, Any] | None:
     settings = upgrade(dict(json.loads(path.read_text('utf-8'))))
     return dict(diff.flat(settings))
   except FileNotFoundError:
-    if any((folder / 'checkpoints').glob('[0-9]*')):
+    if _has_checkpoints(folder / 'checkpoints'):
       raise UserError(
         f'--workdir {folder} has checkpoints but no config.json: {advice}.'
       ) from None
     return None
+  except storage.StorageError:
+    raise
   except (ValueError, TypeError, OSError, RecursionError):
     raise UserError(f'{path} cannot be read as JSON: {advice}.') from None
+
+
+def _has_checkpoints(folder: Place) -> bool:
+  if storage.is_remote(folder):
+    return any(one.name[:1].isdigit() for one in folder.iterdir())
+  return any(folder.glob('[0-9]*'))

@@ -21,7 +21,9 @@ import numpy as np
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from semppl_jax import storage
 from semppl_jax.errors import UserError
+from semppl_jax.storage import parts
 from semppl_jax.utils import files
 
 _FILE = 'metrics.jsonl'
@@ -109,21 +111,42 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir: str, *, step: int):
-    self._path = pathlib.Path(workdir, _FILE)
+    place = storage.path(workdir) / _FILE
+    self._sink = (_InParts if storage.is_remote(place) else _OnDisk)(
+      place, step
+    )
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes one line; values are scalars of any numeric kind.
+
+    On a disk at once, in a bucket when some are there.
+    """
+    row = {'step': int(step)} | {k: plain(v) for k, v in values.items()}
+    self._sink.write(row, json.dumps(row, allow_nan=False) + '\n')
+
+  def flush(self) -> None:
+    """From here on a kill loses nothing of what was written."""
+    self._sink.flush()
+
+  def close(self) -> None:
+    """Closes the files; a second call does nothing."""
+    self._sink.close()
+
+
+class _OnDisk:
+  """metrics.jsonl and the events of TensorBoard."""
+
+  def __init__(self, path: pathlib.Path, step: int):
+    self._path = path
     with self._guarded():
       self._path.parent.mkdir(parents=True, exist_ok=True)
       if self._path.exists():
-        rows = [row for row in _rows(self._path) if row['step'] <= step]
-        text = ''.join(json.dumps(row) + '\n' for row in rows)
-        files.write_text(self._path, text)
+        files.write_text(self._path, _text_up_to(self._path, step))
       # Not buffered: what could not be written is not tried again at the end.
       self._file = self._path.open('ab', buffering=0)
       self._events = _events(self._path.with_name('tensorboard'), step + 1)
 
-  def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Writes one line, at once; values are scalars of any numeric kind."""
-    row = {'step': int(step)} | {k: plain(v) for k, v in values.items()}
-    line = json.dumps(row, allow_nan=False) + '\n'
+  def write(self, row: Mapping[str, Any], line: str) -> None:
     numbers = [
       summary_pb2.Summary.Value(tag=name, simple_value=value)
       for name, value in row.items()
@@ -135,14 +158,16 @@ class MetricsWriter:
       self._events.write_event(
         event_pb2.Event(
           wall_time=time.time(),
-          step=int(step),
+          step=row['step'],
           summary=summary_pb2.Summary(value=numbers),
         )
       )
       self._events.flush()
 
+  def flush(self) -> None:
+    pass  # each line was written at once
+
   def close(self) -> None:
-    """Closes both; a second call does nothing."""
     if not self._file.closed:
       self._file.close()
       with self._guarded():
@@ -157,6 +182,29 @@ class MetricsWriter:
         f'{self._path} or the events beside it cannot be written: '
         f'{error.strerror}. Make room, and the same command goes on.'
       ) from error
+
+
+class _InParts:
+  """metrics.jsonl and its parts, in a bucket."""
+
+  def __init__(self, place: storage.RemotePath, step: int):
+    with contextlib.suppress(FileNotFoundError):
+      parts.join(place, _text_up_to(place, step))
+    self._lines = parts.Lines(place)
+
+  def write(self, row: Mapping[str, Any], line: str) -> None:
+    del row
+    self._lines.add(line)
+
+  def flush(self) -> None:
+    self._lines.flush()
+
+  close = flush
+
+
+def _text_up_to(path: 'pathlib.Path | storage.RemotePath', step: int) -> str:
+  rows = [row for row in _rows(path) if row['step'] <= step]
+  return ''.join(json.dumps(row) + '\n' for row in rows)
 
 
 def _events(folder: pathlib.Path, first: int) -> event_file_writer.EventsWriter:
@@ -181,7 +229,7 @@ def read(workdir: str) -> list[dict[str, Any]]:
   Raises:
     FileNotFoundError: nothing was ever logged here.
   """
-  return _rows(pathlib.Path(workdir) / _FILE)
+  return _rows(storage.path(workdir) / _FILE)
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
@@ -191,7 +239,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
   becomes null.
   """
   text = json.dumps(plain(obj), indent=2, allow_nan=False)
-  files.write_text(pathlib.Path(path), text + '\n')
+  files.write_text(path, text + '\n')
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -201,22 +249,33 @@ def read_json(path: str | os.PathLike) -> Any:
     UserError: the file is not JSON.
   """
   try:
-    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    return json.loads(storage.path(path).read_text(encoding='utf-8'))
   except FileNotFoundError:
     return None
+  except storage.StorageError:
+    raise  # a ValueError, too
   except (ValueError, RecursionError):
     raise UserError(f'{path} is not JSON: mend it or delete it.') from None
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  rows = []
-  for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+def _rows(path: 'pathlib.Path | storage.RemotePath') -> list[dict[str, Any]]:
+  """The lines in today's names; of a step that came again, the later one."""
+  if storage.is_remote(path):
+    text = parts.read(path)
+  else:
+    text = path.read_text(encoding='utf-8', errors='replace')
+  rows: list[dict[str, Any]] = []
+  for line in text.splitlines():
     try:
       row = json.loads(line)
     except (ValueError, RecursionError):
       continue  # a process was stopped in the middle of this line
-    if isinstance(row, dict) and type(row.get('step')) is int:
-      rows.append({RENAMED.get(name, name): x for name, x in row.items()})
+    if not isinstance(row, dict) or type(row.get('step')) is not int:
+      continue
+    # A life that was killed may have left parts of what the next one repeats.
+    while storage.is_remote(path) and rows and rows[-1]['step'] >= row['step']:
+      rows.pop()
+    rows.append({RENAMED.get(name, name): x for name, x in row.items()})
   return rows
 
 

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn import manifold
 
+from semppl_jax import storage
+from semppl_jax.utils import files
 from semppl_jax.workdir import metrics, panels
 
 # Colour-blind eyes tell the colours apart; of equal curves both stay visible.
@@ -49,7 +51,7 @@ def plots(
     labels: [n] int, their classes, -1: unknown; None: all unknown.
     class_names: the K names; None: the numbers.
   """
-  folder = pathlib.Path(workdir, 'plots')
+  folder = storage.path(workdir) / 'plots'
   folder.mkdir(parents=True, exist_ok=True)
   try:
     rows = metrics.read(workdir)
@@ -73,7 +75,15 @@ def plots(
       with warnings.catch_warnings():
         # Class names in any script; what the font lacks is drawn as a box.
         warnings.filterwarnings('ignore', message='Glyph .* missing from')
-        figure.savefig(folder / f'{name}.png', dpi=120)
+        _save(figure, folder / f'{name}.png')
+
+
+def _save(figure: Figure, path: pathlib.Path | storage.RemotePath) -> None:
+  if not storage.is_remote(path):
+    figure.savefig(path, dpi=120)
+    return
+  with files.atomic(path) as part:
+    figure.savefig(part, dpi=120)
 
 
 def table(results: Mapping[str, Any]) -> str:

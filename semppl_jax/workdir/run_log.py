@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from semppl_jax import storage
 from semppl_jax.distributed import processes
+from semppl_jax.storage import parts
 
 STOP = 'stop'  # the metric that tells all hosts of one host's signal
 
@@ -109,25 +110,39 @@ class Unreadable:
   """
 
   def __init__(self, path: str | os.PathLike | None = None):
-    self._path = path and pathlib.Path(path)
+    self._path = path and storage.path(path)
     if self._path and not processes.is_first():
       own = f'{self._path.stem}-{processes.index()}{self._path.suffix}'
       self._path = self._path.with_name(own)
     self._names: set[str] = set()
-    if self._path and self._path.exists():
-      text = self._path.read_text(encoding='utf-8', errors='replace')
-      if text and not text.endswith('\n'):  # cut off by a kill
-        with self._path.open('a', encoding='utf-8') as file:
-          file.write('\n')
-      for line in text.splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-          self._names.add(str(json.loads(line)['name']))
+    self._lines: parts.Lines | None = None  # in a bucket, from the first on
+    for line in self._standing().splitlines():
+      with contextlib.suppress(ValueError, KeyError, TypeError):
+        self._names.add(str(json.loads(line)['name']))
+
+  def _standing(self) -> str:
+    """What earlier processes wrote; '': nothing."""
+    if not self._path:
+      return ''
+    if storage.is_remote(self._path):
+      try:
+        return parts.read(self._path)
+      except FileNotFoundError:
+        return ''
+    if not self._path.exists():
+      return ''
+    text = self._path.read_text(encoding='utf-8', errors='replace')
+    if text and not text.endswith('\n'):  # cut off by a kill
+      with self._path.open('a', encoding='utf-8') as file:
+        file.write('\n')
+    return text
 
   def __len__(self) -> int:
     return len(self._names)
 
   def on_all_hosts(self) -> int:
-    """How many images on all hosts; all of them call it."""
+    """How many images on all hosts; all of them call it, at the end."""
+    self.flush()
     return len(
       {
         n
@@ -144,8 +159,20 @@ class Unreadable:
     line = f'{name} cannot be decoded: {reason} ({len(self)} so far)'
     info(line, everywhere=True)
     if self._path:
-      with self._path.open('a', encoding='utf-8') as file:
-        file.write(json.dumps({'name': name, 'reason': reason}) + '\n')
+      self._add(json.dumps({'name': name, 'reason': reason}) + '\n')
+
+  def _add(self, line: str) -> None:
+    if storage.is_remote(self._path):
+      self._lines = self._lines or parts.Lines(self._path)
+      self._lines.add(line)
+      return
+    with self._path.open('a', encoding='utf-8') as file:
+      file.write(line)
+
+  def flush(self) -> None:
+    """Writes what a bucket does not have yet."""
+    if self._lines:
+      self._lines.flush()
 
 
 class Log:

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
-import pathlib
 from typing import NamedTuple
 
+from semppl_jax import storage
 from semppl_jax.utils import files
 
 _NAME = 'stopped.json'
+_CANNOT = (OSError, storage.StorageError)
 
 
 class Stop(NamedTuple):
@@ -29,23 +30,25 @@ class Stop(NamedTuple):
 
 def write(workdir: str | os.PathLike, stop: Stop) -> None:
   """Into the run's folder, for those who read it."""
-  path = pathlib.Path(workdir, _NAME)
-  with contextlib.suppress(OSError):  # the alarm is told in any case
+  path = storage.path(workdir) / _NAME
+  with contextlib.suppress(*_CANNOT):  # the alarm is told in any case
     files.write_text(path, json.dumps(stop._asdict()) + '\n')
 
 
 def remove(workdir: str | os.PathLike) -> None:
   """A run that goes on is not a stopped one."""
-  with contextlib.suppress(OSError):  # what is wrong with the disk shows later
-    pathlib.Path(workdir, _NAME).unlink(missing_ok=True)
+  with contextlib.suppress(*_CANNOT):  # what is wrong with the disk shows later
+    (storage.path(workdir) / _NAME).unlink(missing_ok=True)
 
 
 def read(workdir: str | os.PathLike) -> Stop | None:
   """Of a run's folder; None: no alarm ended the run."""
   try:
-    found = json.loads(pathlib.Path(workdir, _NAME).read_text('utf-8'))
+    found = json.loads((storage.path(workdir) / _NAME).read_text('utf-8'))
     what = ' '.join(str(found['what']).split())[:500]
     return Stop(int(found['step']), int(found['good']), what)
+  except storage.StorageError:
+    raise  # nobody knows
   except (
     OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError,
   ):  # fmt: skip

@@ -1,10 +1,10 @@
 """One table as Markdown and as JSON."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from semppl_jax import storage
 from semppl_jax.utils import files
 from semppl_jax.workdir import metrics
 
@@ -26,10 +26,10 @@ def write(
   """
   table = markdown(heads, rows)
   files.write_text(
-    pathlib.Path(workdir, 'table.md'), f'{table}\n{notes}'.rstrip() + '\n'
+    storage.path(workdir) / 'table.md', f'{table}\n{notes}'.rstrip() + '\n'
   )
   records = [dict(zip(heads, row)) for row in rows]
-  metrics.write_json(pathlib.Path(workdir, 'table.json'), records)
+  metrics.write_json(storage.path(workdir) / 'table.json', records)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
