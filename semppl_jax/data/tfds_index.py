@@ -6,7 +6,6 @@ cache, if that is read-only), in a bucket as well.
 
 import contextlib
 import hashlib
-import io
 import os
 import pathlib
 import re
@@ -60,7 +59,8 @@ def of(
   for path in _files(folder, split):
     # The next run reads everything again where nothing can be written.
     with contextlib.suppress(OSError, storage.StorageError):
-      _write(path, labels, names)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      files.write_arrays(path, labels=labels, names=np.array(names, str))
       break
   return labels, names if keys[1] else None
 
@@ -71,17 +71,6 @@ def example(record: bytes) -> Any:
   from tensorflow_datasets.proto import tf_example_pb2
 
   return tf_example_pb2.Example.FromString(record).features.feature
-
-
-def _write(path: Folder, labels: np.ndarray, names: list[str]) -> None:
-  arrays = {'labels': labels, 'names': np.array(names, str)}
-  if not storage.is_remote(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_arrays(path, **arrays)
-    return
-  whole = io.BytesIO()
-  np.savez(whole, **arrays)
-  path.write_bytes(whole.getvalue())
 
 
 def _kept(

@@ -29,10 +29,7 @@ from semppl_jax.data import (
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 from semppl_jax.storage import clients, objects
-from tests.helpers import tfds_data
-
-pytest.importorskip('s3fs')
-moto_server = pytest.importorskip('moto.server')
+from tests.helpers import bucket, tfds_data
 
 _SECRET = 'wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY'
 
@@ -107,25 +104,19 @@ class _Proxy(http.server.ThreadingHTTPServer):
 def server():
   """A proxy: `happens(method, path)` says what does, `seen` what came."""
   logging.getLogger('werkzeug').setLevel(logging.ERROR)
-  moto = moto_server.ThreadedMotoServer('127.0.0.1', 0, verbose=False)
-  moto.start()
-  proxy = _Proxy(('127.0.0.1', 0), _Handler)
-  proxy.moto, proxy.seen, proxy.happens = moto.get_host_and_port(), [], None
-  threading.Thread(target=proxy.serve_forever, daemon=True).start()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('AWS_ENDPOINT_URL', f'http://127.0.0.1:{proxy.server_port}')
-    patch.setenv('AWS_ACCESS_KEY_ID', 'AKIAIOSFODNN7EXAMPLE')
-    patch.setenv('AWS_SECRET_ACCESS_KEY', _SECRET)
-    patch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
-    patch.setenv('AWS_EC2_METADATA_DISABLED', 'true')
-    clients._client.cache_clear()
-    place = storage.path('s3://birds/x')
-    clients.of(place)._fs.call_s3('create_bucket', Bucket='birds')
-    yield proxy
-  clients._client.cache_clear()
-  proxy.shutdown()
-  proxy.server_close()
-  moto.stop()
+  with bucket.s3() as given, _Proxy(('127.0.0.1', 0), _Handler) as proxy:
+    there = given['AWS_ENDPOINT_URL'].rpartition('/')[2].split(':')
+    proxy.moto, proxy.seen, proxy.happens = there, [], None
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    ours = {
+      'AWS_ENDPOINT_URL': f'http://127.0.0.1:{proxy.server_port}',
+      'AWS_SECRET_ACCESS_KEY': _SECRET,
+    }
+    with bucket.told(given | ours):
+      place = storage.path('s3://birds/x')
+      clients.of(place)._fs.call_s3('create_bucket', Bucket='birds')
+      yield proxy
+    proxy.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -507,3 +498,28 @@ def test_a_disk_needs_no_client(folder):
     'assert not {"s3fs", "gcsfs", "aiobotocore", "aiohttp"} & {*sys.modules}'
   )
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+# -- the other cloud --
+
+
+@pytest.fixture(scope='module')
+def google():
+  with bucket.gs() as given, bucket.told(given):
+    yield bucket.make('gs')
+
+
+def test_data_sets_of_the_other_cloud(google, folder, prepared):
+  objects.upload(folder, storage.path(f'{google}/folder'))
+  objects.upload(prepared, storage.path(f'{google}/tfds'))
+  for name, here, there in (
+    ('folder', folder, 'folder'),
+    ('tfds:oxford_flowers102', prepared, 'tfds'),
+  ):
+    data, found = passes(settings(name, here))
+    other, batches = passes(settings(name, f'{google}/{there}'))
+    assert described(other) == described(data)
+    same(batches, found)
+  with pytest.raises(images.Unreadable, match='No such file'):
+    image_files.read(f'{google}/folder/none.png')
+  assert 'gs://fishes-x: there is no such bucket' in said('gs://fishes-x/y')
