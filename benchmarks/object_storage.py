@@ -138,7 +138,7 @@ def from_records(folder: str, count: int) -> sources.Source:
   if storage.is_remote(path):
     size = objects.stat(storage.path(path)).size
     part = array_records.Part(path, size, 0, count)
-    data = array_records.Records([part], _range)
+    data = array_records.Records([part], retry.remote)
   else:
     data = array_record_data_source.ArrayRecordDataSource(path)
   return sources.Records(
@@ -147,11 +147,6 @@ def from_records(folder: str, count: int) -> sources.Source:
     encoded=True,
     remote=storage.is_remote(path),
   )
-
-
-def _range(path: str, start: int, end: int) -> bytes:
-  once = lambda: objects.read_once(storage.path(path), start, end)
-  return retry.read(once, path)
 
 
 def _get(data: Any, index: int) -> bytes:

@@ -12,7 +12,6 @@ import numpy as np
 from semppl_jax import storage
 from semppl_jax.data import retry
 from semppl_jax.errors import UserError
-from semppl_jax.storage import objects
 from semppl_jax.utils.text import first_line
 
 Split = tuple[np.ndarray, np.ndarray]  # [N, H, W, 3] uint8, [N] integers
@@ -78,8 +77,7 @@ def _on_disk(path: str) -> Iterator[str | BinaryIO]:
   if not storage.is_remote(path):
     yield path
     return
-  place = storage.path(path)
-  size = place.stat().st_size
+  size = storage.path(path).stat().st_size
   with (
     tempfile.TemporaryFile() as file,
     futures.ThreadPoolExecutor(_TRANSFERS) as pool,
@@ -87,8 +85,7 @@ def _on_disk(path: str) -> Iterator[str | BinaryIO]:
 
     def copy(start: int) -> None:
       end = min(start + _TRANSFER, size)
-      once = lambda: objects.read_once(place, start, end)
-      os.pwrite(file.fileno(), retry.read(once, path), start)
+      os.pwrite(file.fileno(), retry.remote(path, start, end), start)
 
     list(pool.map(copy, range(0, size, _TRANSFER)))
     yield file

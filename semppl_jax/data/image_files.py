@@ -12,7 +12,6 @@ from absl import logging
 from semppl_jax import storage
 from semppl_jax.data import images, listing, retry
 from semppl_jax.errors import UserError
-from semppl_jax.storage import objects
 from semppl_jax.utils.text import nearest_name
 
 SUFFIXES = (
@@ -35,12 +34,12 @@ def read(path: str) -> bytes:
   """
 
   def once():
-    if storage.is_remote(path):
-      return objects.read_once(storage.path(path))
     with open(path, 'rb') as file:
       return file.read()
 
   try:
+    if storage.is_remote(path):
+      return retry.remote(path)
     return retry.read(once, path)
   except OSError as e:
     raise images.Unreadable(e.strerror or type(e).__name__) from e

@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from semppl_jax import storage
 from semppl_jax.errors import UserError
-from semppl_jax.storage import NoAnswerError
+from semppl_jax.storage import objects
 from semppl_jax.utils import os_errors
 from semppl_jax.utils.text import first_line
 
@@ -53,10 +54,23 @@ def read(once: Callable[[], Any], what: str) -> Any:
         raise
       if not pauses:
         raise UserError(_line(what, error)) from error
-    except NoAnswerError:
+    except storage.NoAnswerError:
       if not pauses:
         raise
     time.sleep(pauses.pop(0))
+
+
+def remote(
+  address: str, begin: int | None = None, end: int | None = None
+) -> bytes:
+  """An object's bytes, from `begin` to before `end`; likewise.
+
+  Raises:
+    FileNotFoundError: it is gone.
+    StorageError: all else.
+  """
+  place = storage.path(address)
+  return read(lambda: objects.read_once(place, begin, end), address)
 
 
 def record(data: Any, index: int) -> bytes:

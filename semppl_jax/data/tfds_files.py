@@ -160,12 +160,7 @@ class _Remote:
       path = f'{self._folder}/{name}'
       size = self._sizes[name]
       parts.append(array_records.Part(path, size, one.skip, one.take))
-    return array_records.Records(parts, _read_range)
-
-
-def _read_range(path: str, start: int, end: int) -> bytes:
-  once = lambda: objects.read_once(storage.path(path), start, end)
-  return retry.read(once, path)
+    return array_records.Records(parts, retry.remote)
 
 
 def find(name: str, path: str = '') -> Prepared:

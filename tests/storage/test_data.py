@@ -21,6 +21,7 @@ from semppl_jax.data import (
   image_files,
   images,
   listing,
+  masks,
   pipeline,
   python_objects,
   retry,
@@ -29,6 +30,7 @@ from semppl_jax.data import (
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 from semppl_jax.storage import clients, objects
+from semppl_jax.tools import mask_store
 from tests.helpers import bucket, tfds_data
 
 _SECRET = 'wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY'
@@ -362,6 +364,25 @@ def test_a_shard_that_is_missing(prepared):
   objects.remove([inside / name])
   with pytest.raises(UserError, match=f'has no {name}, a part of train'):
     datasets.load(settings('tfds:oxford_flowers102', place))
+
+
+def test_masks_are_the_same(folder, tmp_path):
+  data = datasets.load(cfg := settings('folder', folder))
+  count = len(data.train)
+  random = np.random.default_rng(0)
+  drawn = [random.integers(0, 2, (6, 5)) > 0 for _ in range(count)]
+  layout = masks.Layout('ours', data.fingerprint, count, 10, 'drawn')
+  mask_store.create(tmp_path, layout)
+  for shard in range(layout.num_shards):
+    own = [drawn[i] if i % 4 else None for i in layout.ids(shard)]
+    mask_store.write_shard(tmp_path, layout, shard, own)
+  objects.upload(tmp_path, storage.path('s3://birds/masks'))
+  cfg.masks = str(tmp_path)
+  _, found = passes(cfg)
+  cfg.path, cfg.masks = 's3://birds/folder', 's3://birds/masks'
+  _, batches = passes(cfg)
+  assert batches[0][0].masks is not None
+  same(batches, found)
 
 
 # -- what can go wrong --
