@@ -28,6 +28,7 @@ from semppl_jax.storage.errors import StorageError
 SECONDS = 40.0  # without a sign of life until a job counts as dead
 BEAT = 8.0  # between two signs
 _LOOK = 1.0  # between two looks of who waits
+_HELD: set[str] = set()  # by this process
 
 
 class TakenError(Exception):
@@ -66,6 +67,7 @@ class Lease:
       elif found.tag != seen:
         raise TakenError(_said(self._standing()))
       time.sleep(_LOOK)
+    _HELD.add(self._id)
     threading.Thread(target=self._renew_always, daemon=True).start()
     lost.watch(self._place.parent, self._check)
 
@@ -105,6 +107,7 @@ class Lease:
   def release(self) -> None:
     """Deletes the object, if it is ours; a server that is away is left."""
     self._end.set()
+    _HELD.discard(self._id)
     lost.forget(self._place.parent)
     with self._one_at_a_time, contextlib.suppress(StorageError):
       theirs = self._standing()
@@ -211,4 +214,6 @@ def _is_alive(theirs: dict[str, Any] | None) -> bool | None:
     return None
   if any(theirs.get(key) != me[key] for key in ('boot', 'space')):
     return None
+  if theirs['pid'] == me['pid']:  # of one that could not be given back
+    return theirs.get('id') in _HELD
   return _process(theirs['pid']).get('began') == theirs.get('began')
