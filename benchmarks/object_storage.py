@@ -90,11 +90,12 @@ class Server:
     if 'list-type=2' in query:
       prefix = urllib.parse.parse_qs(query).get('prefix', [''])[0]
       return '200 OK', 'application/xml', self._listing(prefix).encode()
-    data = (self._folder / key).read_bytes()
-    if 'range' not in headers:
-      return '200 OK', 'image/jpeg', data
-    first, last = headers['range'].removeprefix('bytes=').split('-')
-    part = data[int(first) : int(last) + 1]
+    with (self._folder / key).open('rb') as file:
+      if 'range' not in headers:
+        return '200 OK', 'image/jpeg', file.read()
+      first, last = headers['range'].removeprefix('bytes=').split('-')
+      file.seek(int(first))
+      part = file.read(int(last) + 1 - int(first))
     return '206 Partial Content', 'application/octet-stream', part
 
   def _listing(self, prefix: str) -> str:

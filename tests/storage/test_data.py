@@ -1,14 +1,11 @@
 """Data sets in a bucket, of a server on this machine that speaks as S3 does."""
 
 import csv
-import http.client
-import http.server
 import logging
 import os
 import subprocess
 import sys
 import threading
-import urllib.parse
 
 import numpy as np
 import pytest
@@ -31,102 +28,35 @@ from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 from semppl_jax.storage import clients, objects
 from semppl_jax.tools import mask_store
-from tests.helpers import bucket, tfds_data
+from tests.helpers import bucket as bucket_lib
+from tests.helpers import proxy as proxy_lib
+from tests.helpers import tfds_data
 
+_DENIED = proxy_lib.refuse(403, 'AccessDenied')
 _SECRET = 'wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY'
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-  """Passes requests on to moto, but for those that something happens to."""
-
-  protocol_version = 'HTTP/1.1'
-
-  def handle_one(self):
-    length = int(self.headers.get('Content-Length') or 0)
-    body = self.rfile.read(length)
-    address = urllib.parse.unquote(self.path)
-    self.server.seen.append((self.command, address))
-    status, headers, data = self._answer(body)
-    happens = self.server.happens
-    event = happens(self.command, address) if happens else None
-    if event == 'lost':
-      self.close_connection = True
-      return
-    if isinstance(event, tuple):
-      status, code = event
-      data = (
-        f'<?xml version="1.0"?><Error><Code>{code}</Code>'
-        f'<Message>{_SECRET} {code}</Message></Error>'
-      ).encode()
-      headers = [('Content-Type', 'application/xml')]
-    self.send_response(status)
-    for name, value in headers:
-      self.send_header(name, value)
-    is_head = self.command == 'HEAD'
-    if not is_head:
-      self.send_header('Content-Length', str(len(data)))
-    self.end_headers()
-    if event == 'cut':
-      self.wfile.write(data[: len(data) // 2])
-      self.close_connection = True
-    elif not is_head:
-      self.wfile.write(data)
-
-  do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_one
-
-  def _answer(self, body):
-    connection = http.client.HTTPConnection(*self.server.moto)
-    try:
-      connection.request(self.command, self.path, body, dict(self.headers))
-      answer = connection.getresponse()
-      drop = ('content-length', 'transfer-encoding', 'connection')
-      keep_length = self.command == 'HEAD'
-      headers = [
-        (name, value)
-        for name, value in answer.getheaders()
-        if name.lower() not in drop[keep_length:]
-      ]
-      return answer.status, headers, answer.read()
-    finally:
-      connection.close()
-
-  def log_message(self, *args):
-    pass
-
-
-class _Proxy(http.server.ThreadingHTTPServer):
-  daemon_threads = True
-  request_queue_size = 128
-
-  def handle_error(self, *args):
-    """A client that goes away is none of the test's affair."""
-
-
 @pytest.fixture(scope='module')
-def server():
-  """A proxy: `happens(method, path)` says what does, `seen` what came."""
+def server(s3_server):
+  """A proxy before the server; `requests` are what came."""
   logging.getLogger('werkzeug').setLevel(logging.ERROR)
-  with bucket.s3() as given, _Proxy(('127.0.0.1', 0), _Handler) as proxy:
-    there = given['AWS_ENDPOINT_URL'].rpartition('/')[2].split(':')
-    proxy.moto, proxy.seen, proxy.happens = there, [], None
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+  with proxy_lib.Proxy(s3_server['AWS_ENDPOINT_URL']) as proxy:
     ours = {
-      'AWS_ENDPOINT_URL': f'http://127.0.0.1:{proxy.server_port}',
+      'AWS_ENDPOINT_URL': proxy.endpoint,
       'AWS_SECRET_ACCESS_KEY': _SECRET,
     }
-    with bucket.told(given | ours):
+    with bucket_lib.told(s3_server | ours):
       place = storage.path('s3://birds/x')
       clients.of(place)._fs.call_s3('create_bucket', Bucket='birds')
       yield proxy
-    proxy.shutdown()
 
 
 @pytest.fixture(autouse=True)
 def nothing_happens(server):
-  server.happens = None
-  server.seen.clear()
+  server.rule = None
+  server.requests.clear()
   yield
-  server.happens = None
+  server.rule = None
 
 
 @pytest.fixture
@@ -216,8 +146,8 @@ def test_a_folder_is_the_same(folder):
 @pytest.mark.parametrize('slash', ['', '/'])
 def test_a_folder_is_listed_once(folder, server, slash):
   datasets.load(settings('folder', f's3://birds/folder{slash}'))
-  assert [method for method, _ in server.seen] == ['GET']
-  assert 'list-type=2' in server.seen[0][1]
+  assert [method for method, _ in server.requests] == ['GET']
+  assert 'list-type=2' in server.requests[0][1]
 
 
 def test_a_listing_of_several_pages(folder, server, monkeypatch):
@@ -230,7 +160,7 @@ def test_a_listing_of_several_pages(folder, server, monkeypatch):
   )
   monkeypatch.setattr(clients.S3, 'listed', ask)
   there = datasets.load(settings('folder', 's3://birds/folder'))
-  assert [*map(sorted, there.train.names)] == whole and len(server.seen) > 3
+  assert [*map(sorted, there.train.names)] == whole and len(server.requests) > 3
 
 
 @pytest.mark.long
@@ -241,7 +171,7 @@ def test_worker_processes_change_nothing(folder, server):
   path = 's3://birds/folder'
   _, batches = passes(settings('folder', path), workers=2)
   same(batches, found)
-  server.happens = always(_IMAGE, (400, 'ExpiredToken'))
+  server.rule = always(_IMAGE, proxy_lib.refuse(400, 'ExpiredToken'))
   assert 'expired (ExpiredToken): renew them' in said(workers=1)
 
 
@@ -287,13 +217,13 @@ def test_a_set_for_transfer(server, tmp_path):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new('RGB', (4, 4)).save(path)
   objects.upload(tmp_path, storage.path('s3://birds/sets'))
-  server.seen.clear()
+  server.requests.clear()
   cfg = settings('folder', tmp_path, seed=0)
   found = transfer_sets.load('birdsnap', cfg)
   cfg.path = 's3://birds/sets'
   there = transfer_sets.load('birdsnap', cfg)
   assert described(there.data) == described(found.data)
-  assert len(server.seen) <= 2 and there.data.train.remote
+  assert len(server.requests) <= 2 and there.data.train.remote
 
 
 def test_arrays_are_the_same(tmp_path, monkeypatch):
@@ -337,18 +267,18 @@ def test_array_records_are_the_same(prepared, server, split):
   assert described(there) == described(data) and there.train.remote
   same(batches, found)
   # Labels and names are beside the data now.
-  server.seen.clear()
+  server.requests.clear()
   cfg.path += '/oxford_flowers102/2.1.1'
   assert described(datasets.load(cfg)) == described(data)
-  assert not [a for _, a in server.seen if a.endswith('-of-00003')]
+  assert not [a for _, a in server.requests if a.endswith('-of-00003')]
 
 
 def test_array_records_where_nothing_can_be_written(
   prepared, server, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  server.happens = lambda method, path: (
-    (403, 'AccessDenied') if method == 'PUT' else None
+  server.rule = lambda number, method, path: (
+    _DENIED if method == 'PUT' else None
   )
   cfg = settings('tfds:oxford_flowers102', 's3://birds/tfds')
   cfg.train_split = 'train[:5]'
@@ -390,30 +320,36 @@ def test_masks_are_the_same(folder, tmp_path):
 _IMAGE = '/train/c/1.png'
 
 
-def once(path, event):
+def once(path, act):
   """Happens at the first request for a path."""
-  left = [event]
+  left = [act]
 
-  def happens(method, asked):
+  def rule(number, method, asked):
     return left.pop() if asked.endswith(path) and left else None
 
-  return happens
+  return rule
 
 
-def always(path, event):
-  return lambda method, asked: event if asked.endswith(path) else None
+def always(path, act):
+  return lambda number, method, asked: act if asked.endswith(path) else None
 
 
-@pytest.mark.parametrize(
-  'event', ['cut', 'lost', (500, 'InternalError'), (503, 'SlowDown')]
-)
-def test_what_passes_changes_nothing(folder, server, pauses, event):
+_PASSES = {
+  'cut off': proxy_lib.cut_body,
+  'hung up': proxy_lib.cut_request,
+  'error': proxy_lib.refuse(500, 'InternalError'),
+  'slow down': proxy_lib.refuse(503, 'SlowDown'),
+}
+
+
+@pytest.mark.parametrize('what', _PASSES)
+def test_what_passes_changes_nothing(folder, server, pauses, what):
   _, found = passes(settings('folder', folder))
-  server.happens = once(_IMAGE, event)
+  server.rule = once(_IMAGE, _PASSES[what])
   _, batches = passes(settings('folder', 's3://birds/folder'))
   same(batches, found)
   # A connection that is lost at once, the client makes anew by itself.
-  assert 0.5 in pauses or event == 'lost'
+  assert 0.5 in pauses or what == 'hung up'
 
 
 def said(path='s3://birds/folder', workers=0, **options):
@@ -430,12 +366,10 @@ def said(path='s3://birds/folder', workers=0, **options):
   return str(error.value)
 
 
-@pytest.mark.parametrize(
-  'event', ['cut', 'lost', (500, 'InternalError'), (503, 'SlowDown')]
-)
-def test_what_lasts_ends_the_run(folder, server, pauses, event):
+@pytest.mark.parametrize('what', _PASSES)
+def test_what_lasts_ends_the_run(folder, server, pauses, what):
   """And no other image stands in, which the next run would not see."""
-  server.happens = always(_IMAGE, event)
+  server.rule = always(_IMAGE, _PASSES[what])
   line = said()
   assert f's3://birds/folder{_IMAGE} cannot be read: the server' in line
   assert 'does not answer' in line and 'the same command goes on' in line
@@ -443,17 +377,17 @@ def test_what_lasts_ends_the_run(folder, server, pauses, event):
 
 
 @pytest.mark.parametrize(
-  'event, words',
+  'status, code, words',
   [
-    ((400, 'ExpiredToken'), 'expired (ExpiredToken): renew them'),
-    ((403, 'AccessDenied'), 'no permission (AccessDenied)'),
-    ((403, 'InvalidAccessKeyId'), 'not accepted (InvalidAccessKeyId)'),
+    (400, 'ExpiredToken', 'expired (ExpiredToken): renew them'),
+    (403, 'AccessDenied', 'no permission (AccessDenied)'),
+    (403, 'InvalidAccessKeyId', 'not accepted (InvalidAccessKeyId)'),
   ],
 )
 def test_what_holds_for_all_images_ends_it_at_once(
-  folder, server, pauses, event, words
+  folder, server, pauses, status, code, words
 ):
-  server.happens = always(_IMAGE, event)
+  server.rule = always(_IMAGE, proxy_lib.refuse(status, code))
   line = said()
   assert line.startswith(f's3://birds/folder{_IMAGE} cannot be read: ')
   assert words in line and not pauses
@@ -463,7 +397,7 @@ def test_an_object_that_is_gone(folder, server):
   """As a file that is gone: another of its kind stands in."""
   data = datasets.load(cfg := settings('folder', 's3://birds/folder'))
   row = data.train.names.index('c/1.png')
-  server.happens = always(_IMAGE, (404, 'NoSuchKey'))
+  server.rule = always(_IMAGE, proxy_lib.refuse(404, 'NoSuchKey'))
   told = []
   list(
     pipeline.batches(
@@ -485,12 +419,12 @@ def test_a_bucket_or_a_folder_that_is_not_there(server):
   assert 'hdfs://' in said('hdfs://birds/folder')
   line = said(f's3://me:{_SECRET}@birds/folder')
   assert 'password' in line
-  server.happens = lambda method, path: (403, 'AccessDenied')
+  server.rule = lambda number, method, path: _DENIED
   assert 's3://birds/folder cannot be listed: no permission' in said()
   cfg = settings('tfds:oxford_flowers102', 's3://birds/none')
   with pytest.raises(UserError, match='no permission'):
     datasets.load(cfg)
-  server.happens = None
+  server.rule = None
   with pytest.raises(UserError, match='no data set oxford_flowers102 in s3:'):
     datasets.load(cfg)
 
@@ -525,9 +459,9 @@ def test_a_disk_needs_no_client(folder):
 
 
 @pytest.fixture(scope='module')
-def google():
-  with bucket.gs() as given, bucket.told(given):
-    yield bucket.make('gs')
+def google(gs_server):
+  with bucket_lib.told(gs_server):
+    yield bucket_lib.make('gs')
 
 
 def test_data_sets_of_the_other_cloud(google, folder, prepared):
