@@ -27,7 +27,7 @@ _INFO = 'dataset_info.json'
 _FEATURES = 'features.json'
 _NAMES = ('file_name', 'image/file_name', 'id')  # features that name an image
 _CLASS_KEYS = ('pythonClassName', 'python_class_name', 'type')
-_MOST_OF_A_DESCRIPTION = 2**24  # bytes of a file that is no part of the data
+_SHARD = re.compile(r'-\d{5,}-of-\d{5,}$')
 _NAME = re.compile(r'(?P<path>[\w./-]+?)(:(?P<version>\d+\.\d+\.\d+))?')
 
 Folder = pathlib.Path | storage.RemotePath
@@ -73,7 +73,8 @@ class Prepared:
     if 'array_record' not in formats:
       raise UserError(
         f'{folder} is stored as {", ".join(formats)}, which has no random '
-        'access; this makes an array_record copy beside it: '
+        'access; this makes an array_record copy beside it'
+        f'{", on a disk" if self._remote else ""}: '
         f'python -m semppl_jax.to_array_record {folder}'
       )
 
@@ -137,11 +138,9 @@ class _Remote:
     self.local = pathlib.Path(self._kept.name)
     self._sizes: dict[str, int] = {}
     for name, info in objects.tree(folder).items():
-      if '/' in name or name.startswith(tfds_index.PREFIX):
-        continue
-      if info.size > _MOST_OF_A_DESCRIPTION or '.array_record' in name:
+      if _SHARD.search(name):
         self._sizes[name] = info.size
-      else:
+      elif '/' not in name and not name.startswith(tfds_index.PREFIX):
         (self.local / name).write_bytes((folder / name).read_bytes())
 
   def records(self, data: Any, split: str) -> array_records.Records:
