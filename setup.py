@@ -69,18 +69,24 @@ setuptools.setup(
     'cuda12': [f'jax[cuda12]{_JAX}'],
     'cuda13': [f'jax[cuda13]{_JAX}'],
     # Object storage: --workdir and data on gs:// and s3://.
-    'gs': ['gcsfs>=2025.3'],
-    's3': ['s3fs>=2025.7'],
+    'gs': ['gcsfs>=2025.2'],
+    's3': ['s3fs>=2025.2'],
     'saliency': ['opencv-contrib-python-headless>=4.9'],
     'test': [
+      'flask>=3',
+      'flask-cors>=5',
       'hypothesis>=6.100',
       'ipykernel>=6.29',
+      'moto[s3]>=5.1',
       'nbclient>=0.10',
       'nbformat>=5.10',
       'pytest>=8',
       'pytest-xdist>=3.5',
       'ruff>=0.6',
+      's3fs>=2025.2',
     ],
+    # Brings gRPC and more: tests of gs:// are skipped without it.
+    'test-gs': ['gcp-storage-emulator>=2024.8', 'gcsfs>=2025.2'],
     'tpu': [f'jax[tpu]{_JAX}'],
   },
 )

@@ -51,9 +51,19 @@ def alone(tmp_path_factory):
   return place
 
 
+def light_end(run, state, workdir, past):
+  """In place of the evaluation."""
+  results = {'step': int(state.step[0]), 'seconds': past.seconds}
+  metrics.write_json(os.path.join(workdir, 'results.json'), results)
+  return results
+
+
 @pytest.fixture
-def _without_plots(monkeypatch):
-  monkeypatch.setattr(plots, 'plots', lambda *_, **__: None)
+def light(monkeypatch, tmp_path):
+  """A run on the disk; it and those of this test are not evaluated."""
+  monkeypatch.setattr(pretraining, 'finish', light_end)
+  run(tmp_path / 'run')
+  return tmp_path / 'run'
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +127,7 @@ def test_a_worker_follows_it(done):
   assert follow.follow(cfg, str(worker)) == results  # goes on
 
 
-def test_one_that_ends_anywhere_goes_on(s3, alone, _without_plots):
+def test_one_that_ends_anywhere_goes_on(s3, light):
   place, batches = s3 / 'run', run_lib.input_batches
 
   def until(last):
@@ -136,7 +146,7 @@ def test_one_that_ends_anywhere_goes_on(s3, alone, _without_plots):
         run(place)
   assert checkpoint.steps(str(place)) == [3]
   run(place)
-  kills_check.assert_same(place, alone)
+  kills_check.assert_same(place, light)
 
 
 def _destroy(place, how):
@@ -151,15 +161,15 @@ def _destroy(place, how):
   (place / 'results.json').unlink()
 
 
-@pytest.mark.parametrize('how', ['garbage', 'missing', 'cut off'])
-def test_the_checkpoint_before_a_damaged_one_is_taken(
-  s3, alone, how, capsys, _without_plots
-):
+@pytest.mark.parametrize(
+  'how', ['garbage', pytest.param('missing', marks=pytest.mark.long), 'cut off']
+)
+def test_the_checkpoint_before_a_damaged_one_is_taken(s3, light, how, capsys):
   place = s3 / 'run'
   run(place)
   _destroy(place, how)
   run(place)
-  kills_check.assert_same(place, alone)
+  kills_check.assert_same(place, light)
   said = capsys.readouterr().err
   assert 'Going on from the checkpoint of step 3.' in said
   told = f'Checkpoint {place}/checkpoints/5 is damaged or gone'
@@ -212,7 +222,7 @@ def test_no_room_on_the_disk_for_the_copy(s3, monkeypatch, tmp_path):
     checkpoint.read(str(s3), 3, ('state',))
 
 
-def test_a_token_that_expires_in_the_middle(proxied, alone, _without_plots):
+def test_a_token_that_expires_in_the_middle(proxied, light):
   place, proxy = proxied
   marker = f'/{place.bucket}/run/checkpoints/3/commit_success.txt'
 
@@ -227,10 +237,11 @@ def test_a_token_that_expires_in_the_middle(proxied, alone, _without_plots):
   assert 'expired (ExpiredToken): renew them' in str(error.value)
   proxy.rule = None
   run(place / 'run')
-  kills_check.assert_same(place / 'run', alone)
+  kills_check.assert_same(place / 'run', light)
 
 
-def test_every_request_fails_once(s3_server, alone, _without_plots):
+@pytest.mark.long  # each waits before it is repeated
+def test_every_request_fails_once(s3_server, light):
   """Refused, cut off before and after it is done, half of the answer, slow."""
   acts = [
     proxy_lib.refuse(503, 'SlowDown'), proxy_lib.cut_request,
@@ -250,7 +261,7 @@ def test_every_request_fails_once(s3_server, alone, _without_plots):
     proxy.rule = rule
     run(place)
     proxy.rule = None
-    kills_check.assert_same(place, alone)
+    kills_check.assert_same(place, light)
     assert len(seen) > 30
 
 
@@ -265,9 +276,12 @@ def command(*arguments, **environment):
   'workdir, words',
   [
     ('s3://nobody-has-it/run', 's3://nobody-has-it: there is no such bucket'),
-    (f's3://me:{_SECRET}@buck/run', 'has a user, a password or a query'),
+    pytest.param(
+      f's3://me:{_SECRET}@buck/run', 'has a user, a password or a query',
+      marks=pytest.mark.long,
+    ),
   ],
-)
+)  # fmt: skip
 def test_on_the_command_line_it_is_a_line_and_a_status(s3, workdir, words):
   found = command(
     '--config=digits',
@@ -280,14 +294,11 @@ def test_on_the_command_line_it_is_a_line_and_a_status(s3, workdir, words):
   assert found.stderr.count('\n') == 1 and _SECRET not in found.stderr
 
 
-def test_no_file_of_a_run_has_a_secret_in_it(s3, _without_plots):
+def test_no_file_of_a_run_has_a_secret_in_it(s3, light):
   told = {
     'AWS_ACCESS_KEY_ID': 'AKIDAKID', 'AWS_SECRET_ACCESS_KEY': _SECRET,
-    'AWS_SESSION_TOKEN': _SECRET, 'AWS_ENDPOINT_URL': os.environ[
-      'AWS_ENDPOINT_URL'
-    ].replace('//', f'//me:{_SECRET}@'),
+    'AWS_SESSION_TOKEN': _SECRET,
   }  # fmt: skip
-  del told['AWS_ENDPOINT_URL']  # botocore does not send it along
   with bucket_lib.told(told):
     run(s3 / 'run')
     for name in objects.tree(s3):
