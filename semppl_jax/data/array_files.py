@@ -1,12 +1,23 @@
 """Images and labels in one .npz file: reading and checking them."""
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent import futures
+from typing import BinaryIO
+
 import numpy as np
 
+from semppl_jax import storage
+from semppl_jax.data import retry
 from semppl_jax.errors import UserError
 from semppl_jax.utils.text import first_line
 
 Split = tuple[np.ndarray, np.ndarray]  # [N, H, W, 3] uint8, [N] integers
 
+_TRANSFER = 2**24  # bytes of an object at once
+_TRANSFERS = 8  # at the same time
 _ARRAYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
 
 
@@ -45,17 +56,39 @@ def three_channels(images: np.ndarray) -> np.ndarray:
 
 def _read_npz(path: str) -> dict[str, np.ndarray | None]:
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with _on_disk(path) as local, np.load(local, allow_pickle=False) as file:
       known = {name: file[name] for name in _ARRAYS if name in file}
       if wrong := [k for k, v in known.items() if type(v) is not np.ndarray]:
         raise ValueError(f'{wrong[0]} is no array')
       # Of others, which may be huge, the names.
       return known | {n: None for n in file.files if n not in _ARRAYS}
+  except storage.StorageError:
+    raise
   except Exception as e:  # a broken file raises one of many
     reason = first_line(e)
     raise UserError(
       f'dataset.path {path!r} is not a readable .npz file: {reason}'
     ) from e
+
+
+@contextlib.contextmanager
+def _on_disk(path: str) -> Iterator[str | BinaryIO]:
+  """The path, or a copy of an object that nobody else sees."""
+  if not storage.is_remote(path):
+    yield path
+    return
+  size = storage.path(path).stat().st_size
+  with (
+    tempfile.TemporaryFile() as file,
+    futures.ThreadPoolExecutor(_TRANSFERS) as pool,
+  ):
+
+    def copy(start: int) -> None:
+      end = min(start + _TRANSFER, size)
+      os.pwrite(file.fileno(), retry.remote(path, start, end), start)
+
+    list(pool.map(copy, range(0, size, _TRANSFER)))
+    yield file
 
 
 def _split(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from semppl_jax import storage
 from semppl_jax.data import (
   array_files,
   duplicates,
@@ -210,6 +211,7 @@ def files(paths: Sequence[str], labels: Sequence[int]) -> Records:
     functools.partial(_read_file, paths),
     encoded=True,
     names=[printable('/'.join(path.split(os.sep)[-2:])) for path in paths],
+    remote=bool(paths) and storage.is_remote(paths[0]),
   )
 
 
@@ -286,6 +288,7 @@ def _canvas(cfg: Any) -> tuple[int, int, int]:
 def _path(cfg: Any) -> str:
   if not cfg.path:
     raise UserError(f'dataset.path is empty; dataset.name={cfg.name} needs it.')
+  storage.check_address(cfg.path)
   return os.path.expanduser(cfg.path)
 
 

@@ -10,7 +10,7 @@ import collections
 import os
 from typing import NamedTuple
 
-from semppl_jax.data import image_files
+from semppl_jax.data import image_files, listing
 from semppl_jax.errors import UserError
 
 # Of each, what others call it, small or capital letters. Of several training or
@@ -40,7 +40,12 @@ def search(folder: str) -> Found:
   Raises:
     UserError: no folder, no image in it, or an image whose class is not clear.
   """
-  if not os.path.isdir(folder):
+  with listing.once(folder):
+    return _search(folder)
+
+
+def _search(folder: str) -> Found:
+  if not listing.is_folder(folder):
     raise UserError(f'dataset.path {folder!r} is not a folder.')
   at = lambda name: os.path.join(folder, name)
   inside = [n for n in image_files.subfolders(folder) if not _is_ours(at(n))]
@@ -87,7 +92,7 @@ def search(folder: str) -> Found:
 
 def _is_ours(folder: str) -> bool:
   """Whether it holds masks, or a run, whose pictures are no images of data."""
-  return any(os.path.isfile(os.path.join(folder, name)) for name in _OURS)
+  return any(listing.is_file(os.path.join(folder, name)) for name in _OURS)
 
 
 def _called(inside: list[str], spellings: tuple[str, ...]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Folders of image files: finding, labelling and reading them."""
+"""Folders of image files: finding, labelling and reading them.
+
+They are on a disk or in a bucket: s3://BUCKET/PATH, gs://BUCKET/PATH.
+"""
 
 import collections
 import os
@@ -6,7 +9,8 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from semppl_jax.data import images, retry
+from semppl_jax import storage
+from semppl_jax.data import images, listing, retry
 from semppl_jax.errors import UserError
 from semppl_jax.utils.text import nearest_name
 
@@ -26,7 +30,7 @@ def read(path: str) -> bytes:
 
   Raises:
     Unreadable: if it is gone, or may not be read.
-    UserError: the disk does not give it, see `patience`.
+    UserError: the disk, or the bucket, does not give it, see `retry`.
   """
 
   def once():
@@ -34,6 +38,8 @@ def read(path: str) -> bytes:
       return file.read()
 
   try:
+    if storage.is_remote(path):
+      return retry.remote(path)
     return retry.read(once, path)
   except OSError as e:
     raise images.Unreadable(e.strerror or type(e).__name__) from e
@@ -41,11 +47,7 @@ def read(path: str) -> bytes:
 
 def subfolders(folder: str) -> list[str]:
   """Sorted names of a folder's subfolders; none if there is no folder."""
-  if not os.path.isdir(folder):
-    return []
-  return sorted(
-    e.name for e in os.scandir(folder) if e.is_dir() and not _is_junk(e.name)
-  )
+  return sorted(n for n in listing.folders(folder) if not _is_junk(n))
 
 
 def by_class(
@@ -106,7 +108,7 @@ def find(
     others: counts the suffixes of the files that are no images.
   """
   paths = []
-  for parent, children, names in os.walk(folder):
+  for parent, children, names in listing.walk(folder):
     children[:] = [c for c in sorted(children) if deep and not _is_junk(c)]
     for name in sorted(n for n in names if not _is_junk(n)):
       if name.lower().endswith(SUFFIXES):

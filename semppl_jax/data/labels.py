@@ -3,13 +3,13 @@
 import codecs
 import difflib
 import itertools
-import pathlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
+from semppl_jax import storage
 from semppl_jax.data import label_list, sources, tfds_files
 from semppl_jax.errors import UserError
 from semppl_jax.utils.text import nearest_name
@@ -309,7 +309,7 @@ def read_list(path: str, what: str = 'labels.file') -> list[str]:
     UserError: a list that cannot be read, or is empty.
   """
   try:
-    data = pathlib.Path(path).expanduser().read_bytes()
+    data = storage.path(path).expanduser().read_bytes()
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode('utf-16' if wide else 'utf-8-sig')
   except (OSError, ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Saliency masks on disk: which pixels of an image are foreground.
+"""Saliency masks, on disk or in a bucket: which pixels are foreground.
 
 A store is a folder with masks.json, which says whose masks they are, and shards
 masks-00012.array_record of S records each (the last one may have fewer). Record
@@ -10,7 +10,6 @@ low resolution, True: foreground; or nothing at all: this image has no mask.
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import threading
 from typing import Any
@@ -19,8 +18,12 @@ import numpy as np
 from array_record.python import array_record_module
 from PIL import Image
 
+from semppl_jax import storage
+from semppl_jax.data import array_records, retry
 from semppl_jax.errors import UserError
 from semppl_jax.utils.text import first_line
+
+Path = pathlib.Path | storage.RemotePath
 
 FORMAT = 1
 _TOOL = 'python -m semppl_jax.saliency'
@@ -56,19 +59,19 @@ class Layout:
     return range(start, min(start + self.shard_size, self.num_images))
 
 
-def shard_path(folder: str | pathlib.Path, shard: int) -> pathlib.Path:
+def shard_path(folder: str | Path, shard: int) -> Path:
   """The file of a shard."""
-  return pathlib.Path(folder) / f'masks-{shard:05d}.array_record'
+  return storage.path(folder) / f'masks-{shard:05d}.array_record'
 
 
-def layout_path(folder: str | pathlib.Path) -> pathlib.Path:
+def layout_path(folder: str | Path) -> Path:
   """The file of a store's layout."""
-  return pathlib.Path(folder) / 'masks.json'
+  return storage.path(folder) / 'masks.json'
 
 
-def missing(folder: str | pathlib.Path, layout: Layout) -> list[int]:
+def missing(folder: str | Path, layout: Layout) -> list[int]:
   """The shards that are not there yet."""
-  there = set(os.listdir(folder))
+  there = {path.name for path in storage.path(folder).iterdir()}
   return [
     shard
     for shard in range(layout.num_shards)
@@ -90,11 +93,11 @@ class Masks:
 
   def __init__(
     self,
-    folder: str | pathlib.Path,
+    folder: str | Path,
     fingerprint: str,
     num_images: int | None = None,
   ):
-    self._folder = pathlib.Path(folder).expanduser()
+    self._folder = storage.path(folder).expanduser()
     path = layout_path(self._folder)
     if not path.exists():
       raise UserError(
@@ -139,17 +142,19 @@ class Masks:
     """Whether an image has a mask; cheaper than reading it, errors alike."""
     return bool(self._record(image_id)[1])
 
-  def _record(self, image_id: int) -> tuple[pathlib.Path, bytes]:
+  def _record(self, image_id: int) -> tuple[Path, bytes]:
     if not 0 <= image_id < len(self):
       raise ValueError(f'There are masks 0 .. {len(self) - 1}, not {image_id}.')
     shard, index = divmod(int(image_id), self._layout.shard_size)
     path = shard_path(self._folder, shard)
     try:
       return path, self._reader(shard, path).read([index])[0]
-    except RuntimeError as error:
+    except UserError:
+      raise
+    except (RuntimeError, ValueError, FileNotFoundError) as error:
       raise _damaged(path, image_id, error) from error
 
-  def _reader(self, shard: int, path: pathlib.Path) -> Any:
+  def _reader(self, shard: int, path: Path) -> Any:
     # Readers may be shared by threads, the dictionary is filled by one.
     if shard not in self._readers:
       with self._lock:
@@ -182,7 +187,7 @@ def fit(mask: np.ndarray, height: int, width: int) -> np.ndarray:
   return wide.take(rows, axis=0, mode='clip')
 
 
-def read_layout(path: pathlib.Path) -> Layout:
+def read_layout(path: Path) -> Layout:
   """What masks.json says.
 
   Raises:
@@ -207,7 +212,7 @@ def read_layout(path: pathlib.Path) -> Layout:
 
 
 def check_data(
-  path: pathlib.Path, layout: Layout, fingerprint: str, num_images: int | None
+  path: Path, layout: Layout, fingerprint: str, num_images: int | None
 ) -> None:
   """Refuses masks of another data set: they would hide what they should show.
 
@@ -231,7 +236,22 @@ def check_data(
     )
 
 
-def _open(path: pathlib.Path, num_records: int) -> Any:
+class _RemoteShard:
+  """A reader, as of array_record, of an object."""
+
+  def __init__(self, path: storage.RemotePath, num_records: int):
+    size = path.stat().st_size
+    part = array_records.Part(str(path), size, 0, num_records)
+    self._records = array_records.Records([part], retry.remote)
+
+  def read(self, indices: list[int]) -> list[bytes]:
+    """The records of these numbers."""
+    return [self._records[index] for index in indices]
+
+
+def _open(path: Path, num_records: int) -> Any:
+  if storage.is_remote(path):
+    return _RemoteShard(path, num_records)
   # Reads come in random order: reading ahead would be for nothing.
   reader = array_record_module.ArrayRecordReader(
     str(path),
@@ -246,7 +266,7 @@ def _open(path: pathlib.Path, num_records: int) -> Any:
   return reader
 
 
-def _damaged(path: pathlib.Path, image_id: int, error: Exception) -> UserError:
+def _damaged(path: Path, image_id: int, error: Exception) -> UserError:
   return UserError(
     f'{path} is damaged at the mask of image {image_id} '
     f'({first_line(error)[:100]}): delete it and run `{_TOOL}` again.'

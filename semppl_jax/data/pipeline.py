@@ -129,7 +129,9 @@ def batches(
     support=support,
   )
   each = record.per_step
-  pieces = workers_lib.Pieces(record, num_steps * each, each, images)
+  pieces = workers_lib.Pieces(
+    record, num_steps * each, each, images, source.remote
+  )
   every = workers_lib.batches(pieces, source.encoded, workers, threads)
   return _training_batches(every, record, on_unreadable)
 
@@ -161,7 +163,7 @@ def in_order(
     UserError: an image that cannot be decoded, if that is an error.
   """
   pieces = workers_lib.Pieces(
-    _InOrder(source, images), len(source), batch_size, images
+    _InOrder(source, images), len(source), batch_size, images, source.remote
   )
   every = workers_lib.batches(pieces, source.encoded, workers, threads)
   tell = _Teller(source, images, on_unreadable)

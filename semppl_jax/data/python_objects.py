@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from semppl_jax.data import image_files, images, sources
+from semppl_jax import storage
+from semppl_jax.data import image_files, images, listing, sources
 from semppl_jax.errors import UserError
 
 _BYTES = (bytes, bytearray, memoryview)
@@ -136,11 +137,13 @@ def _several(given: Any) -> Iterator[Item]:
 
 def _files(path: str) -> Iterator[Item]:
   path = os.path.expanduser(path)
-  if os.path.isdir(path):
+  if listing.is_folder(path):
     found = sorted(image_files.find(path), key=lambda p: p.split(os.sep))
     if not found:
       raise UserError(f'There is no image in the folder {path}.')
-  elif os.path.exists(path):
+  elif (
+    listing.is_file(path) if storage.is_remote(path) else os.path.exists(path)
+  ):
     found = [path]
   else:
     raise UserError(f'There is no file {path!r}.')

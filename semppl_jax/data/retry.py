@@ -5,6 +5,10 @@ image that cannot be decoded. Any other error of the system (EIO, ESTALE,
 ETIMEDOUT, too many open files) says nothing of the image. To replace it would
 train on other images than the next run does, and nobody would know; so it is
 tried again, and then the run ends, to go on when the disk does.
+
+So it is with object storage that does not answer, or breaks off. Whatever else
+it says (no permission, credentials that have expired) holds for all images, and
+ends the run at once; but an object that is gone is a file that is gone.
 """
 
 import copy
@@ -13,7 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from semppl_jax import storage
 from semppl_jax.errors import UserError
+from semppl_jax.storage import objects
 from semppl_jax.utils import os_errors
 from semppl_jax.utils.text import first_line
 
@@ -28,7 +34,7 @@ def read(once: Callable[[], Any], what: str) -> Any:
   """Reads, up to four times in some ten seconds.
 
   Args:
-    once: reads, or raises an OSError; has no side effect.
+    once: reads, or raises an OSError or a StorageError; has no side effect.
     what: is read, for the message.
 
   Returns:
@@ -37,6 +43,7 @@ def read(once: Callable[[], Any], what: str) -> Any:
   Raises:
     OSError: one of the file itself, at once.
     UserError: any other, after the last try.
+    StorageError: from object storage.
   """
   pauses = list(_PAUSES)
   while True:
@@ -47,7 +54,23 @@ def read(once: Callable[[], Any], what: str) -> Any:
         raise
       if not pauses:
         raise UserError(_line(what, error)) from error
+    except storage.NoAnswerError:
+      if not pauses:
+        raise
     time.sleep(pauses.pop(0))
+
+
+def remote(
+  address: str, begin: int | None = None, end: int | None = None
+) -> bytes:
+  """An object's bytes, from `begin` to before `end`; likewise.
+
+  Raises:
+    FileNotFoundError: it is gone.
+    StorageError: all else.
+  """
+  place = storage.path(address)
+  return read(lambda: objects.read_once(place, begin, end), address)
 
 
 def record(data: Any, index: int) -> bytes:

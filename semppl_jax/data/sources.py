@@ -20,6 +20,7 @@ class Source(Protocol):
   labels: np.ndarray  # [N] int32, -1: unknown
   encoded: bool  # whether images are bytes, which take time to decode
   names: Sequence[str] | None  # [N] 'CLASS/FILE' or 'FILE'; None: no names
+  remote: bool  # whether they come from a bucket, each after a while
 
   def __len__(self) -> int: ...
 
@@ -48,6 +49,7 @@ class Records:
     read: index -> an encoded file's bytes, or [H, W, 3] uint8.
     encoded: whether it gives bytes.
     names: [N], or None.
+    remote: whether it waits for a bucket.
   """
 
   def __init__(
@@ -56,10 +58,12 @@ class Records:
     read: Callable[[int], bytes | np.ndarray],
     encoded: bool = False,
     names: Sequence[str] | None = None,
+    remote: bool = False,
   ):
     self.labels = np.asarray(labels, np.int32)
     self.encoded = encoded
     self.names = names
+    self.remote = remote
     self._read = read
 
   def __len__(self) -> int:
@@ -77,6 +81,7 @@ class Rows:
     self.labels = source.labels[rows]
     self.encoded = source.encoded
     self.names = source.names and [source.names[i] for i in rows]
+    self.remote = source.remote
     self._source, self._rows = source, rows
 
   def __len__(self) -> int:
@@ -96,6 +101,7 @@ class Joined:
   def __init__(self, parts: Sequence[Source]):
     self.labels = np.concatenate([part.labels for part in parts])
     self.encoded = any(part.encoded for part in parts)
+    self.remote = any(part.remote for part in parts)
     named = all(part.names is not None for part in parts)
     self.names = [n for part in parts for n in part.names] if named else None
     self._parts = parts
@@ -116,6 +122,7 @@ class Relabelled:
   def __init__(self, source: Source, labels: np.ndarray):
     self.labels = np.asarray(labels, np.int32)
     self.encoded, self.names = source.encoded, source.names
+    self.remote = source.remote
     self._source = source
 
   def __len__(self) -> int:

@@ -1,7 +1,8 @@
 """Data sets that tensorflow-datasets has prepared: finding and reading them.
 
 They are read as array_record, which has random access and needs no TensorFlow.
-Images stay encoded.
+Images stay encoded. Of a data set in a bucket, s3:// or gs://, the small files
+that describe it are copied for tfds, and its records are read where they are.
 """
 
 import dataclasses
@@ -9,21 +10,27 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from semppl_jax.data import images, retry, sources, tfds_index
+from semppl_jax import storage
+from semppl_jax.data import array_records, images, retry, sources, tfds_index
 from semppl_jax.data.sources import Record, Source
 from semppl_jax.errors import UserError
+from semppl_jax.storage import objects
 from semppl_jax.utils.text import first_line, nearest_name
 
 _INFO = 'dataset_info.json'
 _FEATURES = 'features.json'
 _NAMES = ('file_name', 'image/file_name', 'id')  # features that name an image
 _CLASS_KEYS = ('pythonClassName', 'python_class_name', 'type')
+_SHARD = re.compile(r'-\d{5,}-of-\d{5,}$')
 _NAME = re.compile(r'(?P<path>[\w./-]+?)(:(?P<version>\d+\.\d+\.\d+))?')
+
+Folder = pathlib.Path | storage.RemotePath
 
 
 class Split(NamedTuple):
@@ -34,7 +41,7 @@ class Split(NamedTuple):
 
 
 class Prepared:
-  """A data set on the disk.
+  """A data set on the disk or in a bucket.
 
   Args:
     folder: of one version, with dataset_info.json.
@@ -43,13 +50,18 @@ class Prepared:
     UserError: if it cannot be read, or is stored without random access.
   """
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: Folder):
     import tensorflow_datasets as tfds  # late: it takes most of a second
 
     self._folder = folder
+    self._remote = None
+    local = folder
+    if storage.is_remote(folder):
+      self._remote = _Remote(folder)
+      local = self._remote.local
     try:
-      _check_classes(folder / _FEATURES)
-      self._builder = tfds.builder_from_directory(str(folder))
+      _check_classes(local / _FEATURES)
+      self._builder = tfds.builder_from_directory(str(local))
       self._info = self._builder.info
       self._features = dict(self._info.features)
       self._splits = dict(self._info.splits)
@@ -61,7 +73,8 @@ class Prepared:
     if 'array_record' not in formats:
       raise UserError(
         f'{folder} is stored as {", ".join(formats)}, which has no random '
-        'access; this makes an array_record copy beside it: '
+        'access; this makes an array_record copy beside it'
+        f'{", on a disk" if self._remote else ""}: '
         f'python -m semppl_jax.to_array_record {folder}'
       )
 
@@ -94,7 +107,11 @@ class Prepared:
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     try:
       data = self._builder.as_data_source(split, deserialize_method=raw)
+      if self._remote:
+        data = self._remote.records(data, split)
       known = tuple(self._features[keys.label].names if keys.label else ())
+    except UserError:
+      raise
     except Exception as e:
       raise UserError(
         f'{self._folder}: {split} is damaged: {first_line(e)}'
@@ -102,7 +119,47 @@ class Prepared:
     labels, names = tfds_index.of(
       self._folder, split, data, (keys.label, keys.name), len(known)
     )
-    return Split(_Records(data, keys.image, labels, names), known)
+    remote = self._remote is not None
+    return Split(
+      _Records(data, keys.image, labels, names, remote=remote), known
+    )
+
+
+class _Remote:
+  """What a bucket holds of a data set: its shards, and copies of the rest.
+
+  Args:
+    folder: of one version.
+  """
+
+  def __init__(self, folder: storage.RemotePath):
+    self._folder = folder
+    self._kept = tempfile.TemporaryDirectory(prefix='semppl_jax_')
+    self.local = pathlib.Path(self._kept.name)
+    self._sizes: dict[str, int] = {}
+    for name, info in objects.tree(folder).items():
+      if _SHARD.search(name):
+        self._sizes[name] = info.size
+      elif '/' not in name and not name.startswith(tfds_index.PREFIX):
+        (self.local / name).write_bytes((folder / name).read_bytes())
+
+  def records(self, data: Any, split: str) -> array_records.Records:
+    """The records of a split, of which tfds has opened the copy's.
+
+    Raises:
+      UserError: a file of them is not there.
+    """
+    from tensorflow_datasets.core.data_sources import base
+
+    parts = []
+    for one in base.file_instructions(data.dataset_info, split):
+      name = os.path.basename(one.filename)
+      if name not in self._sizes:
+        raise UserError(f'{self._folder} has no {name}, a part of {split}.')
+      path = f'{self._folder}/{name}'
+      size = self._sizes[name]
+      parts.append(array_records.Part(path, size, one.skip, one.take))
+    return array_records.Records(parts, retry.remote)
 
 
 def find(name: str, path: str = '') -> Prepared:
@@ -119,11 +176,11 @@ def find(name: str, path: str = '') -> Prepared:
   return Prepared(locate(name, path))
 
 
-def locate(name: str, path: str = '') -> pathlib.Path:
+def locate(name: str, path: str = '') -> Folder:
   """The folder of a data set's version; see `find`."""
-  root = pathlib.Path(
-    path or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  ).expanduser()
+  path = path or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  storage.check_address(path)
+  root = storage.path(path).expanduser()
   if (root / _INFO).is_file():
     return root
   match = _NAME.fullmatch(name)
@@ -142,21 +199,25 @@ def locate(name: str, path: str = '') -> pathlib.Path:
 
 def data_dir(path: str) -> str:
   """tfds's data_dir, of it or of the folder of a version in it."""
-  info = pathlib.Path(path, _INFO).expanduser()
-  if not path or not info.is_file():
+  if not path:
     return path
-  above = 2 if _read_json(info).get('configName') else 1
-  return str(info.parent.resolve().parents[above])
+  info = storage.path(path).expanduser() / _INFO
+  if not info.is_file():
+    return path
+  folder = info.parent.resolve()
+  for _ in range(3 if _read_json(info).get('configName') else 2):
+    folder = folder.parent
+  return str(folder)
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: Folder) -> dict[str, Any]:
   try:
     return dict(json.loads(path.read_text(encoding='utf-8')))
   except (OSError, ValueError, TypeError, RecursionError) as e:
     raise UserError(f'{path} cannot be read as JSON: {first_line(e)}') from e
 
 
-def _check_classes(path: pathlib.Path) -> None:
+def _check_classes(path: Folder) -> None:
   """Refuses features of other modules: tfds would import what a file names."""
   if not path.exists():
     return
@@ -179,19 +240,28 @@ def _classes(value: Any, key: str = '') -> Iterator[str]:
     yield from _classes(json.loads(value))
 
 
-def _versions(folder: pathlib.Path) -> list[str]:
+def _versions(folder: Folder) -> list[str]:
   """Versions in a folder, the newest last."""
-  found = [path.parent.name for path in folder.glob(f'*/{_INFO}')]
+  found = [inside.name for inside in _described(folder)]
   numbers = lambda version: [int(n) for n in version.split('.')]
   return sorted(
     (v for v in found if re.fullmatch(r'\d+\.\d+\.\d+', v)), key=numbers
   )
 
 
-def _missing(root: pathlib.Path, name: str, folder: pathlib.Path) -> str:
-  configs = sorted(
-    {path.parent.parent.name for path in folder.glob(f'*/*/{_INFO}')}
-  )
+def _described(folder: Folder) -> list[Folder]:
+  """The folders in a folder that have a description."""
+  if not storage.is_remote(folder):
+    return [path.parent for path in folder.glob(f'*/{_INFO}')]
+  return [inside for inside in folder.iterdir() if (inside / _INFO).is_file()]
+
+
+def _missing(root: Folder, name: str, folder: Folder) -> str:
+  if storage.is_remote(folder):
+    inside = [x.name for x in folder.iterdir() if _described(x)]
+  else:
+    inside = [path.parent.parent.name for path in folder.glob(f'*/*/{_INFO}')]
+  configs = sorted(set(inside))
   if configs:
     return (
       f'{name} has configs, and none was named: {", ".join(configs[:20])} '
@@ -235,14 +305,14 @@ class _Records:
   labels: np.ndarray  # [N] int32
   names: list[str] | None
   encoded: bool = True
+  remote: bool = False
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def __getitem__(self, index: int) -> Record:
     try:
-      once = lambda: retry.record(self._data, index)
-      data = retry.read(once, sources.name(self, index))
+      data = self._record(index)
       image = tfds_index.example(data)[self._image].bytes_list.value[0]
     except UserError:
       raise
@@ -250,3 +320,9 @@ class _Records:
       raise images.Unreadable(first_line(e)) from e
     label = int(self.labels[index])
     return {'image': image, 'label': label, 'id': index}
+
+  def _record(self, index: int) -> bytes:
+    if self.remote:  # each range is read until it is there
+      return self._data[index]
+    once = lambda: retry.record(self._data, index)
+    return retry.read(once, sources.name(self, index))

@@ -1,7 +1,7 @@
 """All labels and names of a split that tensorflow-datasets has prepared.
 
 They are read once and kept in an index file beside the data (or in the user's
-cache, if that is read-only).
+cache, if that is read-only), in a bucket as well.
 """
 
 import contextlib
@@ -15,17 +15,21 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from semppl_jax import storage
 from semppl_jax.errors import UserError
 from semppl_jax.utils import files
 from semppl_jax.utils.text import first_line
 
+Folder = pathlib.Path | storage.RemotePath
+
+PREFIX = 'semppl_jax_index_'  # of an index file's name
 _BLOCK = 1024  # records at a time
 _MANY = 20_000  # records whose reading deserves a progress bar
 _STAMP = 'dataset_info.json'  # of another preparation, it is a newer one
 
 
 def of(
-  folder: pathlib.Path,
+  folder: Folder,
   split: str,
   data: Any,
   keys: tuple[str | None, str | None],
@@ -44,7 +48,7 @@ def of(
     [N] int32, -1: unknown; and N names, or None.
 
   Raises:
-    UserError: a damaged record.
+    UserError: a damaged record, or what a bucket does not give.
   """
   for path in _files(folder, split):
     # A damaged one raises one of many.
@@ -54,7 +58,7 @@ def of(
   labels, names = _read(data, keys, num_classes, f'{folder}: {split}')
   for path in _files(folder, split):
     # The next run reads everything again where nothing can be written.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, storage.StorageError):
       path.parent.mkdir(parents=True, exist_ok=True)
       files.write_arrays(path, labels=labels, names=np.array(names, str))
       break
@@ -70,9 +74,9 @@ def example(record: bytes) -> Any:
 
 
 def _kept(
-  path: pathlib.Path, count: int, num_classes: int
+  path: Folder, count: int, num_classes: int
 ) -> tuple[np.ndarray, list[str]]:
-  with np.load(path, allow_pickle=False) as kept:
+  with path.open('rb') as file, np.load(file, allow_pickle=False) as kept:
     labels, names = kept['labels'], kept['names']
   fitting = labels.shape == (count,) and names.shape in ((count,), (0,))
   if not fitting or labels.dtype != np.int32 or names.dtype.kind != 'U':
@@ -88,14 +92,14 @@ def _check(labels: np.ndarray, num_classes: int) -> None:
     raise ValueError(f'a label is {wrong}, of {num_classes} classes')
 
 
-def _files(folder: pathlib.Path, split: str) -> Iterator[pathlib.Path]:
+def _files(folder: Folder, split: str) -> Iterator[Folder]:
   """Beside the data; and in the cache, told apart by the data's folder."""
   # Another preparation of the same version may have another order.
   stamp = int((folder / _STAMP).stat().st_mtime)
   plain = re.sub(r'\W', '_', split)
   if plain != split:  # 'train[:80%]' is not 'train[-80:]'
     plain += hashlib.sha256(split.encode()).hexdigest()[:8]
-  yield folder / f'semppl_jax_index_{plain}_{stamp}.npz'
+  yield folder / f'{PREFIX}{plain}_{stamp}.npz'
   cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
   place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
   name = f'{place}_{plain}_{stamp}.npz'
@@ -119,6 +123,8 @@ def _read(
       own, called = _read_block(data, rows, keys)
       labels[rows] = own
       _check(labels[rows], num_classes)
+    except UserError:
+      raise
     except Exception as e:
       raise UserError(f'{what} is damaged: {first_line(e)}') from e
     names += called

@@ -46,7 +46,7 @@ def make(source: sources.Source, progress: bool = False) -> Thumbnails:
     {},
   )
   with (
-    futures.ThreadPoolExecutor(_threads()) as pool,
+    futures.ThreadPoolExecutor(_threads(source)) as pool,
     tqdm.tqdm(
       total=count,
       desc='thumbnails',
@@ -93,5 +93,7 @@ def _blocks(count: int) -> Iterator[range]:
     yield range(start, min(start + _BLOCK, count))
 
 
-def _threads() -> int:
-  return min(_MOST_THREADS, os.cpu_count() or 1)
+def _threads(source: sources.Source) -> int:
+  # Those that wait for a bucket need no core.
+  cores = _MOST_THREADS if source.remote else os.cpu_count() or 1
+  return min(_MOST_THREADS, cores)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semppl_jax.data import image_files, sources, tfds_files
+from semppl_jax import storage
+from semppl_jax.data import image_files, listing, sources, tfds_files
 from semppl_jax.errors import UserError
 
 _PER_CLASS = 'mean per class'
@@ -125,12 +126,13 @@ def _of_folder(name: str, path: str) -> _Parts:
       f'{name} is not in tfds, but a folder PATH/{name}: set '
       '--config.dataset.path=PATH.'
     )
-  folder = pathlib.Path(path, name).expanduser()
-  classes = image_files.subfolders(str(folder / 'train'))
-  parts = {
-    split: _files(folder / split, classes)
-    for split in ('train', 'validation', 'test')
-  }
+  folder = (storage.path(path) / name).expanduser()
+  with listing.once(str(folder)):
+    classes = image_files.subfolders(str(folder / 'train'))
+    parts = {
+      split: _files(folder / split, classes)
+      for split in ('train', 'validation', 'test')
+    }
   if not folder.is_dir():
     raise NotThereError(
       f'There is no {folder}: {name} is not in tfds, but a folder with images '
@@ -145,7 +147,7 @@ def _of_folder(name: str, path: str) -> _Parts:
 
 
 def _files(
-  folder: pathlib.Path, classes: Sequence[str]
+  folder: pathlib.Path | storage.RemotePath, classes: Sequence[str]
 ) -> sources.Records | None:
   """The images of folder/CLASS/*; None if there are none."""
   paths, labels = image_files.by_class(str(folder), classes)
@@ -153,7 +155,8 @@ def _files(
     return None
   names = [os.path.relpath(path, folder) for path in paths]
   read = functools.partial(_read_file, paths)
-  return sources.Records(labels, read, encoded=True, names=names)
+  remote = storage.is_remote(paths[0])
+  return sources.Records(labels, read, encoded=True, names=names, remote=remote)
 
 
 def _named(source: sources.Source, part: str) -> sources.Records:
@@ -161,7 +164,11 @@ def _named(source: sources.Source, part: str) -> sources.Records:
   own = [f' {name}' for name in source.names] if source.names else ['']
   names = [f'{part}[{i}]{own[i % len(own)]}' for i in range(len(source))]
   return sources.Records(
-    source.labels, functools.partial(_image, source), source.encoded, names
+    source.labels,
+    functools.partial(_image, source),
+    source.encoded,
+    names,
+    source.remote,
   )
 
 

@@ -26,6 +26,11 @@ logging.set_verbosity(_verbosity)
 
 _MOST_IN_A_PIECE = 64  # images; a canvas of 512 x 512 is 0.8 MB
 _MOST_THREADS = 32  # of a process: Python's own share of the work is serial
+# A bucket answers after a while, so that many threads wait at once, each for
+# the images of a small piece: all of them are in memory.
+_REMOTE_IN_A_PIECE = 8
+_REMOTE_THREADS = 32
+_REMOTE_THREADS_OF_A_WORKER = 16
 _KILLED = (
   'A worker process of the input was killed (for want of memory, maybe): the '
   'same command goes on from the last checkpoint. With fewer dataset.workers, '
@@ -39,12 +44,14 @@ class Pieces:
 
   Not single images: each hand-over between threads costs as much as a tenth of
   a JPEG. Not whole batches: as many as there are threads are in memory.
+  `remote`: whether records wait for a bucket.
   """
 
   record: Callable[[int], dict[str, Any]]
   count: int  # of records
   per_batch: int
   images: collate.Images
+  remote: bool = False
 
   @property
   def per_piece(self) -> int:
@@ -54,7 +61,8 @@ class Pieces:
   @property
   def in_a_batch(self) -> int:
     """Pieces of a batch that is not the last one."""
-    return -(-self.per_batch // _MOST_IN_A_PIECE)
+    most = _REMOTE_IN_A_PIECE if self.remote else _MOST_IN_A_PIECE
+    return -(-self.per_batch // most)
 
   def __len__(self) -> int:
     whole, rest = divmod(self.count, self.per_batch)
@@ -78,7 +86,8 @@ def batches(
     encoded: whether records take time to decode.
     workers: processes; 0: this one.
     threads: of this process, where there are no workers; None: as many as it
-      has cores for encoded records, else none.
+      has cores for encoded records, else none; more for those of a bucket,
+      also in workers.
 
   Returns:
     An iterator over {key: [n, ...]}; close it to stop threads and processes.
@@ -88,9 +97,12 @@ def batches(
   """
   if not pieces.count:
     return
-  if threads is None:  # in memory, threads cost more than they bring
+  if pieces.remote and threads is None:
+    threads = _REMOTE_THREADS_OF_A_WORKER if workers else _REMOTE_THREADS
+  elif workers:
+    threads = 0  # a worker's own thread is enough
+  elif threads is None:  # in memory, threads cost more than they bring
     threads = min(_MOST_THREADS, _cores()) if encoded else 0
-  threads = 0 if workers else threads  # a worker's own thread is enough
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   data = grain.MapDataset.source(pieces).to_iter_dataset(options)
   if workers:

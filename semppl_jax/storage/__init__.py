@@ -7,7 +7,7 @@ message names them.
 """
 
 from semppl_jax.storage.address import is_remote
-from semppl_jax.storage.errors import StorageError
+from semppl_jax.storage.errors import NoAnswerError, StorageError
 from semppl_jax.storage.paths import (
   RemotePath,
   check_address,
@@ -18,6 +18,7 @@ from semppl_jax.storage.paths import (
 )
 
 __all__ = [
+  'NoAnswerError',
   'RemotePath',
   'StorageError',
   'check_address',

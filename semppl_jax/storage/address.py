@@ -18,6 +18,15 @@ def is_remote(given: Any) -> bool:
   )
 
 
+def has_secrets(scheme: str) -> UserError:
+  """Of an address that must not be told."""
+  return UserError(
+    f'An address {scheme}://.. has a user, a password or a query in it: leave '
+    'them out; the client finds its credentials by itself, see '
+    'docs/object_storage.md.'
+  )
+
+
 class Address(os.PathLike):
   """Where an object or a folder of them is, with pathlib's pure methods.
 
@@ -28,12 +37,8 @@ class Address(os.PathLike):
   def __init__(self, url: str | os.PathLike):
     scheme, _, rest = os.fspath(url).partition('://')
     bucket, _, key = rest.partition('/')
-    if '@' in bucket or '?' in rest:
-      raise UserError(
-        f'An address {scheme}://.. has a user, a password or a query in it: '
-        'leave them out; the client finds its credentials by itself, see '
-        'docs/object_storage.md.'
-      )
+    if '@' in bucket:
+      raise has_secrets(scheme)
     if not bucket:
       raise UserError(f'{scheme}:// names no bucket: {scheme}://BUCKET/PATH.')
     parts = [part for part in key.split('/') if part not in ('', '.')]

@@ -16,41 +16,54 @@ from urllib.parse import quote
 from semppl_jax.storage.address import Address
 from semppl_jax.storage.errors import missing_extra, told
 
+_CONNECTIONS = 64  # of a hasty client, at once
 Found = tuple[str, int, float, str]  # key, bytes, seconds since 1970, tag
 
 
-def of(place: Address) -> Any:
+def of(place: Address, hasty: bool = False) -> Any:
   """The client of an address; made once in a process.
+
+  Args:
+    place: the address.
+    hasty: of one that tries once, and many things at the same time.
 
   Raises:
     StorageError: its package is not installed.
   """
-  return _client(place.scheme, os.getpid())
+  return _client(place.scheme, hasty, os.getpid())
 
 
 @functools.cache
-def _client(scheme: str, process: int) -> Any:
+def _client(scheme: str, hasty: bool, process: int) -> Any:
   # A client that a forked process inherits is of no use there.
   del process
   # They log what they retry, with addresses.
   for name in ('gcsfs', 's3fs', 'botocore', 'aiobotocore', 'fsspec'):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   with told(f'{scheme}://', 'read'):
-    return {'s3': S3, 'gs': GS}[scheme]()
+    return {'s3': S3, 'gs': GS}[scheme](hasty)
 
 
 class S3:
   """Amazon's S3, and servers that speak as it does."""
 
-  def __init__(self):
+  def __init__(self, hasty: bool = False):
     try:
       import s3fs
     except ImportError:
       raise missing_extra('s3') from None
     # A key of ours that is not there is no reason to look for a folder.
+    settings = {
+      'max_pool_connections': _CONNECTIONS,
+      'retries': {'max_attempts': 0},
+    }
     self._fs = s3fs.S3FileSystem(
-      use_listings_cache=False, skip_instance_cache=True
+      use_listings_cache=False,
+      skip_instance_cache=True,
+      config_kwargs=settings if hasty else None,
     )
+    if hasty:
+      self._fs.retries = 1
 
   def first(self, bucket: str, prefix: str) -> Found | None:
     """The first object whose key begins so."""
@@ -135,7 +148,8 @@ class NoSuchBucket(Exception):
 class GS:
   """Google's Cloud Storage."""
 
-  def __init__(self):
+  def __init__(self, hasty: bool = False):
+    del hasty  # it opens as many connections as it is asked for
     try:
       # Not the package's own name for it, which asks at every write whether a
       # bucket is of another kind, by gRPC.

@@ -111,6 +111,10 @@ class StorageError(UserError):
   is_permission = False  # whether that is for want of a permission
 
 
+class NoAnswerError(StorageError):
+  """The server did not answer, or not to the end: it may at another try."""
+
+
 def missing_extra(scheme: str) -> StorageError:
   """Where the client of a cloud is not installed."""
   package, extra = _EXTRAS[scheme]
@@ -143,7 +147,8 @@ def told(url: str, what: str) -> Iterator[None]:
     if is_absent and not set(words) & set(_NO_BUCKET):
       reason = os.strerror(errno.ENOENT)
       raise FileNotFoundError(errno.ENOENT, reason, url) from None
-    line = StorageError(_line(url, what, words))
+    kind = NoAnswerError if _may_pass(words) else StorageError
+    line = kind(_line(url, what, words))
     line.is_permission = ': no permission' in str(line)
     # Not from the error: a trace must not tell what it says.
     raise line from None
@@ -168,6 +173,14 @@ def signs(error: BaseException) -> list[str]:
     kinds += [kind.__name__ for kind in type(one).__mro__[:-3]]
     one = one.__cause__ or one.__context__
   return [word for word in found + kinds if word]
+
+
+def _may_pass(words: list[str]) -> bool:
+  lasting = (
+    *_NO_BUCKET, *_EXPIRED, *_NO_CREDENTIALS, *_NOT_ACCEPTED, *_FORBIDDEN,
+    'PermissionError',
+  )  # fmt: skip
+  return any(w in _NO_ANSWER for w in words) and not set(words) & set(lasting)
 
 
 def _line(url: str, what: str, words: list[str]) -> str:

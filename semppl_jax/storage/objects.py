@@ -50,6 +50,21 @@ def read(
     return clients.of(place).read(place.bucket, place.key, begin, end)
 
 
+def read_once(
+  place: Address, begin: int | None = None, end: int | None = None
+) -> bytes:
+  """As `read`, but for who tries again by itself, and from many threads.
+
+  Raises:
+    FileNotFoundError: there is none.
+    NoAnswerError: it may work at another try.
+    StorageError: it will not.
+  """
+  with told(str(place), 'read'):
+    client = clients.of(place, hasty=True)
+    return client.read(place.bucket, place.key, begin, end)
+
+
 def write(place: Address, data: bytes) -> None:
   """Puts an object there, in place of one that is."""
   lost.check(place)

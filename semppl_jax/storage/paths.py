@@ -1,5 +1,6 @@
 """Addresses of objects that are used as paths are."""
 
+import errno
 import io
 import os
 import pathlib
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from semppl_jax.errors import UserError
 from semppl_jax.storage import objects
-from semppl_jax.storage.address import Address, is_remote
+from semppl_jax.storage.address import Address, has_secrets, is_remote
 
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+)://')
 
@@ -62,6 +63,8 @@ def check_address(given: str) -> None:
     UserError: one line, without what must not be told.
   """
   if is_remote(given):
+    if '?' in given:  # a key may have one, what a user writes has no reason to
+      raise has_secrets(given.partition('://')[0])
     path(given)
   elif found := _SCHEME.match(given):
     raise UserError(
@@ -101,7 +104,7 @@ class RemotePath(Address):
     """Size and time of an object."""
     if found := objects.stat(self):
       return Stat(found.size, found.changed)
-    raise FileNotFoundError(str(self))
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
 
   def read_bytes(self) -> bytes:
     """All of an object."""

@@ -8,7 +8,6 @@ on is in docs/trials.md.
 """
 
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from semppl_jax import config, methods
+from semppl_jax import config, methods, storage
 from semppl_jax.config import upgrade
 from semppl_jax.data import datasets
 from semppl_jax.data import images as images_lib
@@ -181,7 +180,7 @@ def _fraction(cfg: ml_collections.ConfigDict) -> float:
 
 def _masks(path: str, fingerprint: str) -> str:
   """DIR/masks, if it has masks of these images."""
-  folder = pathlib.Path(path, MASKS)
+  folder = storage.path(path) / MASKS
   if not path or not folder.is_dir():
     return ''
   try:

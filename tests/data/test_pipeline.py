@@ -1,6 +1,7 @@
 import functools
 import io
 import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -83,6 +84,33 @@ def test_number_of_hosts_changes_nothing(hosts, share):
 
 def test_threads_change_nothing():
   assert_same(all_hosts(61, 2, threads=3), reference(61))
+
+
+def test_a_bucket_is_read_by_many_threads_but_not_far_ahead():
+  """A read takes a while: many wait at once; few images are in memory."""
+  lock, running, most, begun = threading.Lock(), 0, 0, 0
+
+  def slow(index):
+    nonlocal running, most, begun
+    with lock:
+      running, begun = running + 1, begun + 1
+      most = max(most, running)
+    time.sleep(0.01)
+    with lock:
+      running -= 1
+    return read(index)
+
+  settings = dict(seed=0, batch_size=20, start_step=0, num_steps=99)
+  disk, labels = make(61)
+  remote = sources.Records(disk.labels, slow, remote=True)
+  every = pipeline.batches(remote, labels, **settings)
+  seen = [next(every)]
+  time.sleep(0.5)
+  # 32 threads have 7 images each, of a third of a batch; three batches wait.
+  assert 16 <= most <= 32 and 60 < begun <= 20 + 32 * 7 + 3 * 20
+  seen += every
+  here = list(pipeline.batches(disk, labels, **settings))
+  assert_same(*([(*b[:3], t) for b, t in x] for x in (seen, here)))
 
 
 @pytest.fixture
