@@ -165,8 +165,8 @@ def test_a_worker_follows_it(done):
   assert follow.follow(cfg, str(worker)) == results  # goes on
 
 
-def test_one_that_ends_anywhere_goes_on(s3, alone):
-  place, batches = s3 / 'run', run_lib.input_batches
+def test_one_that_ends_anywhere_goes_on(bucket, alone):
+  place, batches = bucket / 'run', run_lib.input_batches
 
   def until(last):
     def some(*args):
@@ -207,8 +207,10 @@ def _destroy(place, how):
     pytest.param('cut off', marks=pytest.mark.long),
   ],
 )
-def test_the_checkpoint_before_a_damaged_one_is_taken(s3, alone, how, capsys):
-  place = s3 / 'run'
+def test_the_checkpoint_before_a_damaged_one_is_taken(
+  bucket, alone, how, capsys
+):
+  place = bucket / 'run'
   objects.upload(alone, place)
   (place / '.lock').unlink()  # a disk's
   _destroy(place, how)
