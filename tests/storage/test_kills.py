@@ -113,7 +113,8 @@ def test_a_job_of_two_processes_without_a_shared_disk(s3, tmp_path):
     running = [
       start(
         workdir, log, str(i), str(count), str(port), str(devices),
-        str(workdir), *options, module=module,
+        str(workdir), *test_processes._CALM, *test_processes._FEW_VIEWS,
+        *options, module=module,
         TMPDIR=str(tmp_path / f'disk{i}'),
       )
       for i, log in enumerate(logs[:count])
