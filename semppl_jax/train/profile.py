@@ -23,10 +23,7 @@ class Profile:
 
   def __init__(self, workdir: str, steps: Sequence[int]):
     self._place = storage.path(workdir) / 'profile'
-    self._folder = str(self._place)
-    if storage.is_remote(self._place):  # written on the disk first
-      self._scratch = tempfile.TemporaryDirectory(prefix='semppl_jax_')
-      self._folder = self._scratch.name
+    self._scratch: tempfile.TemporaryDirectory | None = None
     self._first, self._last = steps if processes.is_first() else (0, 0)
     self._running = False
 
@@ -39,7 +36,11 @@ class Profile:
   def before(self, step: int) -> None:
     """To be called before step `step` is started."""
     if self._first <= step <= self._last and not self._running:
-      jax.profiler.start_trace(self._folder)
+      folder = str(self._place)
+      if storage.is_remote(self._place):  # written on the disk first
+        self._scratch = tempfile.TemporaryDirectory(prefix='semppl_jax_')
+        folder = self._scratch.name
+      jax.profiler.start_trace(folder)
       self._running = True
 
   def after(self, step: int, outputs: Any) -> None:
@@ -52,5 +53,6 @@ class Profile:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
-      if storage.is_remote(self._place):
-        objects.upload(pathlib.Path(self._folder), self._place)
+      if self._scratch:
+        objects.upload(pathlib.Path(self._scratch.name), self._place)
+        self._scratch.cleanup()
