@@ -36,7 +36,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Experiment config, e.g. experiments/digits.py.',
     lock_config=True,
 )  # fmt: skip
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of this run, or s3://BUCKET/PATH, gs://BUCKET/PATH.'
+)
 _DISTRIBUTED = flags.DEFINE_enum(
   'distributed', 'auto', ('auto', 'on', 'off'),
   'Whether this is one process of several; auto: as flags or environment say.',

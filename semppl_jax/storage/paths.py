@@ -23,7 +23,15 @@ def path(given: str | os.PathLike) -> 'pathlib.Path | RemotePath':
   """
   if isinstance(given, RemotePath):
     return given
-  return RemotePath(given) if is_remote(given) else pathlib.Path(given)
+  if is_remote(given):
+    return RemotePath(given)
+  place = pathlib.Path(given)
+  if place.parts[:1] in (('s3:',), ('gs:',)):
+    raise UserError(
+      f'{place} was an address before it was made a pathlib.Path, which knows '
+      'none: give it as a text.'
+    )
+  return place
 
 
 def on_disk(given: str | os.PathLike, setting: str) -> pathlib.Path:

@@ -38,6 +38,11 @@ def test_an_address_is_a_path():
   assert storage.path(run) is run and storage.path('a') == pathlib.Path('a')
 
 
+def test_an_address_that_pathlib_has_had():
+  with pytest.raises(UserError, match='s3:/buck/x was an address before'):
+    storage.path(pathlib.Path('s3://buck/x'))
+
+
 @pytest.mark.parametrize(
   'address, words',
   [
