@@ -27,6 +27,7 @@ from semppl_jax.data import (
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 from semppl_jax.storage import clients, objects
+from semppl_jax.storage.errors import told
 from semppl_jax.tools import mask_store
 from tests.helpers import bucket as bucket_lib
 from tests.helpers import proxy as proxy_lib
@@ -391,6 +392,24 @@ def test_what_holds_for_all_images_ends_it_at_once(
   line = said()
   assert line.startswith(f's3://birds/folder{_IMAGE} cannot be read: ')
   assert words in line and not pauses
+
+
+def test_credentials_that_no_server_gives_do_not_come_by_waiting():
+  """Their line says what to do, whatever did not answer behind them."""
+
+  class EndpointConnectionError(Exception):
+    pass
+
+  class CredentialRetrievalError(Exception):
+    pass
+
+  with pytest.raises(storage.StorageError) as error, told('s3://b/x', 'read'):
+    try:
+      raise EndpointConnectionError
+    except EndpointConnectionError as behind:
+      raise CredentialRetrievalError from behind
+  assert 'no credentials' in str(error.value)
+  assert not isinstance(error.value, storage.NoAnswerError)
 
 
 def test_an_object_that_is_gone(folder, server):
