@@ -14,7 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from semppl_jax import checkpoint, config
+from semppl_jax import checkpoint, config, storage
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.data import sources
 from semppl_jax.distributed import consistency, parallel, processes
@@ -85,6 +85,11 @@ def pretrain(cfg: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     if done is not None:
       run_log.info(f'{workdir}: this run is finished, at step {done["step"]}.')
       return done
+    if storage.is_remote(workdir):
+      run_log.info(
+        f'{workdir}: numbers of steps are there every half minute; there are '
+        'no TensorBoard events.'
+      )
     initial_weights.remember(workdir, start)
     teacher_lib.remember(workdir, teacher)
     state, past = resume.with_checkpointer(

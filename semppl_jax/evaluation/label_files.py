@@ -61,6 +61,8 @@ def check_replaceable(path: str | os.PathLike, job: Job) -> None:
     first, *rows = csv.reader(text, delimiter=delimiter)
     at, of = first.index('name'), first.index('class')
     written = {row[at]: row[of] for row in rows if row[of]}
+  except storage.StorageError:
+    raise
   except (IndexError, ValueError, csv.Error):
     raise UserError(
       f'{path} is there already and is no table of labels: {advice}.'

@@ -13,6 +13,7 @@ from semppl_jax.storage.paths import (
   check_address,
   exists,
   is_dir,
+  on_disk,
   path,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
   'exists',
   'is_dir',
   'is_remote',
+  'on_disk',
   'path',
 ]

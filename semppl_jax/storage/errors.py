@@ -44,8 +44,13 @@ _FORBIDDEN = (
   'Forbidden',
   'AllAccessDisabled',
   'AccountProblem',
-  'AuthorizationHeaderMalformed',
   '403',
+)
+_OTHER_REGION = (
+  'AuthorizationHeaderMalformed',
+  'PermanentRedirect',
+  'IllegalLocationConstraintException',
+  '301',
 )
 _NO_ANSWER = (
   'EndpointConnectionError',
@@ -76,6 +81,8 @@ _NO_ANSWER = (
   'InternalError',
   'RequestTimeout',
   'RequestTimeTooSkewed',
+  '408',
+  '429',
   '500',
   '502',
   '503',
@@ -150,6 +157,7 @@ def told(url: str, what: str) -> Iterator[None]:
 def signs(error: BaseException) -> list[str]:
   """Codes, statuses and kinds of an error, and of those that it came from."""
   found: list[str] = []
+  kinds: list[str] = []
   seen: set[int] = set()
   one: BaseException | None = error
   while one is not None and id(one) not in seen:
@@ -162,9 +170,9 @@ def signs(error: BaseException) -> list[str]:
       found.append(str(code))
     if str(one).startswith('Forbidden:'):  # gcsfs, of a status 403
       found.append('403')
-    found += [kind.__name__ for kind in type(one).__mro__[:-3]]
+    kinds += [kind.__name__ for kind in type(one).__mro__[:-3]]
     one = one.__cause__ or one.__context__
-  return [word for word in found if word]
+  return [word for word in found + kinds if word]
 
 
 def _may_pass(words: list[str]) -> bool:
@@ -196,6 +204,10 @@ def _line(url: str, what: str, words: list[str]) -> str:
     return (
       f'{cannot}: the credentials are not accepted ({code}): '
       f'{_SET[scheme]}; then the same command goes on.'
+    )
+  if code := has(_OTHER_REGION):
+    return (
+      f'{cannot}: the bucket is in another region ({code}): set AWS_REGION.'
     )
   if (code := has(_FORBIDDEN)) or 'PermissionError' in words:
     return (

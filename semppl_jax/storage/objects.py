@@ -16,7 +16,7 @@ from semppl_jax.storage import clients, lost
 from semppl_jax.storage.address import Address
 from semppl_jax.storage.errors import told
 
-_AT_ONCE = 16  # transfers
+_AT_ONCE = 8  # transfers, each of at most 100 MB in memory
 
 
 class Info(NamedTuple):

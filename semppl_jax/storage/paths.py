@@ -26,6 +26,24 @@ def path(given: str | os.PathLike) -> 'pathlib.Path | RemotePath':
   return RemotePath(given) if is_remote(given) else pathlib.Path(given)
 
 
+def on_disk(given: str | os.PathLike, setting: str) -> pathlib.Path:
+  """A path of something that is written on disks only.
+
+  Args:
+    given: the path.
+    setting: that gives it.
+
+  Raises:
+    UserError: an address.
+  """
+  if is_remote(given):
+    raise UserError(
+      f'{setting} is {path(given)}: it is written on a disk, and may be copied '
+      'from there.'
+    )
+  return pathlib.Path(given)
+
+
 def exists(given: str | os.PathLike) -> bool:
   """os.path.exists, and the same of a bucket."""
   if is_remote(given):

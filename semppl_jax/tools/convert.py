@@ -9,9 +9,9 @@ cannot be made of weights: it holds an optimiser and a queue too.
 """
 
 import argparse
-import pathlib
 import sys
 
+from semppl_jax import storage
 from semppl_jax.errors import UserError
 from semppl_jax.models import encoders
 from semppl_jax.tools import command
@@ -51,13 +51,13 @@ def convert(
   Raises:
     UserError: a source that cannot be read, or a target that cannot be written.
   """
-  ending = pathlib.Path(target).suffix
+  ending = storage.path(target).suffix
   if ending not in _WRITERS:
     raise UserError(
       f'{target}: OUT must end in {" or ".join(_WRITERS)}. (A run cannot be '
       'made of weights: it holds an optimiser and a queue too.)'
     )
-  if pathlib.Path(target).exists() and not overwrite:
+  if storage.path(target).exists() and not overwrite:
     raise UserError(f'{target} is there already; --overwrite replaces it.')
   found = load_lib.load_checkpoint(
     source, step=step, padding=padding, mapping=mapping, network=network

@@ -13,7 +13,6 @@ import argparse
 import collections
 import csv
 import io
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -22,6 +21,7 @@ import numpy as np
 import tqdm
 
 from semppl_jax import model as model_lib
+from semppl_jax import storage
 from semppl_jax.config import defaults
 from semppl_jax.data import datasets, duplicates, sources, thumbnails
 from semppl_jax.data.duplicates import Pair
@@ -195,7 +195,9 @@ def _work(options: argparse.Namespace) -> None:
     value = getattr(options, flag)
     if not 0 < value <= 1:
       raise UserError(f'--{flag}={value}: it must be above 0, and at most 1.')
-  out = pathlib.Path(options.out).expanduser() if options.out else None
+  out = (
+    storage.on_disk(options.out, '--out').expanduser() if options.out else None
+  )
   if out and (out.suffix != '.csv' or out.is_dir()):
     raise UserError(f'--out={out}: it must be a file that ends in .csv.')
   data = _load(options)

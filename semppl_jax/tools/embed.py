@@ -22,6 +22,7 @@ import numpy as np
 import tqdm
 
 from semppl_jax import model as model_lib
+from semppl_jax import storage
 from semppl_jax.config import defaults
 from semppl_jax.data import datasets, python_objects, sources
 from semppl_jax.errors import UserError
@@ -58,7 +59,7 @@ def save_embeddings(
     UserError: another ending, no image, none that can be read, or a file that
       is there already.
   """
-  path = command.output(path, _ENDINGS)
+  path = command.output(storage.on_disk(path, '--out'), _ENDINGS)
   if path.exists():
     raise UserError(f'{path} is there already: delete it, or name another one.')
   if not len(images):

@@ -8,10 +8,10 @@ names, resnet.py, the network in PyTorch, and settings.json, which resnet.py's
 """
 
 import argparse
-import pathlib
 import sys
 
 from semppl_jax import model as model_lib
+from semppl_jax import storage
 from semppl_jax.tools import command
 from semppl_jax.weights import files as files_lib
 from semppl_jax.weights import pytorch
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     model = model_lib.load_pretrained(
       options.CHECKPOINT, step=options.step, network=options.network
     )
-    folder = pathlib.Path(options.FOLDER).expanduser()
+    folder = storage.on_disk(options.FOLDER, 'FOLDER').expanduser()
     seen = model.image_size, model.center
     pytorch.export(model.checkpoint, folder, seen)
     print(f'{options.CHECKPOINT}: {model.checkpoint}')

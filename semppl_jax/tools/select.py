@@ -266,7 +266,7 @@ def _work(options: argparse.Namespace) -> None:
   usl.resolve(options.preset, changes)  # known before the slow part
   if options.budget < 1:
     raise UserError(f'--budget={options.budget}: it takes at least 1.')
-  out = pathlib.Path(options.out).expanduser()
+  out = storage.on_disk(options.out, '--out').expanduser()
   if out.is_dir():
     raise UserError(
       f'--out={out} is a folder; it must be a file, say list.txt.'

@@ -16,7 +16,7 @@ from semppl_jax.utils import files
 
 def test_paths_on_a_disk_are_pathlibs_and_import_no_client():
   code = (
-    'import sys, semppl_jax.main, semppl_jax.pretraining\n'
+    'import sys, semppl_jax.main, semppl_jax.utils.files\n'
     'from semppl_jax import storage\n'
     'print(type(storage.path("a")).__name__, storage.is_remote("/s3:/x"), '
     '[m for m in ("s3fs", "gcsfs") if m in sys.modules])'
@@ -52,6 +52,12 @@ def test_other_addresses_are_refused_and_not_repeated(address, words):
   with pytest.raises(UserError) as error:
     storage.check_address(address)
   assert words in str(error.value) and 'hunter2' not in str(error.value)
+
+
+def test_what_is_written_on_disks_only():
+  assert storage.on_disk('a/b', '--out') == pathlib.Path('a/b')
+  with pytest.raises(UserError, match='--out is s3://buck/x: it is written on'):
+    storage.on_disk('s3://buck/x', '--out')
 
 
 def test_objects_are_written_read_listed_and_deleted(bucket):
