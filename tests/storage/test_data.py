@@ -17,6 +17,7 @@ from semppl_jax.data import (
   datasets,
   image_files,
   images,
+  label_maps,
   listing,
   masks,
   pipeline,
@@ -30,8 +31,8 @@ from semppl_jax.storage import clients, objects
 from semppl_jax.storage.errors import told
 from semppl_jax.tools import mask_store
 from tests.helpers import bucket as bucket_lib
+from tests.helpers import objectnet_data, tfds_data
 from tests.helpers import proxy as proxy_lib
-from tests.helpers import tfds_data
 
 _DENIED = proxy_lib.refuse(403, 'AccessDenied')
 _SECRET = 'wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY'
@@ -225,6 +226,23 @@ def test_a_set_for_transfer(server, tmp_path):
   there = transfer_sets.load('birdsnap', cfg)
   assert described(there.data) == described(found.data)
   assert len(server.requests) <= 2 and there.data.train.remote
+
+
+def test_objectnet_is_the_same(server, tmp_path):
+  shown = {
+    'alarm_clock': tfds_data.photos(2, 0),
+    'banana': tfds_data.photos(1, 1),
+    'chair': tfds_data.photos(1, 2),
+  }
+  objectnet_data.write(tmp_path / 'o', shown)
+  objects.upload(tmp_path / 'o', storage.path('s3://birds/o'))
+  server.requests.clear()
+  found = label_maps.objectnet(str(tmp_path / 'o'))
+  there = label_maps.objectnet('s3://birds/o')
+  assert sum('list-type=2' in path for _, path in server.requests) == 1
+  same([*there.meanings], [*found.meanings])
+  assert there.source.names == found.source.names and there.source.remote
+  same([r['image'] for r in there.source], [r['image'] for r in found.source])
 
 
 def test_arrays_are_the_same(tmp_path, monkeypatch):
