@@ -2,10 +2,13 @@
 
   python -m benchmarks.memory --target=h100       # no GPU needed: targets.py
   python -m benchmarks.memory --networks=resnet_50_1x --precisions=float32
+  python -m benchmarks.memory --target=h100 --networks=resnet_50_1x,cifar10 \
+    --gigabytes=8,12,16,24,48
 
-For each network of a released checkpoint at full size: the compiler's account
-of the step at --per_device images, its temporary memory beside the floor, and
-images that fit on a device of --gigabytes, at this account (it is what
+For each network of a released checkpoint at full size, or for cifar10's
+experiment: the compiler's account of the step at --per_device images, its
+temporary memory beside the floor, and images that fit on devices of
+--gigabytes, at this account (it is what
 device_memory.advice says when a run does not fit). Floor: what the backward
 pass cannot do without, the output of each convolution of the online network,
 once, for all six views; what BatchNorm and ReLU make of it can be computed
@@ -15,16 +18,18 @@ Prints a table; --json=FILE writes the numbers. Minutes for each network.
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
 from benchmarks import command, cost, programs, targets
-from experiments import imagenet
+from experiments import cifar10, imagenet
 from semppl_jax import preflight
 from semppl_jax.train import device_memory
 from semppl_jax.workdir import tables
 
+CIFAR = 'cifar10'
 WAYS = ('float32', 'bfloat16', 'bfloat16+remat')
 
 
@@ -32,7 +37,10 @@ def settings(
   network: str, way: str, per_device: int
 ) -> ml_collections.ConfigDict:
   """The experiment of a network, see WAYS, for one device."""
-  cfg = imagenet.get_config(cost.networks()[network])
+  if network == CIFAR:
+    cfg = cifar10.get_config()
+  else:
+    cfg = imagenet.get_config(cost.networks()[network])
   cfg.precision, _, remat = way.partition('+')
   cfg.remat = bool(remat)
   cfg.batch_size, cfg.queue.capacity = per_device, 20 * per_device
@@ -57,19 +65,21 @@ def measure(
   }
 
 
-def show(rows: list[dict[str, Any]], gigabytes: float) -> str:
+def show(rows: list[dict[str, Any]], gigabytes: Sequence[float]) -> str:
   """As a table."""
   heads = [
     'network', 'way', 'state, GB', 'temporary, MB an image',
-    'floor, MB an image', 'x floor', f'images in {gigabytes:g} GB',
+    'floor, MB an image', 'x floor',
+    *(f'images in {size:g} GB' for size in gigabytes),
   ]  # fmt: skip
   cells = []
   for row in rows:
     each = row['temporary'] / row['per_device']
     need = device_memory.Need(row['state'], row['temporary'])
-    fits = device_memory.largest_batch(
-      need, row['per_device'], int(gigabytes * 1e9)
-    )
+    fits = [
+      device_memory.largest_batch(need, row['per_device'], int(size * 1e9))
+      for size in gigabytes
+    ]
     cells.append(
       [
         row['network'],
@@ -78,7 +88,7 @@ def show(rows: list[dict[str, Any]], gigabytes: float) -> str:
         f'{each / 1e6:.0f}',
         f'{row["floor_per_image"] / 1e6:.0f}',
         f'{each / row["floor_per_image"]:.2f}',
-        fits,
+        *fits,
       ]
     )
   return tables.markdown(heads, cells)
@@ -90,7 +100,7 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument('--networks', default=','.join(cost.networks()))
   parser.add_argument('--precisions', default=','.join(WAYS))
   parser.add_argument('--per_device', type=int, default=32, help='images')
-  parser.add_argument('--gigabytes', type=float, default=80, help='of a device')
+  parser.add_argument('--gigabytes', default='80', help='of devices')
   return parser.parse_args()
 
 
@@ -105,7 +115,7 @@ def main() -> None:
       command.say(str(rows[-1]))
   number, kind = len(target.devices), target.devices[0].device_kind
   print(f'{number} x {kind}, compiled at {args.per_device} images each:\n')
-  print(show(rows, args.gigabytes))
+  print(show(rows, [float(size) for size in args.gigabytes.split(',')]))
   command.finish(args, {'device': kind, 'rows': rows})
 
 

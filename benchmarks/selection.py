@@ -1,14 +1,17 @@
 """SemPPL with few labels: chosen by USL, at random, or class by class.
 
   python -m benchmarks.selection --workdir=runs/selection
+  python -m benchmarks.selection --workdir=runs/textures --kind=textures
 
-scikit-learn's digits, 10, 20 and 40 labels, seeds 0 to 4. Of each seed a
-ReLICv2 run without any label (digits_relicv2.py) gives the projections that
-`semppl-jax select` chooses from; then SemPPL (digits.py) trains from the start
-with the labels of that list. Beside it SemPPL with as many labels at random
-(labels.rule=random), and with as many of each class (stratified), which nobody
-can draw before labelling. A seed decides weights, batches and labels. The queue
-holds the labelled images of about 20 batches, as in digits.py.
+scikit-learn's digits, 10, 20 and 40 labels, seeds 0 to 4; or a folder of 800
+coloured textures of eight classes (`benchmarks.drawn_folders`), 8, 16 and 40
+labels. Of each seed a ReLICv2 run without any label (digits_relicv2.py,
+folder.py) gives the projections that `semppl-jax select` chooses from; then
+SemPPL (digits.py, folder.py) trains from the start with the labels of that
+list. Beside it SemPPL with as many labels at random (labels.rule=random), and
+with as many of each class (stratified), which nobody can draw before labelling.
+A seed decides weights, batches and labels. The digits' queue holds the labelled
+images of about 20 batches, as in digits.py.
 
 Resumable, and may be started several times on one work directory, as
 benchmarks.methods. Writes table.md and table.json: test top-1 in percent, mean
@@ -16,15 +19,23 @@ and standard error, and the paired difference from random.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
-from benchmarks import command, method_runs, method_table, scores
+from benchmarks import (
+  command,
+  drawn_folders,
+  folder,
+  method_runs,
+  method_table,
+  scores,
+)
 from experiments import digits, digits_relicv2
-from semppl_jax.data import datasets, sources
+from experiments import folder as folder_experiment
+from semppl_jax.data import datasets
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.tools import select
 from semppl_jax.workdir import metrics, tables
@@ -32,9 +43,9 @@ from semppl_jax.workdir import metrics, tables
 ARMS = ('usl', 'random', 'stratified')
 BASELINE = 'random'
 START = 'relicv2'  # whose projections are chosen from
-BUDGETS = (10, 20, 40)
 EARLY = 0.2  # share of training after which pseudo-labels are looked at
-CLASSES = 10
+KINDS = ('digits', 'textures')
+STEPS = 400  # of a training on textures
 COLUMNS = {
   'early': f'pseudo-labels at {EARLY:.0%}',
   **{
@@ -50,6 +61,7 @@ class Cell(NamedTuple):
   arm: str
   budget: int
   seed: int
+  kind: str = 'digits'  # of KINDS
 
   def folder(self, workdir: str) -> str:
     """Where it lies in the table's work directory."""
@@ -60,7 +72,7 @@ def chosen(cell: Cell, workdir: str) -> str:
   """The list that USL chooses for a run, made if it is not there."""
   path = f'{cell.folder(workdir)}.txt'
   if not os.path.exists(path):
-    start = Cell(START, 0, cell.seed).folder(workdir)
+    start = start_of(cell).folder(workdir)
     status = select.main([
       f'--checkpoint={start}', f'--budget={cell.budget}', f'--out={path}',
       f'--seed={cell.seed}',
@@ -70,23 +82,41 @@ def chosen(cell: Cell, workdir: str) -> str:
   return path
 
 
+def start_of(cell: Cell) -> Cell:
+  """The run without labels that its list is chosen by."""
+  return cell._replace(arm=START, budget=0)
+
+
+def classes(kind: str) -> int:
+  """Their number; the smallest budget is as many labels, or one a class."""
+  return 10 if kind == 'digits' else len(drawn_folders.TEXTURES)
+
+
+def budgets(kind: str) -> tuple[int, ...]:
+  """How many labels there are, multiples of the number of classes."""
+  return tuple(classes(kind) * n for n in (1, 2, 4 if kind == 'digits' else 5))
+
+
 def config(cell: Cell, workdir: str, epochs: float = 0) -> Any:
   """Settings of one run, on one device.
 
   Args:
     cell: which.
     workdir: of the table.
-    epochs: 0: the experiment's.
+    epochs: 0: the experiment's, or STEPS.
   """
   is_start = cell.arm == START
-  cfg = (digits_relicv2 if is_start else digits).get_config()
+  if cell.kind == 'digits':
+    cfg = (digits_relicv2 if is_start else digits).get_config()
+    if not is_start:
+      cfg.queue.capacity = cfg.queue.capacity * cell.budget // 20
+  else:
+    cfg = _textures('relicv2' if is_start else 'semppl', workdir)
   cfg.seed = cfg.labels.seed = cell.seed
   cfg.num_devices = 1
   cfg.progress = False
   cfg.num_epochs = epochs or cfg.num_epochs
-  cfg.labels.per_class = cell.budget // CLASSES  # of the start: 0
-  if not is_start:
-    cfg.queue.capacity = cfg.queue.capacity * cell.budget // 20
+  cfg.labels.per_class = cell.budget // classes(cell.kind)  # of the start: 0
   if cell.arm == 'usl':
     cfg.labels.update(per_class=0, file=chosen(cell, workdir))
   if cell.arm == 'random':
@@ -94,19 +124,38 @@ def config(cell: Cell, workdir: str, epochs: float = 0) -> Any:
   return cfg
 
 
-def cells(seeds: int) -> Iterator[Cell]:
+def _textures(method: str, workdir: str) -> Any:
+  """Settings for the folder, which is drawn if it is not there."""
+  path = os.path.join(workdir, 'images')
+  many = {'labelled': 100, 'unlabelled': 0, 'test': 50}  # of a class
+  make = lambda new: drawn_folders.make('textures', new, seed=10, **many)
+  folder.once(path, make)
+  cfg = folder_experiment.get_config(method)
+  cfg.dataset.update(path=path, image_size=48)
+  # What folder.py would choose on a CPU; a GPU shall train the same.
+  cfg.encoder.update(name='digits', stem='imagenet')
+  cfg.views.update(large_size=32, small_size=16)
+  cfg.labels.fraction = 0.0
+  cfg.batch_size = 64
+  images = many['labelled'] * classes('textures')
+  cfg.num_epochs = STEPS * cfg.batch_size / images
+  return cfg
+
+
+def cells(seeds: int, kind: str = 'digits') -> Iterator[Cell]:
   """All runs, each after the one that it needs."""
   for seed in range(seeds):
-    yield Cell(START, 0, seed)
-    for budget in BUDGETS:
+    yield Cell(START, 0, seed, kind)
+    for budget in budgets(kind):
       for arm in ARMS:
-        yield Cell(arm, budget, seed)
+        yield Cell(arm, budget, seed, kind)
 
 
 def ready(cell: Cell, workdir: str) -> bool:
   """Whether the run that it needs, if any, is finished."""
-  start = Cell(START, 0, cell.seed)
-  return cell.arm != 'usl' or method_runs.results(start, workdir) is not None
+  if cell.arm != 'usl':
+    return True
+  return method_runs.results(start_of(cell), workdir) is not None
 
 
 def work(plan: Sequence[Cell], workdir: str, epochs: float = 0) -> None:
@@ -124,15 +173,14 @@ def work(plan: Sequence[Cell], workdir: str, epochs: float = 0) -> None:
   )
 
 
-def found(
-  cell: Cell, workdir: str, data: sources.Dataset
-) -> dict[str, Any] | None:
+def found(cell: Cell, workdir: str) -> dict[str, Any] | None:
   """What a finished run has for the table; None: it is not finished."""
   one = method_runs.results(cell, workdir)
   if one is None:
     return None
-  seen = labels_lib.visible_labels(config(cell, workdir).labels, data)
-  counts = np.bincount(seen[seen >= 0], minlength=CLASSES)
+  cfg = config(cell, workdir)
+  seen = labels_lib.visible_labels(cfg.labels, datasets.load(cfg.dataset))
+  counts = np.bincount(seen[seen >= 0], minlength=classes(cell.kind))
   return one | {
     'early': _early(cell.folder(workdir)),
     'classes': int(np.count_nonzero(counts)),
@@ -153,17 +201,18 @@ def _early(folder: str) -> float | None:
   return known[-1] if known else None
 
 
-def table(seeds: int, workdir: str) -> tuple[str, dict[str, Any]]:
+def table(
+  seeds: int, workdir: str, kind: str = 'digits'
+) -> tuple[str, dict[str, Any]]:
   """The table of what is finished, and its numbers by budget, arm and seed."""
   numbers: dict[str, dict[int, dict[str, Any]]] = {}
-  data = datasets.load(digits.get_config().dataset)
-  for cell in cells(seeds):
-    one = None if cell.arm == START else found(cell, workdir, data)
+  for cell in cells(seeds, kind):
+    one = None if cell.arm == START else found(cell, workdir)
     if one:
       row = numbers.setdefault(f'{cell.budget} {cell.arm}', {})
       row[cell.seed] = one
   rows = []
-  for budget in BUDGETS:
+  for budget in budgets(kind):
     baseline = numbers.get(f'{budget} {BASELINE}', {})
     for arm in ARMS:
       by_seed = numbers.get(f'{budget} {arm}')
@@ -175,7 +224,8 @@ def table(seeds: int, workdir: str) -> tuple[str, dict[str, Any]]:
 
 
 def _row(
-  by_seed: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]
+  by_seed: Mapping[int, dict[str, Any]],
+  baseline: Mapping[int, dict[str, Any]],
 ) -> list[str]:
   """Seeds, classes, largest class, the columns, and the paired difference."""
   values = lambda key: [row.get(key) for row in by_seed.values()]
@@ -199,6 +249,7 @@ def main() -> None:
   """Trains what is left, then writes the table."""
   parser = command.parser(__doc__)
   parser.add_argument('--workdir', default='runs/selection')
+  parser.add_argument('--kind', default='digits', choices=KINDS)
   parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument(
     '--epochs', type=float, default=0, help="for a trial; 0: the experiments'"
@@ -206,11 +257,11 @@ def main() -> None:
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
   os.makedirs(args.workdir, exist_ok=True)
-  plan = list(cells(args.seeds))
+  plan = list(cells(args.seeds, args.kind))
   waiting = sum(method_runs.results(x, args.workdir) is None for x in plan)
   command.say(f'{waiting} runs of one core are left, a minute or two each.')
   work(plan, args.workdir, args.epochs)
-  text, numbers = table(args.seeds, args.workdir)
+  text, numbers = table(args.seeds, args.workdir, args.kind)
   with open(os.path.join(args.workdir, 'table.md'), 'w') as file:
     file.write(text)
   metrics.write_json(os.path.join(args.workdir, 'table.json'), numbers)

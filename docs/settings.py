@@ -85,15 +85,24 @@ class _File:
     )
     return file, function.body[-1].value
 
+  def home(self, name: str) -> '_File':
+    """The file that a name of this one is from: this one, or a module's."""
+    modules = self._modules(name)
+    return _File(f'{modules[0]}.py') if modules else self
+
   def _imported(self, name: str) -> str:
     """The path of a module, by its name in this one."""
-    (package,) = (
-      node.module
+    (package,) = self._modules(name)
+    return f'{package}/{name}.py'
+
+  def _modules(self, name: str) -> list[str]:
+    """Where a name is imported from, as a path without an ending."""
+    return [
+      node.module.replace('.', '/')
       for node in self.tree.body
       if isinstance(node, ast.ImportFrom)
       and name in {alias.name for alias in node.names}
-    )
-    return f'{package.replace(".", "/")}/{name}.py'
+    ]
 
   def constants(self, name: str) -> list[str]:
     """The texts in what a name of the module is set to, if it is."""
@@ -158,7 +167,7 @@ def evaluation() -> list[Setting]:
 def _settings(path: str) -> list[Setting]:
   """In the order of the source; of what is set twice, its last value."""
   found = []
-  this = _File(path)
+  this = _File(path).home('default')
   for name, node in this.assignments():
     file, value = this, node.value
     if isinstance(value, ast.Call) and not value.args:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 import semppl_jax
+from semppl_jax.methods import METHODS
 
 _PACKAGE = pathlib.Path(semppl_jax.__file__).parent
 
@@ -142,6 +143,18 @@ _FOR_METHODS = {
 _NO_METHODS = ('__init__', 'base')
 
 
+def _method_of(stem):
+  """'semppl', of the file semppl.py and of its parts semppl_NAME.py."""
+  return next(
+    name for name in METHODS if stem == name or stem.startswith(f'{name}_')
+  )
+
+
+def test_parts_of_a_method_bear_its_name():
+  assert _method_of('semppl_options') == _method_of('semppl') == 'semppl'
+  assert _method_of('mean_shift') == 'mean_shift'
+
+
 def test_an_objective_knows_neither_the_engine_nor_another():
   paths = [
     p for p in (_PACKAGE / 'methods').glob('*.py') if p.stem not in _NO_METHODS
@@ -150,8 +163,11 @@ def test_an_objective_knows_neither_the_engine_nor_another():
   for path in paths:
     found = _imported_modules(path.read_text())
     assert {name.split('.')[0] for name in found} <= _FOR_METHODS, path.name
-    others = {name for name in found if name.startswith('methods.')}
-    assert others <= {'methods.base'}, path.name
+    others = {
+      name.split('.')[1] for name in found if name.startswith('methods.')
+    }
+    whose = {_method_of(name) for name in others - {'base'}}
+    assert whose <= {_method_of(path.stem)}, path.name
     inside = {name for name in found if name.startswith('models.')}
     allowed = ('models.heads', 'models.multicrop')
     assert all(name.startswith(allowed) for name in inside), path.name

@@ -1,12 +1,21 @@
 """Logistic regression on frozen features: for transfer, and linear probes."""
 
+import concurrent.futures
+import functools
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import threadpoolctl
 
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation.measures import Measure
+
+# Threads of a fit, each with rows of its own. BLAS has one meanwhile: it splits
+# products of few columns badly, and short sums at a loss.
+_THREADS = os.cpu_count() or 1
+_one_thread = functools.partial(threadpoolctl.threadpool_limits, 1, 'blas')
 
 # A fit has converged when so much of the mean loss is left to gain [ours].
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-7
@@ -84,7 +93,9 @@ class _Space:
     x = self.of(features)
     self.scale = float(np.sqrt(np.mean(x**2, dtype=np.float64))) or 1.0
     x /= self.scale
-    variances, axes = np.linalg.eigh(x.T @ x / np.float32(len(x)))
+    covariance = x.T @ x / np.float32(len(x))
+    with _one_thread():
+      variances, axes = np.linalg.eigh(covariance)
     rank = min(x.shape)  # r: nothing is along the others
     self.variances = np.maximum(variances[-rank:], 0).astype(np.float64)
     self._axes = axes[:, -rank:]
@@ -104,10 +115,7 @@ class _Model(NamedTuple):
 
   def logits(self, x: np.ndarray) -> np.ndarray:
     """[N, r] float32 -> [N, K] float32; the largest of each row is 0."""
-    logits = x @ self.weights.astype(np.float32)
-    logits += self.bias.astype(np.float32)
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits
+    return _logits(x, self.weights.astype(np.float32), self.bias)
 
   def predict(self, x: np.ndarray) -> np.ndarray:
     """[N, r] float32 -> [N], of the classes."""
@@ -136,27 +144,33 @@ class _Fits:
       # The minimum for an infinite strength.
       nothing = np.zeros((x.shape[1], len(classes)))
       self.model = _Model(classes, nothing, np.log(sizes / len(labels)))
-    loss = _Loss(x, truth, strength / len(x), self.model, self._variances)
-    place = loss.place(self.model)
-    loss(place)
-
-    def stop_if_done(unused_place):
-      if loss.is_done:
-        raise StopIteration
-
-    if not loss.is_done:
-      place = optimize.minimize(
-        loss,
-        place,
-        jac=True,
-        method='L-BFGS-B',
-        callback=stop_if_done,
-        options={
-          'maxiter': self._max_iterations, 'gtol': 0, 'ftol': 0, 'maxls': 50,
-          'maxfun': np.inf,
-        },
-      ).x  # fmt: skip
+    with (
+      concurrent.futures.ThreadPoolExecutor(_THREADS) as threads,
+      _one_thread(),
+    ):
+      loss = _Loss(
+        x, truth, strength / len(x), self.model, self._variances, threads
+      )
+      place = loss.place(self.model)
       loss(place)
+
+      def stop_if_done(unused_place):
+        if loss.is_done:
+          raise StopIteration
+
+      if not loss.is_done:
+        place = optimize.minimize(
+          loss,
+          place,
+          jac=True,
+          method='L-BFGS-B',
+          callback=stop_if_done,
+          options={
+            'maxiter': self._max_iterations, 'gtol': 0, 'ftol': 0, 'maxls': 50,
+            'maxfun': np.inf,
+          },
+        ).x  # fmt: skip
+        loss(place)
     self.unfinished += not loss.is_done
     self.model = loss.model(place)
 
@@ -176,6 +190,7 @@ class _Loss:
     strength: float,
     start: _Model,
     variances: np.ndarray,
+    threads: concurrent.futures.Executor,
   ):
     """The loss of N rows.
 
@@ -185,10 +200,16 @@ class _Loss:
       strength: of the penalty of the mean loss.
       start: where the fit begins.
       variances: [r] of the axes.
+      threads: among which the rows are shared.
     """
     self.is_done = False  # at the place that was asked about last
-    self._x, self._strength, self._classes = x, strength, start.classes
-    self._own = np.arange(len(x)), truth
+    self._count, self._strength, self._classes = len(x), strength, start.classes
+    size = -(-len(x) // _THREADS)
+    self._parts = [
+      (x[at : at + size], truth[at : at + size])
+      for at in range(0, len(x), size)
+    ]
+    self._map = threads.map
     p = np.exp(start.logits(x))
     p /= p.sum(axis=1, keepdims=True)
     curvature = np.mean(p * (1 - p), axis=0, dtype=np.float64)  # [K]
@@ -198,18 +219,13 @@ class _Loss:
 
   def __call__(self, place: np.ndarray) -> tuple[float, np.ndarray]:
     """The loss, and its gradient, [(r + 1) K] float64."""
-    model, count = self.model(place), len(self._x)
-    # The rows' softmax, without further copies: they are large.
-    p = model.logits(self._x)  # [N, K]
-    own = p[self._own]
-    np.exp(p, out=p)
-    total = p.sum(axis=1)
-    loss = np.mean(np.log(total) - own, dtype=np.float64)
-    loss += self._strength / 2 * np.sum(model.weights**2)
-    p /= total[:, None]
-    p[self._own] -= 1
-    of_weights = self._x.T @ p / count + self._strength * model.weights
-    of_bias = p.mean(axis=0, dtype=np.float64)
+    model = self.model(place)
+    weights, bias = model.weights.astype(np.float32), model.bias
+    sums = self._map(lambda part: _sums(*part, weights, bias), self._parts)
+    loss, of_weights, of_bias = (sum(of_parts) for of_parts in zip(*sums))
+    loss = loss / self._count + self._strength / 2 * np.sum(model.weights**2)
+    of_weights = of_weights / self._count + self._strength * model.weights
+    of_bias = of_bias / self._count
     gradient = np.concatenate(
       [(of_weights / self._weight_scale).ravel(), of_bias / self._bias_scale]
     )
@@ -227,6 +243,39 @@ class _Loss:
     shape = self._weight_scale.shape
     weights = place[: -shape[1]].reshape(shape) / self._weight_scale
     return _Model(self._classes, weights, place[-shape[1] :] / self._bias_scale)
+
+
+def _sums(
+  x: np.ndarray, truth: np.ndarray, weights: np.ndarray, bias: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+  """Sums over rows, of their cross-entropy and of its gradients.
+
+  Args:
+    x: [n, r] float32.
+    truth: [n] int, places of the classes.
+    weights: [r, K] float32.
+    bias: [K] float64.
+
+  Returns:
+    The loss; its gradient by the weights, [r, K] float32; by the bias, [K].
+  """
+  own = np.arange(len(x)), truth
+  p = _logits(x, weights, bias)  # without further copies: they are large
+  of_own = p[own]
+  np.exp(p, out=p)
+  total = p.sum(axis=1)
+  loss = np.sum(np.log(total) - of_own, dtype=np.float64)
+  p /= total[:, None]
+  p[own] -= 1
+  return loss, x.T @ p, p.sum(axis=0, dtype=np.float64)
+
+
+def _logits(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+  """[n, r] float32 -> [n, K] float32; the largest of each row is 0."""
+  logits = x @ weights
+  logits += bias.astype(np.float32)
+  logits -= logits.max(axis=1, keepdims=True)
+  return logits
 
 
 def linear_probe(

@@ -44,18 +44,32 @@ def prepare(settings: Mapping[str, Any]) -> run_lib.TrainRun:
   return run_lib.prepare(cfg)
 
 
-def restore(run: run_lib.TrainRun, folder: pathlib.Path) -> Network:
+def restore(
+  run: run_lib.TrainRun, folder: pathlib.Path, step: int | None = None
+) -> Network:
   """The newest good checkpoint that can be read; nothing is set aside.
 
   Of a run that an alarm stopped, one of before; if there is none, the newest.
 
+  Args:
+    run: see `prepare`.
+    folder: of the run.
+    step: of the checkpoint that it must be.
+
   Raises:
-    CheckpointError: none can.
+    CheckpointError: none can, or there is none of this step.
   """
   steps = checkpoint.steps(str(folder))
   if not steps:
     raise CheckpointError('There is no checkpoint yet.')
-  if stop := stop_file.read(folder):
+  if step is not None:
+    if step not in steps:
+      raise CheckpointError(
+        f'There is no checkpoint of step {step}; there are those of '
+        f'{", ".join(map(str, steps))}.'
+      )
+    steps = [step]
+  elif stop := stop_file.read(folder):
     steps = [n for n in steps if n <= stop.good] or steps
   fresh = run_lib.initial_state(run)
   reason: CheckpointError | None = None

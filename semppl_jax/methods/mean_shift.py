@@ -379,6 +379,13 @@ def doubts(
     )
   if cfg.loss.pseudo_labels != 'none' and facts.num_labels:
     yield from base.queue_doubts(cfg, facts)
+  if cfg.loss.pseudo_labels == 'head':
+    for key in ('k', 'min_share', 'balance'):
+      if cfg.queue[key] != default().queue[key]:
+        yield (
+          f'queue.{key} is {cfg.queue[key]:g}, but with '
+          "loss.pseudo_labels='head' nobody votes: it changes nothing"
+        )
 
 
 def advice(cfg: ml_collections.ConfigDict) -> tuple[str, ...]:

@@ -9,30 +9,65 @@ BYOL's (arXiv 2006.07733). Settings of it are
   multi-crop contrastive learning: loss.invariance_weight = 0 besides
   FNC's rule (arXiv 2011.11765): negatives.cancel = similarity, .attract
 
+Other negatives and positives than the paper's are in `semppl_options`, settings
+and what they cannot be in `semppl_settings`.
+
 Shapes: V = V_L + V_S large and small views; S draws of semantic positives; n
 negatives; C slots of the queue; others as in `base`.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
-from ml_collections import config_dict
 
-from semppl_jax.config import defaults
 from semppl_jax.distributed import parallel
-from semppl_jax.errors import UserError
-from semppl_jax.losses import contrastive, dense, false_negatives, negatives
+from semppl_jax.losses import contrastive, negatives
 from semppl_jax.losses.false_negatives import FalseNegatives
 from semppl_jax.memory import label_queue, pseudo_labels, queue_vote
 from semppl_jax.memory.label_queue import LabelQueue
 from semppl_jax.methods import base
+from semppl_jax.methods import semppl_options as options
+from semppl_jax.methods.semppl_settings import (
+  CHOICES,
+  RANGES,
+  advice,
+  default,
+  doubts,
+  needs_labels,
+  num_negatives,
+  scratch,
+  semantic_invariance_weight,
+  uses_semantic_positives,
+  validate,
+  validate_with_data,
+)
 from semppl_jax.models.multicrop import l2_normalize
+
+__all__ = [
+  'CHOICES',
+  'RANGES',
+  'PerImage',
+  'Positives',
+  'advice',
+  'assign_labels',
+  'build',
+  'default',
+  'doubts',
+  'loss_terms',
+  'needs_labels',
+  'predict',
+  'semantic_invariance_weight',
+  'uses_semantic_positives',
+  'validate',
+  'validate_with_data',
+  'weighted_sum',
+]
 
 _NEGATIVES, _POSITIVES = 1, 2  # purposes of randomness
 
@@ -75,22 +110,29 @@ def build(
     # Other images of the batch that look like the image, if they are asked for.
     similar, told = None, {}
     if cfg.negatives.cancel == 'similarity':
-      similar, told = _find_similar(targets, inputs, cfg, facts)
+      similar, told = options.find_similar(targets, inputs, cfg, facts)
 
     # Semantic positives: labelled images with the same (pseudo-)label.
     if similar is not None and cfg.negatives.attract:
-      positives = _similar_positives(inputs.shared, similar)
+      positives = Positives(*options.similar_positives(inputs.shared, similar))
     elif cfg.loss.semantic_positives == 'nearest':
-      positives = _nearest_positives(targets, all_labels, inputs, queue, cfg)
+      positives = Positives(
+        *options.nearest_positives(targets, all_labels, inputs, queue, cfg)
+      )
     else:
       positives = _drawn_positives(all_labels, inputs, queue, cfg)
 
     # Negatives: other images of the global batch, the same in all four terms.
-    excluding = _labels_that_exclude(all_labels, inputs.batch, cfg, facts)
-    contrast = _against_sampled if cfg.loss.num_negatives else _against_all
-    per_image, counted = contrast(
-      online, targets, positives.embeddings, excluding, similar, inputs, cfg
+    excluding = options.labels_that_exclude(
+      all_labels, inputs.batch, cfg, facts
     )
+    against = _against_sampled
+    if not cfg.loss.num_negatives:
+      against = options.against_all
+    contrast, counted = against(
+      online, targets, excluding, similar, inputs, cfg
+    )
+    per_image = _per_image(contrast, targets, positives.embeddings)
 
     # Four terms, each a mean over all devices' images that have what it needs.
     terms = loss_terms(per_image, positives, counted)
@@ -103,7 +145,7 @@ def build(
     return base.Result(weighted_sum(terms, cfg), metrics, labels)
 
   learns = cfg.loss.contrastive_weight > 0
-  chance = math.log(1 + _num_negatives(cfg))
+  chance = math.log(1 + num_negatives(cfg))
   return base.Method(
     heads=base.projector_predictor(cfg),
     loss=loss,
@@ -119,7 +161,7 @@ def build(
     chance={'loss/augmentation': chance} if learns else {},
     labels_train=needs_labels(cfg),
     advice=advice(cfg),
-    scratch=_scratch(cfg),
+    scratch=scratch(cfg),
   )
 
 
@@ -215,28 +257,27 @@ def _drawn_positives(
 def _against_sampled(
   online: jax.Array,
   targets: jax.Array,
-  positives: jax.Array,
   excluding: jax.Array,
   similar: FalseNegatives | None,
   inputs: base.Inputs,
   cfg: ml_collections.FrozenConfigDict,
-) -> tuple[PerImage, jax.Array]:
+) -> tuple[options.Contrast, jax.Array]:
   """The terms against n other images, drawn for each.
 
   Args:
     online: [V, b, d].
     targets: [V_L, b, d].
-    positives: [S, V_L, b, d].
     excluding: [B] labels by which images are left out, if they are.
     similar: others that are left out.
     inputs: all images' targets, and keys.
     cfg: settings.
 
   Returns:
-    The terms; and [b] bool, whether an image has a negative at all.
+    Terms of positives, see `options.Contrast`; and [b] bool, whether an image
+    has a negative at all.
   """
   keys = inputs.keys.fold(_NEGATIVES).local, inputs.keys.index
-  number = {'num_negatives': _num_negatives(cfg)}
+  number = {'num_negatives': num_negatives(cfg)}
   if similar is None:
     same = cfg.negatives.cancel == 'label'
     others, present = negatives.sample(
@@ -259,47 +300,11 @@ def _against_sampled(
 
   # All True unless some are excluded.
   counted = present.any(axis=-1)  # [b]
-  return _per_image(terms, targets, positives), counted
-
-
-def _against_all(
-  online: jax.Array,
-  targets: jax.Array,
-  positives: jax.Array,
-  excluding: jax.Array,
-  similar: FalseNegatives | None,
-  inputs: base.Inputs,
-  cfg: ml_collections.FrozenConfigDict,
-) -> tuple[PerImage, jax.Array]:
-  """The terms against all other images; as `_against_sampled`."""
-  index, total = inputs.keys.index, len(excluding)
-  mask = index[:, None] != jnp.arange(total)  # [b, B]
-  if cfg.negatives.cancel == 'label':
-    own = excluding[index][:, None]
-    mask &= (own < 0) | (own != excluding)
-  if similar is not None:
-    mask &= ~similar.table(total)
-  form = {'stop_gradient': cfg.loss.stop_gradient}
-  scale = {'temperature': cfg.loss.temperature}
-  against = dense.negatives(
-    online,
-    inputs.shared,
-    mask,
-    block_size=cfg.negatives.block_size,
-    **form,
-    **scale,
-  )
-
-  def terms(chosen):  # [V_L, b, d]
-    logits = dense.positive_logits(online, chosen, **scale)  # [V, V_L, b]
-    invariance = dense.invariance(logits[: len(targets)], against, **form)
-    return dense.info_nce(logits, against), invariance
-
-  return _per_image(terms, targets, positives), mask.any(axis=-1)
+  return terms, counted
 
 
 def _per_image(
-  terms: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+  terms: options.Contrast,
   targets: jax.Array,
   positives: jax.Array,
 ) -> PerImage:
@@ -370,337 +375,3 @@ def predict(
     queue, queries, nobody, k=cfg.queue.k, block_size=cfg.queue.block_size
   )  # [1, b, V_L * k]
   return pseudo_labels.vote(found.labels[0], found.similarity[0])[0]
-
-
-# Options: who is left out, and other positives. ------------------------------
-
-
-def _labels_that_exclude(
-  all_labels: jax.Array,
-  batch: base.BatchWide,
-  cfg: ml_collections.FrozenConfigDict,
-  facts: base.RunFacts,
-) -> jax.Array:
-  """[B] labels by which negatives are excluded, if they are.
-
-  Wrong early pseudo-labels would take the negatives away that keep classes
-  apart, so at first true labels alone exclude.
-  """
-  if cfg.negatives.cancel != 'label':
-    return batch.labels
-  # Then the batch is not taken in parts: all_labels are those of all of it.
-  late = batch.step >= facts.steps(cfg.negatives.cancel_after_epochs)
-  return jnp.where(late, all_labels, batch.labels)
-
-
-def _find_similar(
-  targets: jax.Array,
-  inputs: base.Inputs,
-  cfg: ml_collections.FrozenConfigDict,
-  facts: base.RunFacts,
-) -> tuple[FalseNegatives, base.Metrics]:
-  """False negatives among the images of the batch, by target projections.
-
-  The score of another image is the largest cosine of a view of its with a view
-  of this one. At first there are none, as with pseudo-labels.
-
-  Args:
-    targets: [V_L, b, d] of this device's images.
-    inputs: those of all images, and the step.
-    cfg: settings.
-    facts: of the run.
-
-  Returns:
-    Places in the batch; and metrics: their mean number and, if all images have
-    labels, the share of those with the image's.
-  """
-  scores = functools.reduce(
-    jnp.maximum,
-    [false_negatives.similarity(targets, view) for view in inputs.shared],
-  )  # [b, B]
-  own = inputs.keys.index[:, None] == jnp.arange(scores.shape[1])
-  similar = base.find_false_negatives(scores, own, cfg)
-  late = inputs.batch.step >= facts.steps(cfg.negatives.cancel_after_epochs)
-  similar = similar._replace(mask=similar.mask & late)
-  number = similar.mask.sum(axis=1)  # [b]
-  told = {'false_negatives': number.mean(dtype=jnp.float32)}
-  # Of few labels hardly a pair would be known; and the parts of a batch do not
-  # know how many there are.
-  if facts.num_labels == facts.num_images and cfg.accumulate == 1:
-    mine, theirs = inputs.labels[:, None], inputs.batch.labels[similar.index]
-    known = similar.mask & (mine >= 0) & (theirs >= 0)  # [b, k]
-    told['false_negative_precision'] = parallel.masked_mean(
-      (mine == theirs).ravel(), known.ravel()
-    )
-  return similar, told
-
-
-def _similar_positives(shared: jax.Array, similar: FalseNegatives) -> Positives:
-  """All false negatives, by their targets among those of the batch."""
-  embeddings = shared[:, similar.index]  # [V_L, b, k, d]
-  return Positives(
-    jnp.moveaxis(embeddings, 2, 0), similar.mask.any(axis=1), similar.mask.T
-  )
-
-
-def _nearest_positives(
-  targets: jax.Array,
-  all_labels: jax.Array,
-  inputs: base.Inputs,
-  queue: LabelQueue,
-  cfg: ml_collections.FrozenConfigDict,
-) -> Positives:
-  """The queue's images with the label that are nearest to the image.
-
-  As CMSF takes them: the S entries with the largest cosine of a view with a
-  view, fewer if there are fewer. The image's own entries, whose cosine is
-  about 1, are none of them.
-
-  Args:
-    targets: [V_L, b, d] of this device's images.
-    all_labels: [B] (pseudo-)labels, -1: none.
-    inputs: the images' ids.
-    queue: with this batch's labelled images in it.
-    cfg: settings.
-  """
-  number = cfg.loss.num_semantic_positives
-  found = label_queue.nearest(
-    queue,
-    parallel.all_gather(targets, axis=1),
-    inputs.ids[None],
-    k=number,
-    block_size=cfg.queue.block_size,
-    wanted=all_labels[None],
-  )  # [1, b, V_L * V_L * S]
-  slots = label_queue.best_slots(found, number)[0]  # [b, S]
-  # Without a label every entry was wanted.
-  slots = jnp.where(parallel.local_slice(all_labels)[:, None] < 0, -1, slots)
-  rows = label_queue.fetch(queue, parallel.all_gather(slots))
-  return Positives(rows, (slots >= 0).any(axis=1), slots.T >= 0)
-
-
-def _num_negatives(cfg: ml_collections.FrozenConfigDict) -> int:
-  """n: in a small batch, and if it is 0, all other images are negatives."""
-  others = cfg.batch_size - 1
-  return min(cfg.loss.num_negatives or others, others)
-
-
-def _scratch(cfg: ml_collections.FrozenConfigDict) -> base.Scratch | None:
-  """A block's logits with all images, about four such arrays."""
-  if cfg.loss.num_negatives:
-    return None
-  views = cfg.views.num_large + cfg.views.num_small
-  logits = views * cfg.views.num_large * cfg.batch_size
-  images = min(cfg.negatives.block_size, cfg.batch_size)
-  return base.Scratch('negatives.block_size', images, 4 * 4 * logits)
-
-
-# Settings. -----------------------------------------------------------------
-
-
-def default() -> ml_collections.ConfigDict:
-  """SemPPL's own sections; the paper's numbers are those of ImageNet."""
-  cfg = ml_collections.ConfigDict()
-  cfg.loss = {
-    'contrastive_weight': 0.3,  # c, of both contrastive terms [ours]
-    'alpha': 0.2,  # weight of the semantic positives [ours]
-    'invariance_weight': 5.0,  # lambda, of views of one image [ours]
-    'temperature': 0.2,  # tau, divides the similarities [ours]
-    # Other images of the batch, for each; 0: all, see negatives.block_size
-    # [ours]
-    'num_negatives': 10,
-    'num_semantic_positives': 3,  # drawn for each image [ours]
-    # Which labelled images of the class: uniform, drawn at random; or nearest,
-    # those most similar to the image
-    'semantic_positives': 'uniform',
-    # Form of the invariance: entropy (ReLICv2's), or teacher [ours]
-    'stop_gradient': 'entropy',
-  }
-  # lambda_s, of semantic positives; None: as invariance_weight [ours]
-  cfg.loss.semantic_invariance_weight = config_dict.placeholder(float)
-  cfg.negatives = base.negatives_section()
-  # So many epochs true labels alone cancel, and none do by similarity, for
-  # pseudo-labels and embeddings are wrong at first [ours]
-  cfg.negatives.cancel_after_epochs = 0.0
-  # Images whose logits with all others are there at once, if all are negatives:
-  # bounds the temporary memory
-  cfg.negatives.block_size = 64
-  cfg.queue = {
-    'capacity': 81_920,  # C = 20 B, labelled images that it holds [ours]
-    'k': 1,  # neighbours that vote, for each pair of views [ours]
-    'block_size': 1024,  # keys per product: bounds the temporary memory
-    'min_share': 0.0,  # of the votes, to get a pseudo-label [ours]
-    # So many epochs target projections look up the neighbours: the predictor
-    # is untrained, and what it predicts lies anywhere [ours]
-    'target_query_epochs': 0.0,
-    # How strongly the votes of a batch are scaled until each class has its
-    # share of the labels: 0, not at all, to 1; see pseudo_labels.balance
-    # [ours]
-    'balance': 0.0,
-  }
-  cfg.projector = base.projector_section()
-  cfg.predictor = base.predictor_section()
-  return cfg
-
-
-RANGES = (
-  base.PROJECTOR_RANGES
-  | base.NEGATIVES_RANGES
-  | {
-    'loss.contrastive_weight': (0, None),
-    'loss.alpha': (0, None),
-    'loss.invariance_weight': (0, None),
-    'loss.num_negatives': (0, None),
-    'loss.num_semantic_positives': (1, None),
-    'negatives.cancel_after_epochs': (0, None),
-    'negatives.block_size': (1, None),
-    'queue.capacity': (1, None),
-    'queue.k': (1, None),
-    'queue.block_size': (1, None),
-    'queue.min_share': (0, 1),
-    'queue.target_query_epochs': (0, None),
-    'queue.balance': (0, 1),
-  }
-)
-CHOICES = {
-  'loss.stop_gradient': contrastive.STOP_GRADIENTS,
-  'loss.semantic_positives': ('uniform', 'nearest'),
-  'negatives.cancel': ('none', 'label', 'similarity'),
-}
-
-
-def semantic_invariance_weight(cfg: ml_collections.ConfigDict) -> float:
-  """lambda_s: its own value, or lambda where it is None."""
-  own = cfg.loss.semantic_invariance_weight
-  return cfg.loss.invariance_weight if own is None else own
-
-
-def uses_semantic_positives(cfg: ml_collections.ConfigDict) -> bool:
-  """Whether a semantic term is on."""
-  alpha = cfg.loss.contrastive_weight * cfg.loss.alpha
-  return alpha > 0 or semantic_invariance_weight(cfg) > 0
-
-
-def needs_labels(cfg: ml_collections.ConfigDict) -> bool:
-  """Whether labels choose the semantic positives of a term that is on."""
-  return uses_semantic_positives(cfg) and not cfg.negatives.attract
-
-
-def validate(cfg: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Refuses settings of SemPPL that cannot work, alone or together."""
-  base.check_above_zero(cfg, 'loss.temperature')
-  if not semantic_invariance_weight(cfg) >= 0:
-    raise UserError(
-      'loss.semantic_invariance_weight is '
-      f'{cfg.loss.semantic_invariance_weight}; it must be at least 0.'
-    )
-  if needs_labels(cfg) and not defaults.uses_labels(cfg):
-    raise UserError(
-      'labels.per_class, .fraction, .file and .subset are not set, but a '
-      'semantic term is on: set one of them, or loss.alpha=0 and '
-      'loss.semantic_invariance_weight=0 (ReLICv2, which needs no labels; '
-      'semppl-jax select then names images to label).'
-    )
-  base.check_negatives(cfg)
-  nearest = cfg.loss.semantic_positives == 'nearest'
-  if nearest and cfg.negatives.attract:
-    raise UserError(
-      "loss.semantic_positives is 'nearest', but with negatives.attract=True "
-      'semantic positives are the false negatives: set one of them back.'
-    )
-  if cfg.queue.capacity % num_devices:
-    raise UserError(
-      f'queue.capacity {cfg.queue.capacity} is not a multiple of the '
-      f'{num_devices} devices that share it.'
-    )
-  if cfg.accumulate > 1:
-    _check_parts(cfg)
-
-
-def _check_parts(cfg: ml_collections.ConfigDict) -> None:
-  """Refuses what needs the whole batch at once, of a batch taken in parts."""
-  mean = 'in the whole batch for the mean of the semantic terms'
-  cancel, nearest = cfg.negatives.cancel, cfg.loss.semantic_positives
-  for is_on, key, needs in (
-    (
-      cancel == 'label',
-      'negatives.cancel=label',
-      'the pseudo-labels of the whole batch at once',
-    ),
-    (
-      cancel == 'similarity' and cfg.negatives.quantile,
-      'negatives.quantile',
-      'the similarities of the whole batch at once',
-    ),
-    (
-      cfg.negatives.attract,
-      'negatives.attract',
-      f'the number of images with a false negative {mean}',
-    ),
-    (
-      nearest == 'nearest',
-      'loss.semantic_positives=nearest',
-      f'the number of images with a semantic positive {mean}',
-    ),
-    (
-      cfg.queue.balance,
-      'queue.balance',
-      'the votes of the whole batch at once',
-    ),
-    (
-      cfg.queue.min_share,
-      'queue.min_share',
-      f'the number of pseudo-labels {mean}',
-    ),
-  ):
-    if is_on:
-      raise UserError(
-        f'accumulate is {cfg.accumulate}, but {key} needs {needs}: set one of '
-        'them back.'
-      )
-
-
-def validate_with_data(
-  cfg: ml_collections.ConfigDict, facts: base.RunFacts
-) -> None:
-  """Refuses what cannot work with these labels."""
-  natural = min(cfg.batch_size, facts.num_labels)
-  most = round(cfg.labels.share * cfg.batch_size) or natural
-  too_many = cfg.accumulate > 1 and most > cfg.queue.capacity
-  if too_many and needs_labels(cfg):
-    raise UserError(
-      f'accumulate is {cfg.accumulate}, but of up to {most} labelled images in '
-      f'a batch only queue.capacity {cfg.queue.capacity} find a place, and the '
-      'semantic terms are means over the whole batch: set one of them back.'
-    )
-
-
-def doubts(
-  cfg: ml_collections.ConfigDict, facts: base.RunFacts
-) -> Iterator[str]:
-  """What can run but can hardly be meant, with these images and labels."""
-  others = cfg.batch_size - 1
-  if cfg.loss.num_negatives > others:
-    yield (
-      f'batch_size {cfg.batch_size} has {others} negatives for an image, not '
-      f'loss.num_negatives {cfg.loss.num_negatives}: all of them are taken'
-    )
-  if needs_labels(cfg) and facts.num_labels:
-    yield from base.queue_doubts(cfg, facts)
-
-
-def advice(cfg: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """Settings that keep one pseudo-label from taking over, and are not on.
-
-  docs/trials.md says which of them were tried, and where.
-  """
-  whole = cfg.accumulate == 1  # what needs all votes of a batch
-  ways = {
-    'queue.balance=1': whole and cfg.queue.balance == 0,
-    'labels.share=0.25': cfg.labels.share == 0,
-    'queue.target_query_epochs=6': cfg.queue.target_query_epochs == 0,
-    'loss.alpha=0.2': cfg.loss.alpha > 0.2,
-    'queue.k=5': cfg.queue.k == 1,
-    'queue.min_share=0.5': whole and cfg.queue.min_share == 0,
-  }
-  return tuple(way for way, is_off in ways.items() if is_off)

@@ -64,3 +64,8 @@ def output(given: str | os.PathLike, endings: tuple[str, ...]) -> pathlib.Path:
     raise UserError(f'--out={path}: it must end in {" or ".join(endings)}.')
   path.parent.mkdir(parents=True, exist_ok=True)
   return path
+
+
+def warn(line: str) -> None:
+  """Says what may be wrong, without stopping."""
+  print(f'Warning: {line}', file=sys.stderr)

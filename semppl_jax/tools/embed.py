@@ -5,7 +5,7 @@
 
 OUT.npy has the embeddings, [N, e] float32, and OUT.names.txt beside it their
 images' names, a line each; OUT.csv has both. Images that cannot be read are
-left out and listed. Only a block of images is in memory at a time, and a job
+left out and listed. Only a part of the images is in memory at a time, and a job
 that was stopped goes on with the same command.
 """
 
@@ -13,26 +13,25 @@ import argparse
 import csv
 import os
 import pathlib
+import shutil
 import sys
 import time
 import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 
 from semppl_jax import model as model_lib
 from semppl_jax import storage
 from semppl_jax.config import defaults
 from semppl_jax.data import datasets, python_objects, sources
 from semppl_jax.errors import UserError
-from semppl_jax.tools import command
+from semppl_jax.tools import command, kept_features
 from semppl_jax.utils import files
 from semppl_jax.weights import files as weight_files
 from semppl_jax.weights import load as load_lib
-from semppl_jax.workdir import metrics
 
-_BLOCK = 512  # images between two points from which a stopped job goes on
 _ENDINGS = ('.npy', '.csv')
 
 
@@ -67,87 +66,66 @@ def save_embeddings(
   names = [
     datasets.printable(sources.name(images, i)) for i in range(len(images))
   ]
-  job = {
+  # Until the file is whole; gone then.
+  folder = path.with_name(f'{path.name}.part')
+  kept_features.begin(folder, {
     'checkpoint': load_lib.digest(model.checkpoint),
     'sees': [model.image_size, model.center],
     'images': [len(names), zlib.crc32('\n'.join(names).encode())],
-  }
-  part = path.with_name(f'{path.name}.part')
-  note = path.with_name(f'{path.name}.part.json')
-  done, left_out, unreadable = _begin(part, note, job)
-  shape = (len(images), model.embedding_size)
-  rows = np.lib.format.open_memmap(
-    part, 'r+' if done else 'w+', np.float32, shape=None if done else shape
-  )
-  begun, first = time.monotonic(), done
-  with tqdm.tqdm(total=len(images), initial=done, unit='image') as bar:
-    while done < len(images):
-      block = np.arange(done, min(done + _BLOCK, len(images)))
-      rows[done : done + len(block)], readable = model.features(
-        sources.Rows(images, block),
-        on_unreadable=lambda name, reason: unreadable.update(
-          {datasets.printable(name): reason}
-        ),
-      )
-      left_out += block[~readable].tolist()
-      done += len(block)
-      rows.flush()
-      metrics.write_json(
-        note,
-        job | {'done': done, 'left_out': left_out, 'unreadable': unreadable},
-      )
-      bar.update(len(block))
+  })  # fmt: skip
+  begun, computed, kept, unreadable = time.monotonic(), 0, [], {}
+  for part in kept_features.parts(model, images, folder):
+    computed += part.is_new * len(part.rows)
+    # By their places: several images may have one name.
+    kept += part.rows[part.readable].tolist()
+    unreadable |= part.unreadable
   seconds = time.monotonic() - begun
-  # By their places: several images may have one name.
-  kept = np.delete(np.arange(len(names)), left_out)
-  if len(kept):
-    _finish(path, rows, names, kept)
-  part.unlink()
-  note.unlink()
-  if not len(kept):
+  unreadable = {datasets.printable(x): why for x, why in unreadable.items()}
+  if kept:
+    size = model.embedding_size
+    parts = kept_features.parts(model, images, folder, doing='written')
+    _finish(path, parts, [names[i] for i in kept], size)
+  shutil.rmtree(folder)
+  if not kept:
     reason = next(iter(unreadable.values()))
     raise UserError(f'None of {len(names):,} images can be read: {reason}.')
-  speed = (done - first) / seconds if done > first else 0.0
-  return Written(path, len(kept), unreadable, speed)
-
-
-def _begin(
-  part: pathlib.Path, note: pathlib.Path, job: dict
-) -> tuple[int, list[int], dict[str, str]]:
-  """How far a job that was stopped has come, and what it could not read."""
-  said = metrics.read_json(note) if part.exists() else None
-  if said is None:
-    return 0, [], {}
-  if any(said.get(key) != value for key, value in job.items()):
-    raise UserError(
-      f'{part} is of other images or of another checkpoint: delete it, or name '
-      'another --out.'
-    )
-  return said['done'], said['left_out'], said['unreadable']
+  return Written(path, len(kept), unreadable, computed / seconds)
 
 
 def _finish(
-  path: pathlib.Path, rows: np.ndarray, names: list[str], kept: np.ndarray
+  path: pathlib.Path,
+  parts: Iterable[kept_features.Part],
+  names: list[str],
+  size: int,
 ) -> None:
-  """Writes the file from all rows, a block at a time."""
-  blocks = [kept[i : i + _BLOCK] for i in range(0, len(kept), _BLOCK)]
+  """Writes the file, and the names beside it, a part at a time.
+
+  Args:
+    path: of the file.
+    parts: all images, also those that cannot be read.
+    names: N, of those that can.
+    size: of an embedding.
+  """
+  blocks = (part.features[part.readable] for part in parts)
+  start = 0
   if path.suffix == '.csv':
     with files.atomic(path) as new, new.open('w', newline='') as file:
       table = csv.writer(file)
-      table.writerow(['name', *range(rows.shape[1])])
+      table.writerow(['name', *range(size)])
       for block in blocks:
-        for i, row in zip(block.tolist(), rows[block], strict=True):
-          table.writerow([names[i], *map(str, row)])
+        called = names[start : start + len(block)]
+        for name, row in zip(called, block, strict=True):
+          table.writerow([name, *map(str, row)])
+        start += len(block)
     return
   with files.atomic(path) as new:
-    shape = (len(kept), rows.shape[1])
-    copy = np.lib.format.open_memmap(new, 'w+', np.float32, shape=shape)
-    for start, block in zip(range(0, len(kept), _BLOCK), blocks, strict=True):
-      copy[start : start + len(block)] = rows[block]
-    copy.flush()
-    files.write_text(
-      names_path(path), ''.join(f'{names[i]}\n' for i in kept.tolist())
-    )
+    shape = (len(names), size)
+    rows = np.lib.format.open_memmap(new, 'w+', np.float32, shape=shape)
+    for block in blocks:
+      rows[start : start + len(block)] = block
+      start += len(block)
+    rows.flush()
+    files.write_text(names_path(path), ''.join(f'{name}\n' for name in names))
 
 
 def names_path(path: pathlib.Path) -> pathlib.Path:

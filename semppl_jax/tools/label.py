@@ -38,6 +38,7 @@ from semppl_jax.evaluation import (
 )
 from semppl_jax.tools import command
 from semppl_jax.train import run as run_lib
+from semppl_jax.weights import files as weight_files
 from semppl_jax.workdir import config_file, metrics, names, run_data
 
 
@@ -64,6 +65,8 @@ def label(
   labels: str | os.PathLike = '',
   next_images: int = 0,
   out: str | os.PathLike = '',
+  network: str | None = None,
+  step: int | None = None,
   progress: bool = False,
 ) -> Labels:
   """Labels for all images that have none, and how sure they are.
@@ -78,6 +81,9 @@ def label(
     next_images: so many images to label next are chosen.
     out: the CSV; '': labels.csv, in the folder of the run or here. A JSON file
       of the same name says how good it is, NAME_next.txt what to label next.
+    network: 'online' or 'target', of what has both; None: the run's
+      evaluation.network, or as `load_checkpoint` chooses.
+    step: which checkpoint of a run; None: the newest good one.
     progress: whether a bar is shown.
 
   Raises:
@@ -96,7 +102,12 @@ def label(
   path = storage.path(run) / label_files.NAME
   if out or not run:
     path = command.output(out or path, ('.csv',))
-  job = _of_run(run) if run else _of_checkpoint(checkpoint, images, labels)
+  if run:
+    job = _of_run(run, network, step)
+  else:
+    known = _images(os.fspath(images), os.fspath(labels))
+    found = model.load_pretrained(checkpoint, network=network, step=step)
+    job = _of_checkpoint(found, *known)
   label_files.check_replaceable(path, job)
   unlabelled = np.sum((job.labels < 0) & (job.calibration < 0))
   if next_images > unlabelled:
@@ -129,7 +140,9 @@ def _answer(job, found, chosen, path):
   )
 
 
-def _of_run(folder: str | os.PathLike) -> Any:
+def _of_run(
+  folder: str | os.PathLike, network: str | None, step: int | None
+) -> labelling.Job:
   settings = config_file.read(folder)
   if not isinstance(settings, dict):
     raise UserError(
@@ -140,45 +153,49 @@ def _of_run(folder: str | os.PathLike) -> Any:
       f'--run {folder} is an evaluation: give the run that its checkpoint '
       'is of.'
     )
+  if network:
+    evaluation = {**settings.get('evaluation', {}), 'network': network}
+    settings = {**settings, 'evaluation': evaluation}
   run = run_network.prepare(settings)
   begun = metrics.read_json(os.path.join(folder, run_data.FILE))
   if isinstance(begun, dict):  # absent from runs of older versions
     _check_data(folder, begun, run)
-  return labelling.of_run(run_network.restore(run, storage.path(folder)))
+  return labelling.of_run(run_network.restore(run, storage.path(folder), step))
 
 
 def _check_data(
   folder: str | os.PathLike, begun: dict[str, Any], run: run_lib.TrainRun
 ) -> None:
-  """Refuses a run whose images, or calibration images, are others now."""
+  """Refuses a run whose images, or calibration images, are others now.
+
+  Other labels alone are told.
+  """
   if begun.get('fingerprint', '') not in ('', run.data.fingerprint):
     raise UserError(
       f'--run {folder} was trained on other images ({begun["images"]:,} then, '
       f'{len(run.data.train):,} now): bring them back.'
     )
-  # A list of other length has other calibration images drawn from it, some of
-  # which the run has learned from.
-  labels = int(np.sum(run.labels >= 0))
-  if run.cfg.labels.calibration and begun.get('labels', labels) != labels:
+  now = run_data.describe(run)
+  keys = 'labels', 'labels_fingerprint'  # older runs lack the second
+  if all(begun.get(key, now[key]) == now[key] for key in keys):
+    return
+  told = (
+    f'--run {folder} was trained with other labels than its settings give now '
+    f'({begun["labels"]:,} then, {now["labels"]:,} now)'
+  )
+  # Of another list others are drawn, some of which the run has learned from.
+  if run.cfg.labels.calibration:
     raise UserError(
-      f'--run {folder} was trained with {begun["labels"]:,} labels, and its '
-      f'settings give {labels:,} now, so that other images would be its '
-      'calibration images: bring labels.file back.'
+      f'{told}, so that other images would be its calibration images: bring '
+      'labels.file back.'
     )
+  command.warn(f'{told}: it has learned those of then.')
 
 
 def _of_checkpoint(
-  name: str | os.PathLike,
-  images: str | os.PathLike,
-  labels: str | os.PathLike,
-) -> Any:
-  if not labels:
-    raise UserError(
-      'A checkpoint has no labelled images: give --labels=FILE of NAME,CLASS '
-      'lines, or --labels=DIR with train/CLASS.'
-    )
-  data, known = _images(os.fspath(images), os.fspath(labels))
-  found = model.load_pretrained(name)
+  found: model.Model, data: sources.Dataset, known: np.ndarray
+) -> labelling.Job:
+  """Images that a checkpoint's encoder labels by those of known classes."""
   devices = jax.local_devices()
   weights = parallel.replicate((found.params, found.state), len(devices))
   network = labelling.Network(
@@ -194,6 +211,11 @@ def _of_checkpoint(
 
 def _images(images: str, labels: str) -> tuple[sources.Dataset, np.ndarray]:
   """A data set of --images, and which labels --labels gives."""
+  if not labels:
+    raise UserError(
+      'A checkpoint has no labelled images: give --labels=FILE of NAME,CLASS '
+      'lines, or --labels=DIR with train/CLASS.'
+    )
   if os.path.isdir(labels):
     return _of_classes(labels, images)
   if not images:
@@ -257,6 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
     '--next', type=int, default=0, metavar='N', dest='next_images',
     help='so many images to label next, into FILE_next.txt',
   )  # fmt: skip
+  add('--network', choices=weight_files.NETWORKS, help='of what has both')
+  add('--step', type=int, help='which checkpoint of a run')
   options = parser.parse_args(arguments)
   logging.set_verbosity(logging.WARNING)  # orbax says much below it
 

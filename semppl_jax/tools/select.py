@@ -11,7 +11,6 @@ and another budget or seed is soon done.
 """
 
 import argparse
-import collections
 import json
 import os
 import pathlib
@@ -21,30 +20,18 @@ from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
-import tqdm
-from PIL import Image, ImageDraw, ImageOps
 
-import semppl_jax
 from semppl_jax import model as model_lib
 from semppl_jax import storage
 from semppl_jax.config import defaults
-from semppl_jax.data import datasets, images, label_list, sources
-from semppl_jax.data import labels as labels_lib
+from semppl_jax.data import datasets, sources
 from semppl_jax.errors import UserError
 from semppl_jax.evaluation import features as features_lib
 from semppl_jax.selection import usl
-from semppl_jax.tools import command
-from semppl_jax.utils import files
+from semppl_jax.tools import command, kept_features, select_files
 from semppl_jax.weights import files as weight_files
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import config_file, metrics, run_data
-
-_PART = 1024  # images of a file of features
-_KEY = 'key.json'
-_TILE = 128  # side of the contact sheet's pictures, in pixels
-_GAP, _LINE = 4, 14  # between them, and for the text under them
-_COLUMNS = 8  # images in a row of the sheet
-_SMALL = 48  # pixels; below, they are shown as squares
 
 
 class Candidates(NamedTuple):
@@ -80,26 +67,23 @@ def candidates(
     UserError: no image can be read.
     OSError: the folder cannot be written.
   """
-  folder = _begin(pathlib.Path(folder), {
+  key = {
     'checkpoint': load_lib.digest(model.checkpoint),
     'images': fingerprint,
     'number': len(source),
     'output': output,
     'image_size': int(model.image_size),
     'center': float(model.center),
-  })  # fmt: skip
+  }
+  number = zlib.crc32(json.dumps(key, sort_keys=True).encode())
+  folder = pathlib.Path(folder) / f'features-{number:08x}'
+  kept_features.begin(folder, key)
   found, readable = None, np.zeros(len(source), bool)
-  with tqdm.tqdm(
-    total=len(source), desc='features', unit='image', disable=None
-  ) as bar:
-    for i in range(0, len(source), _PART):
-      rows = np.arange(i, min(i + _PART, len(source)))
-      path = folder / f'{i // _PART:05}.npz'
-      part, readable[rows] = _part(model, source, rows, path, output)
-      if found is None:
-        found = features_lib.allocate((len(source), part.shape[1]), part.dtype)
-      found[rows] = part
-      bar.update(len(rows))
+  for part in kept_features.parts(model, source, folder, output):
+    if found is None:
+      shape = len(source), part.features.shape[1]
+      found = features_lib.allocate(shape, part.features.dtype)
+    found[part.rows], readable[part.rows] = part.features, part.readable
   if not readable.any():
     raise UserError(f'None of the {len(source):,} images can be read.')
   rows = np.flatnonzero(readable)
@@ -109,103 +93,13 @@ def candidates(
   return Candidates(source, found, rows)
 
 
-def _begin(folder: pathlib.Path, key: dict[str, Any]) -> pathlib.Path:
-  """The folder of these features; what they are of stands in it."""
-  number = zlib.crc32(json.dumps(key, sort_keys=True).encode())
-  folder = folder / f'features-{number:08x}'
-  folder.mkdir(parents=True, exist_ok=True)
-  metrics.write_json(folder / _KEY, key)
-  return folder
-
-
-def _part(
-  model: model_lib.Model,
-  source: sources.Source,
-  rows: np.ndarray,
-  path: pathlib.Path,
-  output: str,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Features of some rows and whether they can be read; kept in a file."""
-  if path.is_file():
-    with np.load(path) as file:
-      return file['features'], file['readable']
-  part, readable = model.features(sources.Rows(source, rows), output)
-  files.write_arrays(path, features=part, readable=readable)
-  return part, readable
-
-
 def _say_unreadable(source: sources.Source, rows: np.ndarray) -> None:
   first = ', '.join(sources.name(source, int(row)) for row in rows[:5])
   more = ', ...' if len(rows) > 5 else ''
-  _warn(
+  command.warn(
     f'{len(rows):,} of {len(source):,} images cannot be read and are left out: '
     f'{first}{more}.'
   )
-
-
-def listed(source: sources.Source, rows: np.ndarray) -> list[str]:
-  """Names as labels.file finds them, also when a class was given to an image.
-
-  CLASS/FILE, or FILE where the class is not known: in a folder the image is
-  then moved to train/CLASS/.
-
-  Args:
-    source: all images.
-    rows: of the chosen ones.
-  """
-  file = lambda name: name.rpartition('/')[2]
-  whole = collections.Counter(source.names)
-  short = collections.Counter(map(file, source.names))
-  names, twice = [], []
-  for row in rows:
-    name = source.names[row]
-    if source.labels[row] >= 0:
-      alone = whole[name] == 1
-    elif alone := short[file(name)] == 1:
-      name = file(name)
-    names.append(name)
-    twice += [] if alone else [name]
-  if twice:
-    _warn(
-      f'other images are called as {len(twice):,} of the chosen ones are, such '
-      f'as {twice[0]!r}: labels.file cannot tell them apart.'
-    )
-  return names
-
-
-def contact_sheet(
-  source: sources.Source, rows: np.ndarray, most: int
-) -> Image.Image:
-  """The chosen images, eight in a row, place in the list and name under them.
-
-  Args:
-    source: the images.
-    rows: of the chosen ones, in the order of the list.
-    most: so many of them at most, the first ones.
-  """
-  rows = rows[:most]
-  columns = min(len(rows), _COLUMNS)
-  wide, high = _TILE + _GAP, _TILE + _LINE + _GAP
-  sheet = Image.new(
-    'RGB', (columns * wide, -(-len(rows) // columns) * high), 'white'
-  )
-  draw = ImageDraw.Draw(sheet)
-  for place, row in enumerate(rows.tolist()):
-    line, column = divmod(place, columns)
-    left, top = column * wide, line * high
-    image = Image.fromarray(images.load(source[row]['image'], _TILE))
-    small = max(image.size) < _SMALL
-    how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
-    sheet.paste(ImageOps.contain(image, (_TILE, _TILE), how), (left, top))
-    # The font that is always there knows little more.
-    name = sources.name(source, row).rpartition('/')[2]
-    name = name.encode('ascii', 'replace').decode()[-16:]
-    draw.text((left, top + _TILE), f'{place + 1}: {name}', fill='black')
-  return sheet
-
-
-def _warn(line: str) -> None:
-  print(f'Warning: {line}', file=sys.stderr)
 
 
 def _config_of(checkpoint: str) -> Any:
@@ -251,7 +145,7 @@ def _warn_of_labels(checkpoint: str, run: Any, fingerprint: str) -> None:
   begun = metrics.read_json(path)
   known = isinstance(begun, dict) and 'fingerprint' in begun
   if said and not (known and begun['fingerprint'] != fingerprint):
-    _warn(
+    command.warn(
       f'{checkpoint} was trained with labels of these images ({said}): the '
       'choice knows them.'
     )
@@ -280,8 +174,8 @@ def _work(options: argparse.Namespace) -> None:
     raise UserError(
       f'The images of {section.name} have no names, so no list can name them.'
     )
-  _check_outside(out, section)
-  _check_without_classes(out, source)
+  select_files.check_outside(out, section)
+  select_files.check_without_classes(out, source)
   usl.check_budget(options.budget, len(source))
   _warn_of_labels(options.checkpoint, run, data.fingerprint)
   said = 'projection' if output == 'projection' else 'encoder embedding'
@@ -313,8 +207,8 @@ def _work(options: argparse.Namespace) -> None:
       'unreadable': len(source) - len(found.rows),
     },
   }
-  _write(out, source, rows, settings, _scores(source, rows, chosen))
-  _draw(out, source, rows, options.sheet)
+  select_files.write(out, source, rows, settings, chosen)
+  select_files.draw(out, source, rows, options.sheet)
   _say_classes(data, found, rows)
 
 
@@ -329,87 +223,6 @@ def _load(options: argparse.Namespace) -> tuple[model_lib.Model, str]:
       'embedding.'
     )
   return model, output
-
-
-def _check_outside(
-  out: pathlib.Path, section: ml_collections.ConfigDict
-) -> None:
-  """Refuses a place where the picture would be one more image to label."""
-  if section.name != 'folder':
-    return
-  inside = pathlib.Path(section.path).expanduser().resolve()
-  if out.resolve().is_relative_to(inside):
-    raise UserError(
-      f'--out={out} lies in the data set, where its picture would count as an '
-      'image: choose another folder.'
-    )
-
-
-def _check_without_classes(out: pathlib.Path, source: sources.Source) -> None:
-  """Refuses to replace a list into which somebody has written classes."""
-  if not out.exists():
-    return
-  names = {x for name in source.names for x in (name, name.rpartition('/')[2])}
-  entries = label_list.parse(
-    labels_lib.read_list(os.fspath(out), '--out'),
-    names.__contains__,
-    f'--out={out}',
-  )
-  if any(entry.label is not None for entry in entries):
-    raise UserError(
-      f'--out={out} is there already, with classes of yours: use it as '
-      'labels.file; move it away, or write to another file.'
-    )
-
-
-def _beside(out: pathlib.Path, suffix: str) -> pathlib.Path:
-  """list.txt -> list.json, say."""
-  stem = out.stem if out.suffix == '.txt' else out.name
-  return out.with_name(stem + suffix)
-
-
-def _scores(
-  source: sources.Source, rows: np.ndarray, chosen: usl.Selection
-) -> list[dict[str, Any]]:
-  """A line of the JSON file for each image, in the order of the list."""
-  sizes = np.bincount(chosen.clusters)
-  return [
-    {
-      'name': source.names[row],
-      'cluster_size': int(size),
-      'density': float(density),
-      'score': float(score),
-    }
-    for row, size, density, score in zip(
-      rows, sizes, chosen.density[chosen.rows], chosen.scores, strict=True
-    )
-  ]
-
-
-def _write(
-  out: pathlib.Path,
-  source: sources.Source,
-  rows: np.ndarray,
-  settings: dict[str, Any],
-  scores: list[dict[str, Any]],
-) -> None:
-  """Writes the list, and settings and scores beside it."""
-  names = listed(source, rows)
-  files.write_text(out, '\n'.join(names) + '\n')
-  told = {'version': semppl_jax.__version__, 'method': 'usl', **settings}
-  metrics.write_json(_beside(out, '.json'), told | {'chosen': scores})
-  print(f'{len(names):,} images to label: {out}, {_beside(out, ".json")}')
-
-
-def _draw(
-  out: pathlib.Path, source: sources.Source, rows: np.ndarray, most: int
-) -> None:
-  """Writes the contact sheet, unless nobody wants one."""
-  if most > 0:
-    path = _beside(out, '.png')
-    with files.atomic(path) as part:
-      contact_sheet(source, rows, most).save(part, 'png')
-    print(f'Look at {path}.')
 
 
 def _say_classes(

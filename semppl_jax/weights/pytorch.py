@@ -1,4 +1,4 @@
-"""Weights for PyTorch: our trees under torchvision's and timm's names.
+"""Weights for PyTorch: our trees by torchvision's and timm's names, and back.
 
 Of the encoder, a classifier and a projector, where they are there. What
 computes with them is `pytorch_resnet.py`, which needs torch; this file does
@@ -7,6 +7,7 @@ not.
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,17 @@ from safetensors import numpy as safetensors
 
 from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.models import encoders
-from semppl_jax.utils import files
+from semppl_jax.models.heads import no_heads
+from semppl_jax.utils import diff, files
+from semppl_jax.weights import architecture as architecture_lib
 from semppl_jax.weights import haiku_trees
 from semppl_jax.weights.load import Checkpoint
 
 NETWORK = pathlib.Path(__file__).with_name('pytorch_resnet.py')
 WEIGHTS, SETTINGS = 'weights.safetensors', 'settings.json'
+
+# Steps after which BatchNorm's averages do not remember how they began
+_MANY = 10_000
 
 StateDict = dict[str, np.ndarray]
 # [kind, inputs, outputs, with a bias]; see pytorch_resnet.ResNet
@@ -40,10 +46,8 @@ def state_dict(found: Checkpoint) -> StateDict:
   """
   tree = _Tree(found)
   for module in sorted(found.params):
-    if (root := haiku_trees.root(module)) in haiku_trees.HEADS:
-      continue
-    name = _encoder_name(module.removeprefix(f'{root}/~/'), found.architecture)
-    tree.add(module, name)
+    if haiku_trees.root(module) not in haiku_trees.HEADS:
+      tree.add(module, _encoder_name(module, found.architecture))
   if found.classifier == 'linear' and _on_encoder(found):
     tree.add('classifier', 'fc')
   for place, (kind, module) in enumerate(_projector(found)):
@@ -107,6 +111,81 @@ def export(
   files.write_text(folder / 'resnet.py', NETWORK.read_text())
 
 
+def from_torchvision(
+  arrays: Mapping[str, Any],
+  encoder: str = 'resnet50',
+  *,
+  padding: str = 'symmetric',
+) -> Checkpoint:
+  """The way back: a state dict of torchvision's ResNet as a checkpoint of ours.
+
+  What no weight shows stays ours, see docs/pytorch.md: max-pool pads an even
+  image at its end only, so that the numbers are not torchvision's.
+
+  Args:
+    arrays: tensors by torchvision's names, as NumPy arrays or what np.asarray
+      makes one of; those of a projector are left out.
+    encoder: resnet50, resnet101 or resnet152, of width 1.
+    padding: of convolutions with a stride: 'symmetric', torchvision's, or
+      'same', that of most checkpoints whose `state_dict` this may be.
+
+  Raises:
+    CheckpointError: tensors that are missing, too many or of other shapes.
+  """
+  architecture = encoders.Architecture(encoder, padding=padding)
+  classes = len(arrays['fc.bias']) if 'fc.bias' in arrays else 0
+  wanted = architecture_lib.expected(
+    architecture, {'heads': no_heads, 'num_classes': classes}
+  )
+  names = {
+    module: 'fc'
+    if module == 'classifier'
+    else _encoder_name(module, architecture)
+    for module in wanted.params
+  }
+  params = {
+    module: {
+      leaf: _read(arrays, names[module], leaf, like)
+      for leaf, like in leaves.items()
+    }
+    for module, leaves in wanted.params.items()
+  }
+  state = {}
+  for module, leaves in wanted.state.items():
+    norm, _, kind = module.rpartition('/~/')
+    leaf = f'running_{kind.removesuffix("_ema")}'
+    average = _read(arrays, names[norm], leaf, leaves['average'])
+    state[module] = {
+      'counter': np.int32(_MANY),
+      'hidden': average,
+      'average': average,
+    }
+  of_ours = tuple(f'{name}.' for name in (*names.values(), 'projector'))
+  surplus = sorted(name for name in arrays if not name.startswith(of_ours))
+  if surplus:
+    raise CheckpointError(
+      f'surplus for a {architecture}: {diff.first_few(surplus)}.'
+    )
+  haiku_trees.check_arrays(params)
+  haiku_trees.check_arrays(state)
+  fitting = architecture_lib.check_fits(params, state, wanted)
+  return Checkpoint(*fitting, architecture, None, 'torchvision')
+
+
+def _read(
+  arrays: Mapping[str, Any], name: str, leaf: str, like: Any
+) -> np.ndarray:
+  """One tensor with our axes; see `_Tree`."""
+  theirs = {'scale': 'weight', 'offset': 'bias', 'w': 'weight', 'b': 'bias'}
+  name = f'{name}.{theirs.get(leaf, leaf)}'
+  if name not in arrays:
+    raise CheckpointError(f'missing: {name}.')
+  value = np.asarray(arrays[name], np.float32)
+  if leaf == 'w':
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+  return value.reshape((1,) * (len(like.shape) - 1) + (-1,))
+
+
 class _Tree:
   """Collects a module after the other."""
 
@@ -143,8 +222,8 @@ def _transposed(w: np.ndarray) -> np.ndarray:
 
 
 def _encoder_name(module: str, architecture: encoders.Architecture) -> str:
-  """E.g. block_group_0/~/block_1/~/conv_2 -> layer1.1.conv3."""
-  *path, last = module.split('/~/')
+  """E.g. ROOT/~/block_group_0/~/block_1/~/conv_2 -> layer1.1.conv3."""
+  _, *path, last = module.split('/~/')
   if not path:
     kind, _, number = last.removeprefix('initial_').partition('_')
     if not number:

@@ -3,6 +3,7 @@
 Settings name a folder; what is in it may change while they stay the same.
 """
 
+import hashlib
 import os
 from typing import Any
 
@@ -31,7 +32,8 @@ def check(workdir: str, run: Any, finished: bool) -> None:
   there = processes.broadcast_from_first(
     processes.run_on_all(lambda: metrics.read_json(path))
   )
-  if not isinstance(there, dict) or not here.keys() <= there.keys():
+  needed = here.keys() - {'labels_fingerprint'}  # which came later
+  if not isinstance(there, dict) or not needed <= there.keys():
     # A new run, or one of a version that had no such file.
     if processes.is_first():
       metrics.write_json(path, here)
@@ -57,7 +59,17 @@ def describe(run: Any) -> dict[str, Any]:
     'fingerprint': data.fingerprint,
     'images': len(data.train),
     'labels': int(np.sum(run.labels >= 0)),
+    'labels_fingerprint': _of_labels(run),
     'test_images': 0 if data.test is None else len(data.test),
     'num_classes': data.num_classes,
     'class_names': list(data.class_names),
   }
+
+
+def _of_labels(run: Any) -> str:
+  """A number of which images have which label, and which are kept back."""
+  kept_back = getattr(run, 'calibration', None)
+  every = [run.labels] if kept_back is None else [run.labels, kept_back]
+  digest = hashlib.sha256(np.asarray(every, '<i4').tobytes())
+  digest.update('\n'.join(run.data.class_names).encode())
+  return digest.hexdigest()

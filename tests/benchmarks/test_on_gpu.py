@@ -25,8 +25,8 @@ def _run(out, **environment):
 def test_every_part_ends_well(tmp_path):
   text, summary = _run(tmp_path)
   assert [line.split(':')[0] for line in summary] == [
-    'device', 'bfloat16_4', 'kernels', 'float32', 'knn', 'tests', 'digits',
-    'bfloat16_8',
+    'device', 'bfloat16_4', 'kernels', 'float32', 'regression', 'knn',
+    'tests', 'digits', 'cifar_images', 'cifar', 'bfloat16_8',
   ]  # fmt: skip
   assert all('status 0 ' in line for line in summary), text
   assert (tmp_path / 'bfloat16_8.json').exists()
@@ -34,11 +34,16 @@ def test_every_part_ends_well(tmp_path):
 
 def test_without_time_everything_is_skipped(tmp_path):
   _, summary = _run(tmp_path, MINUTES='0')
-  assert len(summary) == 8
+  assert len(summary) == 11
   assert all(line.endswith('skipped, no time left') for line in summary)
+
+
+def test_parts_are_taken_by_name(tmp_path):
+  _, summary = _run(tmp_path, PYTHON='true', PARTS='knn digits', MINUTES='1')
+  assert [line.split(':')[0] for line in summary] == ['knn', 'digits']
 
 
 def test_a_part_that_fails_does_not_end_it(tmp_path):
   _, summary = _run(tmp_path, PYTHON='false', MINUTES='1')
-  assert len(summary) == 8
+  assert len(summary) == 11
   assert all('status 1 ' in line for line in summary)

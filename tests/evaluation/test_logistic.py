@@ -185,6 +185,23 @@ def test_fits_reach_the_minimum_of_scikit_learn(rows, size, classes):
   assert fits.unfinished == 0
 
 
+@pytest.mark.parametrize('threads', [1, 3, 64])
+def test_threads_change_nothing(threads, monkeypatch):
+  """Rows are shared evenly, unevenly, and among more threads than rows."""
+  x, labels = correlated(40, 6, 3)
+
+  def fit():
+    fits = logistic._Fits(np.ones(6), 1000)
+    fits.fit(x, labels, 1.0)
+    return fits.model
+
+  alone = fit()
+  monkeypatch.setattr(logistic, '_THREADS', threads)
+  shared = fit()
+  np.testing.assert_allclose(shared.weights, alone.weights, atol=1e-4)
+  np.testing.assert_allclose(shared.bias, alone.bias, atol=1e-4)
+
+
 @pytest.mark.parametrize('rows', [12, 200])
 def test_coordinates_have_the_variances_that_precondition(rows):
   features = correlated(rows, 30, 3)[0]

@@ -589,6 +589,13 @@ def test_what_can_hardly_be_meant_is_said():
   assert line.startswith('queue.capacity 200 can never fill: about 96')
   (line,) = say(queue__capacity=200, loss__pseudo_labels='head')
   assert line.startswith('queue.capacity 200 can never fill')
+  votes = {'queue__k': 5, 'queue__min_share': 0.5, 'queue__balance': 1.0}
+  assert say(**votes) == []
+  lines = say(**votes, loss__pseudo_labels='head')
+  assert [line.partition(', but')[0] for line in lines] == [
+    'queue.k is 5', 'queue.min_share is 0.5', 'queue.balance is 1',
+  ]  # fmt: skip
+  assert all('it changes nothing' in line for line in lines)
   plain = {'loss__pseudo_labels': 'none'}
   assert say(queue__capacity=200, **plain) == []
   one = _FACTS._replace(class_share=np.array([1, 0, 0], np.float32))

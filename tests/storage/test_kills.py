@@ -16,6 +16,7 @@ from semppl_jax.errors import UserError
 from semppl_jax.storage import clients
 from semppl_jax.train import step as step_lib
 from semppl_jax.workdir import metrics
+from tests.distributed import test_processes
 from tests.helpers import bucket as bucket_lib
 from tests.helpers import proxy as proxy_lib
 from tests.helpers import tiny
@@ -127,13 +128,10 @@ def test_a_job_of_two_processes_without_a_shared_disk(s3, tmp_path):
   assert job(s3 / 'run', 2, 1, 'signal_at=4') == [128 + signal.SIGTERM] * 2
   assert checkpoint.steps(str(s3 / 'run'))[-1] in (3, 4)
   assert job(s3 / 'run', 2, 1) == [0, 0], logs[0].read_text()[-3000:]
-  both = [
-    checkpoint.read(str(place), 5, ('state',))
-    for place in (s3 / 'run', tmp_path / 'alone')
-  ]
-  assert both[0].keys() == both[1].keys()
-  for name, leaf in both[0].items():
-    np.testing.assert_allclose(leaf, both[1][name], 2e-4, 2e-5, err_msg=name)
+  alone, both = (
+    test_processes._result(place) for place in (tmp_path / 'alone', s3 / 'run')
+  )
+  test_processes._assert_same(alone, both)
   kills_check.assert_rising(s3 / 'run')
   assert not list((tmp_path / 'disk1').glob('semppl_jax_*'))
 

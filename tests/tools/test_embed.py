@@ -10,7 +10,7 @@ from PIL import Image
 import semppl_jax
 from semppl_jax.data import python_objects, sources
 from semppl_jax.errors import UserError
-from semppl_jax.tools import embed
+from semppl_jax.tools import embed, kept_features
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-  monkeypatch.setattr(embed, '_BLOCK', 2)
+  monkeypatch.setattr(kept_features, 'PART', 2)
 
 
 def _csv(path):
@@ -99,11 +99,11 @@ def test_a_stopped_job_goes_on(
   semppl_jax.save_embeddings(model, source, tmp_path / 'whole.npy')
   whole, asked = type(model).features, []
 
-  def stops(self, part, **settings):
+  def stops(self, part, *settings):
     asked.append(len(asked))
     if len(asked) == 3:
       raise _Stops
-    return whole(self, part, **settings)
+    return whole(self, part, *settings)
 
   monkeypatch.setattr(type(model), 'features', stops)
   with pytest.raises(_Stops):

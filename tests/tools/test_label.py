@@ -9,8 +9,9 @@ from PIL import Image
 from sklearn import datasets as sklearn_datasets
 
 import semppl_jax
+from semppl_jax import pretraining
 from semppl_jax.errors import UserError
-from semppl_jax.evaluation import run_network
+from semppl_jax.evaluation import labelling, run_network
 from semppl_jax.tools import label as tool
 from semppl_jax.workdir import metrics, run_data
 from tests.helpers import tiny
@@ -210,3 +211,63 @@ def test_a_run_whose_calibration_images_would_be_others(tmp_path, capsys):
   assert tool.main([f'--run={tmp_path}']) == 2
   said = capsys.readouterr().err
   assert 'bring labels.file back' in said and said.count('\n') == 1
+  # As many labels, but others; runs of before do not say which they had.
+  begun = run_data.describe(run._replace(labels=np.roll(run.labels, 1)))
+  metrics.write_json(tmp_path / 'data.json', begun)
+  assert tool.main([f'--run={tmp_path}']) == 2
+  assert '(9 then, 9 now), so that other images' in capsys.readouterr().err
+  del begun['labels_fingerprint']
+  metrics.write_json(tmp_path / 'data.json', begun)
+  assert tool.main([f'--run={tmp_path}']) == 2
+  assert 'There is no checkpoint yet' in capsys.readouterr().err
+
+
+def test_labels_that_have_changed_are_told(tmp_path, capsys):
+  cfg = tiny.make_config()
+  metrics.write_json(tmp_path / 'config.json', cfg.to_dict())
+  run = run_network.prepare(cfg.to_dict())
+  swapped = np.where(
+    run.labels == 0, 1, np.where(run.labels == 1, 0, run.labels)
+  )
+  for labels, warned in ((run.labels, False), (swapped, True)):
+    begun = run_data.describe(run._replace(labels=labels))
+    metrics.write_json(tmp_path / 'data.json', begun)
+    assert tool.main([f'--run={tmp_path}']) == 2
+    said = capsys.readouterr().err
+    assert 'There is no checkpoint yet' in said
+    told = 'was trained with other labels than its settings give now (12 then'
+    assert (told in said) == warned and ('Warning' in said) == warned
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A run with checkpoints of steps 3 and 4."""
+  workdir = tmp_path_factory.mktemp('run')
+  cfg = tiny.make_config(num_epochs=1.6, num_devices=1)
+  pretraining.pretrain(cfg, str(workdir))
+  return workdir
+
+
+def test_which_network_of_which_checkpoint(trained, monkeypatch, tmp_path):
+  whole, seen = labelling.of_run, []
+  monkeypatch.setattr(
+    labelling, 'of_run', lambda found: seen.append(found) or whole(found)
+  )
+  usual, last, other, earlier = (
+    semppl_jax.label(trained, out=tmp_path / 'a.csv', **choice)
+    for choice in ({}, {'step': 4}, {'network': 'target'}, {'step': 3})
+  )
+  assert [found.step for found in seen] == [4, 4, 4, 3]
+  networks = [found.run.cfg.evaluation.network for found in seen]
+  assert networks == ['online', 'online', 'target', 'online']
+  np.testing.assert_array_equal(usual.similarity, last.similarity)
+  for found in (other, earlier):
+    assert np.abs(usual.similarity - found.similarity).max() > 1e-6
+  with pytest.raises(UserError, match='no checkpoint of step 9; .* 3, 4'):
+    semppl_jax.label(trained, step=9)
+
+
+def test_the_network_of_a_checkpoint_is_chosen_too(folder, tmp_path, capsys):
+  arguments = ['--checkpoint=digits', f'--labels={folder}', '--network=target']
+  assert tool.main([*arguments, f'--out={tmp_path}/a.csv']) == 2
+  assert 'target' in capsys.readouterr().err  # which its file does not hold

@@ -12,7 +12,7 @@ import semppl_jax
 from semppl_jax import config
 from semppl_jax.data import datasets, sources
 from semppl_jax.data import labels as labels_lib
-from semppl_jax.tools import select
+from semppl_jax.tools import kept_features, select, select_files
 from semppl_jax.weights import load as load_lib
 from semppl_jax.workdir import metrics
 from tests.helpers import tiny
@@ -133,16 +133,16 @@ def test_a_file_without_projector_gives_embeddings(folder, call, tmp_path):
 
 
 def test_a_stopped_command_goes_on(folder, call, monkeypatch, tmp_path):
-  monkeypatch.setattr(select, '_PART', 5)
+  monkeypatch.setattr(kept_features, 'PART', 5)
   flags = dict(checkpoint='digits', dataset='folder', path=folder, budget=3)
   call(**flags, out='whole/list.txt')
   real, seen = semppl_jax.Model.features, []
 
-  def features(model, source, output):
+  def features(model, source, output, tell):
     seen.append(len(source))
     if len(seen) == 2:
       raise KeyboardInterrupt
-    return real(model, source, output)
+    return real(model, source, output, tell)
 
   monkeypatch.setattr(semppl_jax.Model, 'features', features)
   status, _, err = call(**flags)
@@ -213,14 +213,14 @@ def test_a_folder_of_one_image(call, tmp_path):
 def test_names_that_several_images_have_are_told(capsys):
   names = ['cat/1.png', 'dog/1.png', 'x/1.png', 'x/2.png', 'dog/3.png']
   source = sources.Records([0, 1, -1, -1, 1], None, names=names)
-  found = select.listed(source, np.array([3, 1, 4]))
+  found = select_files.listed(source, np.array([3, 1, 4]))
   assert found == ['2.png', 'dog/1.png', 'dog/3.png']
   assert not capsys.readouterr().err
-  assert select.listed(source, np.array([3, 2])) == ['2.png', 'x/1.png']
+  assert select_files.listed(source, np.array([3, 2])) == ['2.png', 'x/1.png']
   err = capsys.readouterr().err
   assert "as 1 of the chosen ones are, such as 'x/1.png'" in err
   source.names = ['cat/3.png'] * 2 + names[2:]
-  select.listed(source, np.array([0, 3]))
+  select_files.listed(source, np.array([0, 3]))
   assert "such as 'cat/3.png'" in capsys.readouterr().err
 
 

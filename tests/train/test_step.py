@@ -17,7 +17,7 @@ from semppl_jax.losses import negatives
 from semppl_jax.memory import label_queue
 from semppl_jax.methods import base
 from semppl_jax.models import networks
-from semppl_jax.train import optimizers
+from semppl_jax.train import optimizers, passes
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.train.state import TrainState
@@ -587,8 +587,8 @@ def test_a_batch_in_one_part_makes_its_views_once(monkeypatch):
     made.append(original(*arguments) if not made else made[0])
     return made[0]
 
-  original = step_lib.make_views
-  monkeypatch.setattr(step_lib, 'make_views', make_views)
+  original = passes.make_views
+  monkeypatch.setattr(passes, 'make_views', make_views)
   assert both_passes_make_them == pytest.approx(flops(), rel=0.01)
   assert len(made) == 2
 

@@ -16,9 +16,8 @@ from semppl_jax import preflight, pretraining
 from semppl_jax.distributed import parallel
 from semppl_jax.errors import UserError
 from semppl_jax.report import page
-from semppl_jax.train import device_memory, initial_weights
+from semppl_jax.train import device_memory, initial_weights, passes
 from semppl_jax.train import run as run_lib
-from semppl_jax.train import step as step_lib
 from semppl_jax.train import teacher as teacher_lib
 from semppl_jax.weights import haiku_trees
 from semppl_jax.weights import load as load_lib
@@ -70,12 +69,12 @@ def test_it_says_what_the_checkpoint_says_of_the_students_views(method, file):
   batch = tiny.make_batch([-1] * 4)
 
   def forward():
-    keys = step_lib.step_keys(jax.random.key(0), jnp.int32(0), (1, 4))
+    keys = passes.step_keys(jax.random.key(0), jnp.int32(0), (1, 4))
     first = jax.tree.map(lambda x: x[0], keys)
-    views = step_lib.make_views(batch, first, setup)
+    views = passes.make_views(batch, first, setup)
     groups = setup.method.online_views(views)
     trees = teacher.checkpoint.params, teacher.checkpoint.state
-    return groups, step_lib.forward_teacher(trees, groups, setup)
+    return groups, passes.forward_teacher(trees, groups, setup)
 
   mapped = jax.vmap(forward, axis_size=1, axis_name=parallel.AXIS)
   (views,), found = jax.tree.map(lambda x: x[0], mapped())

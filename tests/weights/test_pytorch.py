@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import semppl_jax
-from semppl_jax.errors import UserError
+from semppl_jax.errors import CheckpointError, UserError
 from semppl_jax.models import encoders, heads, networks
 from semppl_jax.tools import export
 from semppl_jax.weights import load as load_lib
@@ -96,6 +96,62 @@ def test_a_convolution_is_turned_and_a_norm_keeps_its_numbers():
   assert theirs[5, 3, 0, 0] == ours[0, 0, 3, 5]
   average = found.state[f'{block}batchnorm_1/~/var_ema']['average']
   assert arrays['layer2.0.bn2.running_var'].tolist() == average.ravel().tolist()
+
+
+@pytest.fixture(scope='module')
+def resnet():
+  """A ResNet-50 with a classifier, of random numbers."""
+  shapes = jax.eval_shape(
+    networks.build(
+      encoder='resnet50', padding='symmetric', num_classes=10,
+      heads=heads.no_heads,
+    ).init,
+    jax.random.key(0), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32),
+  )  # fmt: skip
+  random = np.random.RandomState(0)
+  draw = lambda x: random.uniform(0.5, 1, x.shape).astype(x.dtype)
+  architecture = encoders.Architecture('resnet50', padding='symmetric')
+  trees = jax.tree.map(draw, shapes)
+  return load_lib.Checkpoint(*trees, architecture, step=0)
+
+
+def test_from_torchvision_and_back(resnet, tmp_path):
+  arrays = pytorch.state_dict(resnet)
+  arrays |= {'projector.0.weight': np.zeros((2, 2048))}
+  found = pytorch.from_torchvision(arrays)
+  assert found.architecture == resnet.architecture and found.num_classes == 10
+  assert found.params.keys() == resnet.params.keys()
+  jax.tree.map(np.testing.assert_array_equal, found.params, dict(resnet.params))
+  assert found.state.keys() == resnet.state.keys()
+  for module, leaves in found.state.items():
+    average = resnet.state[module]['average']
+    np.testing.assert_array_equal(leaves['average'], average)
+    # What the average is of in the next step of a training.
+    np.testing.assert_allclose(
+      leaves['hidden'] / (1 - 0.9 ** leaves['counter']), average, rtol=1e-6
+    )
+  load_lib.save_safetensors(tmp_path / 'a.safetensors', found)
+  again = load_lib.load_checkpoint(tmp_path / 'a.safetensors')
+  assert load_lib.digest(again) == load_lib.digest(found)
+  assert again.architecture.padding == 'symmetric'
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'layer1.0.downsample.0.weight': None}, 'missing: layer1.0.downsample.0.'),
+    ({'layer4.3.conv1.weight': 0.0}, 'surplus for a ResNet-50 1x.*: layer4.3.'),
+    ({'bn1.bias': np.zeros(63)}, 'offset has shape .*63.*; expected .*64'),
+    ({'bn1.running_var': np.full(64, -1.0)}, 'initial_batchnorm.*var_ema'),
+    ({'fc.bias': None}, 'surplus .*: fc.weight'),
+  ],
+)
+def test_a_state_dict_of_another_network(changes, words, resnet):
+  arrays = pytorch.state_dict(resnet) | changes
+  arrays = {name: x for name, x in arrays.items() if x is not None}
+  with pytest.raises(CheckpointError, match=words) as error:
+    pytorch.from_torchvision(arrays)
+  assert '\n' not in str(error.value)
 
 
 def test_the_command_writes_what_load_reads(tmp_path, capsys):

@@ -59,3 +59,23 @@ def test_a_run_of_before_goes_on(text, run, tmp_path):
   (tmp_path / 'data.json').write_text(text)
   run_data.check(str(tmp_path), run, finished=False)
   assert json.loads((tmp_path / 'data.json').read_text())['images'] == 40
+
+
+def test_a_run_that_does_not_say_which_labels_it_had(run, tmp_path):
+  run_data.check(str(tmp_path), run, finished=False)
+  said = json.loads((tmp_path / 'data.json').read_text())
+  del said['labels_fingerprint']
+  metrics.write_json(tmp_path / 'data.json', said)
+  with pytest.raises(UserError, match=r'40 training images then, 42 now'):
+    run_data.check(str(tmp_path), with_more_images(run), finished=False)
+  run_data.check(str(tmp_path), run, finished=False)
+  assert json.loads((tmp_path / 'data.json').read_text()) == said
+
+
+def test_labels_are_told_apart(run):
+  which = lambda run: run_data.describe(run)['labels_fingerprint']
+  other = run._replace(labels=run.labels[::-1].copy())
+  named = run._replace(data=run.data._replace(class_names=('a', 'b', 'c')))
+  kept = run._replace(calibration=run.labels)
+  assert which(run) == which(run._replace(labels=run.labels.copy()))
+  assert len({which(r) for r in (run, other, named, kept)}) == 4
