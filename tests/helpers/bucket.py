@@ -4,6 +4,7 @@ Both are servers; what is tested speaks to them by the clouds' own clients.
 """
 
 import contextlib
+import logging
 import os
 import uuid
 
@@ -24,6 +25,7 @@ def s3():
   """The environment of a server, {name: value}; skips where there is none."""
   server = pytest.importorskip('moto.server')
   pytest.importorskip('s3fs')
+  logging.getLogger('werkzeug').setLevel(logging.ERROR)  # of each request
   one = server.ThreadedMotoServer('127.0.0.1', 0, verbose=False)
   one.start()
   try:

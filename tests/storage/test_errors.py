@@ -50,7 +50,7 @@ def test_what_the_server_refuses(proxied, status, code, words):
   place, proxy = proxied
   (place / 'there').write_text('x')
   proxy.rule = lambda *unused: proxy_lib.refuse(status, code)
-  for call, what in (
+  calls = [
     (lambda: (place / 'there').read_text(), 'read'),
     (lambda: (place / 'there').write_text('y'), 'written'),
     (lambda: (place / 'there').exists(), 'read'),
@@ -58,7 +58,8 @@ def test_what_the_server_refuses(proxied, status, code, words):
     (lambda: objects.create(place / 'new', b''), 'written'),
     (lambda: objects.replace(place / 'there', b'', '"1"'), 'written'),
     (lambda: (place / 'there').unlink(), 'deleted'),
-  ):
+  ]
+  for call, what in calls if code == 'AccessDenied' else calls[:2]:
     text = line_of(call)
     assert words in text and f'cannot be {what}' in text
   proxy.rule = None

@@ -16,7 +16,7 @@ from semppl_jax.utils import files
 
 def test_paths_on_a_disk_are_pathlibs_and_import_no_client():
   code = (
-    'import sys, semppl_jax.main, semppl_jax.pretraining\n'
+    'import sys, semppl_jax.main, semppl_jax.utils.files\n'
     'from semppl_jax import storage\n'
     'print(type(storage.path("a")).__name__, storage.is_remote("/s3:/x"), '
     '[m for m in ("s3fs", "gcsfs") if m in sys.modules])'

@@ -16,7 +16,7 @@ from semppl_jax.tools import label as label_tool
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.weights import load as load_lib
-from semppl_jax.workdir import metrics, plots, stop_file
+from semppl_jax.workdir import metrics, stop_file
 from tests.evaluation import test_protocols
 from tests.helpers import bucket as bucket_lib
 from tests.helpers import proxy as proxy_lib
@@ -24,7 +24,7 @@ from tests.helpers import tiny
 from tests.resilience import kills_check
 
 _SECRET = 'hunter2hunter2'
-_TRAIN_STEP = step_lib.train_step
+_TRAIN_STEP, _FINISH = step_lib.train_step, pretraining.finish
 
 
 def make_config(**changes):
@@ -35,10 +35,18 @@ def run(place, **changes):
   return pretraining.pretrain(make_config(**changes), str(place))
 
 
+def light_end(run, state, workdir, past):
+  """In place of the evaluation."""
+  results = {'step': int(state.step[0]), 'seconds': past.seconds}
+  metrics.write_json(os.path.join(workdir, 'results.json'), results)
+  return results
+
+
 @pytest.fixture(autouse=True, scope='module')
 def _light():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(step_lib, 'train_step', tiny.light_step)
+    patch.setattr(pretraining, 'finish', light_end)
     tiny.remember_steps(patch)
     yield
 
@@ -47,31 +55,18 @@ def _light():
 def alone(tmp_path_factory):
   """An unbroken run on the disk."""
   place = tmp_path_factory.mktemp('runs') / 'run'
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(plots, 'plots', lambda *_, **__: None)
-    run(place)
+  run(place)
   return place
-
-
-def light_end(run, state, workdir, past):
-  """In place of the evaluation."""
-  results = {'step': int(state.step[0]), 'seconds': past.seconds}
-  metrics.write_json(os.path.join(workdir, 'results.json'), results)
-  return results
-
-
-@pytest.fixture
-def light(monkeypatch, tmp_path):
-  """A run on the disk; it and those of this test are not evaluated."""
-  monkeypatch.setattr(pretraining, 'finish', light_end)
-  run(tmp_path / 'run')
-  return tmp_path / 'run'
 
 
 @pytest.fixture(scope='module')
 def done(s3_server):
-  """One in a bucket."""
-  with bucket_lib.told(s3_server):
+  """One in a bucket; its credentials must be told nowhere."""
+  told = {
+    'AWS_ACCESS_KEY_ID': 'AKIDAKID', 'AWS_SECRET_ACCESS_KEY': _SECRET,
+    'AWS_SESSION_TOKEN': _SECRET,
+  }  # fmt: skip
+  with bucket_lib.told(s3_server | told):
     place = storage.path(bucket_lib.make('s3')) / 'deep/run'
     run(place)
     yield place
@@ -81,13 +76,9 @@ def test_it_leaves_what_a_run_on_a_disk_leaves(done, alone):
   kills_check.assert_same(done, alone)
   there = {name.partition('/')[0] for name in objects.tree(done)}
   assert there == {
-    'checkpoints', 'config.json', 'data.json', 'metrics.jsonl.parts', 'plots',
+    'checkpoints', 'config.json', 'data.json', 'metrics.jsonl.parts',
     'results.json',
   }  # fmt: skip
-  assert objects.names(done / 'plots') == [
-    'losses.png', 'pseudo_labels.png', 'tsne.png',
-  ]  # fmt: skip
-  assert (done / 'plots/tsne.png').read_bytes()[:4] == b'\x89PNG'
   assert not (done.parent / '.lock').exists()
 
 
@@ -112,17 +103,32 @@ def test_what_reads_runs_reads_it_there(done, alone, tmp_path):
     load_lib.load_checkpoint(str(done), step=4)
   with pytest.raises(errors.CheckpointError, match='There is no checkpoint'):
     load_lib.load_checkpoint(str(done.parent / 'none'))
-  written = page.write([str(done)])
-  assert written == done / 'report.html'
+
+
+@pytest.mark.long
+def test_plots_and_report_are_written_there(s3, monkeypatch):
+  monkeypatch.setattr(pretraining, 'finish', _FINISH)
+  place = s3 / 'run'
+  assert run(place) == json.loads((place / 'results.json').read_text())
+  assert objects.names(place / 'plots') == [
+    'losses.png', 'pseudo_labels.png', 'tsne.png',
+  ]  # fmt: skip
+  assert (place / 'plots/tsne.png').read_bytes()[:4] == b'\x89PNG'
+  written = page.write([str(place)])
+  assert written == place / 'report.html'
   assert 'Curves' in written.read_text()
-  written.unlink()
+
+
+@pytest.mark.long
+def test_a_trace_of_steps_is_written_there(s3):
+  run(s3 / 'run', profile_steps=(2, 3))
+  assert any(name.endswith('.gz') for name in objects.tree(s3 / 'run/profile'))
 
 
 @pytest.mark.long  # a step that fills the queue has to be compiled
 def test_labels_for_the_rest_are_written_there(s3, monkeypatch):
   done = s3 / 'run'
   monkeypatch.setattr(step_lib, 'train_step', _TRAIN_STEP)
-  monkeypatch.setattr(pretraining, 'finish', light_end)
   run(done)
   found = label_tool.label(run=str(done), next_images=2)
   assert found.path == str(done / 'labels.csv') and len(found.next) == 2
@@ -159,7 +165,7 @@ def test_a_worker_follows_it(done):
   assert follow.follow(cfg, str(worker)) == results  # goes on
 
 
-def test_one_that_ends_anywhere_goes_on(s3, light):
+def test_one_that_ends_anywhere_goes_on(s3, alone):
   place, batches = s3 / 'run', run_lib.input_batches
 
   def until(last):
@@ -171,14 +177,14 @@ def test_one_that_ends_anywhere_goes_on(s3, light):
 
     return some
 
-  for last in (2, 4, 1):
+  for last in (4, 1):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(run_lib, 'input_batches', until(last))
       with pytest.raises(KeyboardInterrupt):
         run(place)
   assert checkpoint.steps(str(place)) == [3]
   run(place)
-  kills_check.assert_same(place, light)
+  kills_check.assert_same(place, alone)
 
 
 def _destroy(place, how):
@@ -194,14 +200,20 @@ def _destroy(place, how):
 
 
 @pytest.mark.parametrize(
-  'how', ['garbage', pytest.param('missing', marks=pytest.mark.long), 'cut off']
+  'how',
+  [
+    'garbage',
+    pytest.param('missing', marks=pytest.mark.long),
+    pytest.param('cut off', marks=pytest.mark.long),
+  ],
 )
-def test_the_checkpoint_before_a_damaged_one_is_taken(s3, light, how, capsys):
+def test_the_checkpoint_before_a_damaged_one_is_taken(s3, alone, how, capsys):
   place = s3 / 'run'
-  run(place)
+  objects.upload(alone, place)
+  (place / '.lock').unlink()  # a disk's
   _destroy(place, how)
   run(place)
-  kills_check.assert_same(place, light)
+  kills_check.assert_same(place, alone)
   said = capsys.readouterr().err
   assert 'Going on from the checkpoint of step 3.' in said
   told = f'Checkpoint {place}/checkpoints/5 is damaged or gone'
@@ -268,7 +280,7 @@ def test_no_room_on_the_disk_for_the_copy(s3, monkeypatch, tmp_path):
     checkpoint.read(str(s3), 3, ('state',))
 
 
-def test_a_token_that_expires_in_the_middle(proxied, light):
+def test_a_token_that_expires_in_the_middle(proxied, alone):
   place, proxy = proxied
   marker = f'/{place.bucket}/run/checkpoints/3/commit_success.txt'
 
@@ -283,11 +295,11 @@ def test_a_token_that_expires_in_the_middle(proxied, light):
   assert 'expired (ExpiredToken): renew them' in str(error.value)
   proxy.rule = None
   run(place / 'run')
-  kills_check.assert_same(place / 'run', light)
+  kills_check.assert_same(place / 'run', alone)
 
 
 @pytest.mark.long  # each waits before it is repeated
-def test_every_request_fails_once(s3_server, light):
+def test_every_request_fails_once(s3_server, alone):
   """Refused, cut off before and after it is done, half of the answer, slow."""
   acts = [
     proxy_lib.refuse(503, 'SlowDown'), proxy_lib.cut_request,
@@ -307,7 +319,7 @@ def test_every_request_fails_once(s3_server, light):
     proxy.rule = rule
     run(place)
     proxy.rule = None
-    kills_check.assert_same(place, light)
+    kills_check.assert_same(place, alone)
     assert len(seen) > 30
 
 
@@ -340,13 +352,7 @@ def test_on_the_command_line_it_is_a_line_and_a_status(s3, workdir, words):
   assert found.stderr.count('\n') == 1 and _SECRET not in found.stderr
 
 
-def test_no_file_of_a_run_has_a_secret_in_it(s3, light):
-  told = {
-    'AWS_ACCESS_KEY_ID': 'AKIDAKID', 'AWS_SECRET_ACCESS_KEY': _SECRET,
-    'AWS_SESSION_TOKEN': _SECRET,
-  }  # fmt: skip
-  with bucket_lib.told(told):
-    run(s3 / 'run')
-    for name in objects.tree(s3):
-      data = (s3 / name).read_bytes()
-      assert _SECRET.encode() not in data and b'AKIDAKID' not in data, name
+def test_no_file_of_a_run_has_a_secret_in_it(done):
+  for name in objects.tree(done):
+    data = (done / name).read_bytes()
+    assert _SECRET.encode() not in data and b'AKIDAKID' not in data, name
