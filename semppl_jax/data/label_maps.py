@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semppl_jax.data import image_files, images, sources
+from semppl_jax import storage
+from semppl_jax.data import image_files, images, listing, sources
 from semppl_jax.errors import UserError
 from semppl_jax.utils.text import nearest_name
 
@@ -94,7 +95,11 @@ def objectnet(folder: str) -> ObjectNet:
     UserError: a file or a class of images that is missing, damaged, or does
       not fit the others.
   """
-  root = pathlib.Path(folder)
+  with listing.once(folder):
+    return _objectnet(storage.path(folder))
+
+
+def _objectnet(root: pathlib.Path | storage.RemotePath) -> ObjectNet:
   known = _imagenet_classes(root / 'mappings')
   for name in image_files.subfolders(str(root / 'images')):
     if name not in known:
@@ -119,6 +124,7 @@ def objectnet(folder: str) -> ObjectNet:
     labels,
     functools.partial(_read, paths),
     encoded=True,  # the images take time to decode; it is done in _read
+    remote=storage.is_remote(root),
     names=['/'.join(pathlib.Path(path).parts[-2:]) for path in paths],
   )
   return ObjectNet(source, tuple(names), meanings)

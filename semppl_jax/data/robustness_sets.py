@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from semppl_jax.data import label_maps, sources, tfds_files
+from semppl_jax.data import label_maps, listing, sources, tfds_files
 from semppl_jax.errors import UserError
 from semppl_jax.utils.text import nearest_name
 
@@ -131,7 +131,7 @@ def find(wanted: Mapping[str, Part], path: str, objectnet: str) -> Found:
 
 def _find_objectnet(found: Found, name: str, path: str) -> None:
   folder = os.path.expanduser(path)
-  if not os.path.isdir(folder):
+  if not listing.is_folder(folder):
     found.missing[name] = (
       f'There is no ObjectNet in {folder!r}: set robustness.objectnet to its '
       'folder, with images/ and mappings/ (https://objectnet.dev).'

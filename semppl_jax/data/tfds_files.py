@@ -213,6 +213,8 @@ def data_dir(path: str) -> str:
 def _read_json(path: Folder) -> dict[str, Any]:
   try:
     return dict(json.loads(path.read_text(encoding='utf-8')))
+  except storage.StorageError:
+    raise
   except (OSError, ValueError, TypeError, RecursionError) as e:
     raise UserError(f'{path} cannot be read as JSON: {first_line(e)}') from e
 

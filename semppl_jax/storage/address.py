@@ -7,15 +7,14 @@ from typing import Any, Self
 from semppl_jax.errors import UserError
 
 SCHEMES = ('s3', 'gs')
+_BEGINNINGS = tuple(f'{scheme}://' for scheme in SCHEMES)
 
 
 def is_remote(given: Any) -> bool:
   """Whether a path is the address of an object, or of a folder of them."""
   if isinstance(given, Address):
     return True
-  return isinstance(given, str) and given.startswith(
-    tuple(f'{scheme}://' for scheme in SCHEMES)
-  )
+  return isinstance(given, str) and given.startswith(_BEGINNINGS)
 
 
 def has_secrets(scheme: str) -> UserError:

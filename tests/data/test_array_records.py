@@ -147,3 +147,9 @@ def test_fewer_records_than_the_data_set_says(tmp_path):
   found = array_records.Records(parts(path, (0, 5)), Reader())
   with pytest.raises(ValueError, match='has 3 records'):
     found[4]
+
+
+def test_a_small_file_that_claims_any_size():
+  claim = bytes([0x80] * 5 + [0x40])  # 2**41, in sevens of bits
+  with pytest.raises(ValueError, match='2,199,023,255,552 bytes'):
+    array_records._decompressed(ord('z'), claim + b'(\xb5/\xfd')

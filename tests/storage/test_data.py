@@ -17,6 +17,7 @@ from semppl_jax.data import (
   datasets,
   image_files,
   images,
+  label_maps,
   listing,
   masks,
   pipeline,
@@ -27,10 +28,11 @@ from semppl_jax.data import (
 from semppl_jax.data import labels as labels_lib
 from semppl_jax.errors import UserError
 from semppl_jax.storage import clients, objects
+from semppl_jax.storage.errors import told
 from semppl_jax.tools import mask_store
 from tests.helpers import bucket as bucket_lib
+from tests.helpers import objectnet_data, tfds_data
 from tests.helpers import proxy as proxy_lib
-from tests.helpers import tfds_data
 
 _DENIED = proxy_lib.refuse(403, 'AccessDenied')
 _SECRET = 'wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY'
@@ -226,6 +228,23 @@ def test_a_set_for_transfer(server, tmp_path):
   assert len(server.requests) <= 2 and there.data.train.remote
 
 
+def test_objectnet_is_the_same(server, tmp_path):
+  shown = {
+    'alarm_clock': tfds_data.photos(2, 0),
+    'banana': tfds_data.photos(1, 1),
+    'chair': tfds_data.photos(1, 2),
+  }
+  objectnet_data.write(tmp_path / 'o', shown)
+  objects.upload(tmp_path / 'o', storage.path('s3://birds/o'))
+  server.requests.clear()
+  found = label_maps.objectnet(str(tmp_path / 'o'))
+  there = label_maps.objectnet('s3://birds/o')
+  assert sum('list-type=2' in path for _, path in server.requests) == 1
+  same([*there.meanings], [*found.meanings])
+  assert there.source.names == found.source.names and there.source.remote
+  same([r['image'] for r in there.source], [r['image'] for r in found.source])
+
+
 def test_arrays_are_the_same(tmp_path, monkeypatch):
   monkeypatch.setattr('semppl_jax.data.array_files._TRANSFER', 1000)
   random = np.random.default_rng(0)
@@ -391,6 +410,24 @@ def test_what_holds_for_all_images_ends_it_at_once(
   line = said()
   assert line.startswith(f's3://birds/folder{_IMAGE} cannot be read: ')
   assert words in line and not pauses
+
+
+def test_credentials_that_no_server_gives_do_not_come_by_waiting():
+  """Their line says what to do, whatever did not answer behind them."""
+
+  class EndpointConnectionError(Exception):
+    pass
+
+  class CredentialRetrievalError(Exception):
+    pass
+
+  with pytest.raises(storage.StorageError) as error, told('s3://b/x', 'read'):
+    try:
+      raise EndpointConnectionError
+    except EndpointConnectionError as behind:
+      raise CredentialRetrievalError from behind
+  assert 'no credentials' in str(error.value)
+  assert not isinstance(error.value, storage.NoAnswerError)
 
 
 def test_an_object_that_is_gone(folder, server):
