@@ -73,10 +73,13 @@ class _Aim:
     handler.hang_up()
 
 
+_DIGITS = ('--config.dataset.name=digits', '--config.num_epochs=0.4')
+
+
 def test_ten_kills(s3_server, tmp_path):
-  """At a request drawn at random, before it is done or after it is."""
+  """Of digits; at a request drawn at random, before it is done or after."""
   random, log = np.random.default_rng(0), tmp_path / 'log'
-  finish(train(tmp_path / 'alone', log), log)
+  finish(train(tmp_path / 'alone', log, *_DIGITS), log)
   with (
     proxy_lib.Proxy(s3_server['AWS_ENDPOINT_URL']) as proxy,
     bucket_lib.told(s3_server | {'AWS_ENDPOINT_URL': proxy.endpoint}),
@@ -88,14 +91,14 @@ def test_ten_kills(s3_server, tmp_path):
       wanted = int(random.integers(4, 60)) if life % 3 else life
       aim = _Aim(len(proxy.requests) + wanted, random.random() < 0.5, fell)
       proxy.rule = aim.rule
-      aim.process = train(place, log)
+      aim.process = train(place, log, *_DIGITS)
       assert aim.process.wait(300) == -signal.SIGKILL, log.read_text()[-3000:]
       proxy.rule = None
       for step in checkpoint.steps(str(place)):
         checkpoint.read(str(place), step, ('state',))
       if (place / 'metrics.jsonl.parts').exists():
         kills_check.assert_rising(place)
-    finish(train(place, log), log)
+    finish(train(place, log, *_DIGITS), log)
     print(*fell, sep='\n')
     assert len(fell) == 10
     kills_check.assert_same(place, tmp_path / 'alone')
