@@ -42,7 +42,10 @@ def runs(tmp_path):
   return tmp_path
 
 
-@pytest.mark.parametrize('name', ['semppl', 'supervised'])
+@pytest.mark.parametrize(
+  'name',
+  ['semppl', pytest.param('supervised', marks=pytest.mark.long)],
+)
 def test_a_run_goes_on_to_what_it_would_have_come_to(name, runs):
   expected = json.loads((runs / f'{name}.json').read_text())
   workdir = runs / name

@@ -329,7 +329,12 @@ def test_training_begins_with_its_encoder_and_not_its_classifier(tuned):
 
 
 @pytest.mark.parametrize(
-  'name, number', [('release', 1), ('byol', 2), ('relicv2', 1)]
+  'name, number',
+  [
+    ('release', 1),
+    pytest.param('byol', 2, marks=pytest.mark.long),
+    pytest.param('relicv2', 1, marks=pytest.mark.long),
+  ],
 )
 def test_deepminds_files(name, number, tmp_path):
   """SemPPL's, BYOL's and ReLICv2's projector has two layers."""

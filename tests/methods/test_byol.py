@@ -16,6 +16,7 @@ import pytest
 from semppl_jax import methods, types
 from semppl_jax.distributed import parallel
 from semppl_jax.methods import base
+from semppl_jax.train import passes
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -104,7 +105,7 @@ def _given_views(batch, keys, setup):
 
 @pytest.mark.parametrize('number', [1, 2])
 def test_three_updates_are_the_releases(number, monkeypatch):
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   file = golden.load('byol.npz')
   states, metrics = _updates(number)
   for ours, theirs in (

@@ -23,7 +23,7 @@ from semppl_jax.memory import center
 from semppl_jax.methods import base
 from semppl_jax.models import networks
 from semppl_jax.models.batch_norm import BatchNorm
-from semppl_jax.train import optimizers
+from semppl_jax.train import optimizers, passes
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
 from semppl_jax.train import support as support_lib
@@ -157,7 +157,7 @@ def _first_state(setup, file):
 
 
 def test_four_updates_are_the_releases(monkeypatch):
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   monkeypatch.setattr(
     support_lib, 'make_views', lambda key, step, batch, *_: batch.images[None]
   )

@@ -23,6 +23,7 @@ from semppl_jax.memory import center as center_lib
 from semppl_jax.methods import base
 from semppl_jax.models import networks
 from semppl_jax.models.batch_norm import BatchNorm
+from semppl_jax.train import passes
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -259,7 +260,7 @@ def _mapped(setup, number):
 
 @pytest.mark.parametrize('number', [1, 2])
 def test_six_updates_are_the_releases(number, monkeypatch):
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   file, setup = golden.load('dino_steps.npz'), _setup()
   devices, step = jax.devices()[:number], _mapped(setup, number)
   state = state_lib.from_host(_first_state(setup, file), setup.method, devices)
@@ -290,7 +291,7 @@ def test_six_updates_are_the_releases(number, monkeypatch):
 
 def test_nothing_of_the_size_of_the_scores_travels(monkeypatch):
   """K is 7, as nothing else there: sums over all images alone have it."""
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   file, setup = golden.load('dino_steps.npz'), _setup()
   devices = jax.devices()[:2]
   state = state_lib.from_host(_first_state(setup, file), setup.method, devices)

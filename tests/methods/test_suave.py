@@ -23,7 +23,7 @@ from semppl_jax.losses import clustering
 from semppl_jax.methods import base, swav
 from semppl_jax.models import heads, networks
 from semppl_jax.models.multicrop import l2_normalize
-from semppl_jax.train import initial_weights
+from semppl_jax.train import initial_weights, passes
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -122,7 +122,7 @@ def _given_views(batch, keys, setup):
 
 
 def test_six_updates_are_the_releases(monkeypatch):
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   monkeypatch.setattr(
     support_lib, 'make_views', lambda key, step, batch, *_: batch.images[None]
   )

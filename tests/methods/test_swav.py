@@ -22,6 +22,7 @@ from semppl_jax.losses import clustering
 from semppl_jax.methods import base, swav
 from semppl_jax.models import heads, networks
 from semppl_jax.models.multicrop import l2_normalize
+from semppl_jax.train import passes
 from semppl_jax.train import run as run_lib
 from semppl_jax.train import state as state_lib
 from semppl_jax.train import step as step_lib
@@ -94,7 +95,7 @@ def _given_views(batch, keys, setup):
 
 def _updates(file, capacity, number, monkeypatch):
   """Weights, queue and metrics after each of the file's eight updates."""
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   setup = _setup(capacity)
   step = tiny.map_step(
     functools.partial(step_lib.train_step, setup=setup), number
@@ -233,7 +234,7 @@ def _run_of_three(number=1, **changes):
 
 
 def test_a_queue_that_is_not_full_changes_no_bit(monkeypatch):
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   found = []
   for capacity in (0, 12):  # full after three steps
     _, step, state, batches = _run_of_three(capacity=capacity)
@@ -243,7 +244,7 @@ def test_a_queue_that_is_not_full_changes_no_bit(monkeypatch):
 
 
 def test_the_queue_begins_at_its_epoch(monkeypatch):
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   _, step, state, batches = _run_of_three(
     capacity=4,
     queue__start_epoch=1.0,  # steps, here
@@ -255,7 +256,7 @@ def test_the_queue_begins_at_its_epoch(monkeypatch):
 
 @pytest.mark.parametrize('devices', [(1, 1), (2, 4)])
 def test_a_run_goes_on_while_the_queue_fills(devices, monkeypatch):
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   before, after = devices
   setup, step, state, batches = _run_of_three(before, capacity=8)
   whole, _ = tiny.run_steps(step, state, batches, before)
@@ -274,7 +275,7 @@ def test_a_run_goes_on_while_the_queue_fills(devices, monkeypatch):
 
 def test_traffic_knows_neither_the_queue_nor_the_scores(monkeypatch):
   """No collective has a dimension Q or Q/D, nor carries B x K numbers."""
-  monkeypatch.setattr(step_lib, 'make_views', _given_views)
+  monkeypatch.setattr(passes, 'make_views', _given_views)
   small, large = _traffic(4), _traffic(4 * 1009)
   assert small == large
   assert not any(_B in shape and _K in shape for shape in large)

@@ -494,7 +494,7 @@ def test_lars_trains_too():
   assert 0 < moved < 3 * 3 * 1e-3 * rate * length
 
 
-@pytest.mark.parametrize('parts', [2, 4])
+@pytest.mark.parametrize('parts', [2, pytest.param(4, marks=pytest.mark.long)])
 def test_a_batch_in_parts_gives_the_whole_ones_update(parts):
   """Without BatchNorm m parts are the batch: negatives, queue, vote, all."""
   batch = tiny.make_batch(_LABELS)
