@@ -200,6 +200,8 @@ def _read_json(path: pathlib.Path, kind: type) -> dict[str, Any]:
   """A file {text: kind}."""
   try:
     content = json.loads(_read_text(path))
+  except storage.StorageError:
+    raise
   except (ValueError, RecursionError) as e:
     raise UserError(f'{path} is not JSON: {e}') from e
   values = content.values() if isinstance(content, dict) else [None]

@@ -312,6 +312,8 @@ def read_list(path: str, what: str = 'labels.file') -> list[str]:
     data = storage.path(path).expanduser().read_bytes()
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode('utf-16' if wide else 'utf-8-sig')
+  except storage.StorageError:
+    raise
   except (OSError, ValueError, RuntimeError) as error:
     reason = getattr(error, 'strerror', None) or 'it is no text'
     raise UserError(f'{what} {path} cannot be read: {reason}.') from error

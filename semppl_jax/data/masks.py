@@ -196,6 +196,8 @@ def read_layout(path: Path) -> Layout:
   advice = f'delete the folder and make it anew (`{_TOOL} --help`)'
   try:
     said = dict(json.loads(path.read_text('utf-8')))
+  except storage.StorageError:
+    raise
   except (ValueError, TypeError, OSError, RecursionError):
     raise UserError(f'{path} cannot be read as JSON: {advice}.') from None
   if (version := said.pop('format', None)) != FORMAT:

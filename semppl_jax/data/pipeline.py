@@ -130,7 +130,7 @@ def batches(
   )
   each = record.per_step
   pieces = workers_lib.Pieces(
-    record, num_steps * each, each, images, source.remote
+    record, num_steps * each, each, images, sources.is_remote(source)
   )
   every = workers_lib.batches(pieces, source.encoded, workers, threads)
   return _training_batches(every, record, on_unreadable)
@@ -163,7 +163,11 @@ def in_order(
     UserError: an image that cannot be decoded, if that is an error.
   """
   pieces = workers_lib.Pieces(
-    _InOrder(source, images), len(source), batch_size, images, source.remote
+    _InOrder(source, images),
+    len(source),
+    batch_size,
+    images,
+    sources.is_remote(source),
   )
   every = workers_lib.batches(pieces, source.encoded, workers, threads)
   tell = _Teller(source, images, on_unreadable)

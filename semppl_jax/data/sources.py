@@ -14,6 +14,11 @@ import numpy as np
 Record = dict[str, Any]
 
 
+def is_remote(source: 'Source') -> bool:
+  """Whether its records come from a bucket; a user's own may not say it."""
+  return getattr(source, 'remote', False)
+
+
 class Source(Protocol):
   """Records by index, and all labels at once."""
 
@@ -81,7 +86,7 @@ class Rows:
     self.labels = source.labels[rows]
     self.encoded = source.encoded
     self.names = source.names and [source.names[i] for i in rows]
-    self.remote = source.remote
+    self.remote = is_remote(source)
     self._source, self._rows = source, rows
 
   def __len__(self) -> int:
@@ -101,7 +106,7 @@ class Joined:
   def __init__(self, parts: Sequence[Source]):
     self.labels = np.concatenate([part.labels for part in parts])
     self.encoded = any(part.encoded for part in parts)
-    self.remote = any(part.remote for part in parts)
+    self.remote = any(map(is_remote, parts))
     named = all(part.names is not None for part in parts)
     self.names = [n for part in parts for n in part.names] if named else None
     self._parts = parts
@@ -122,7 +127,7 @@ class Relabelled:
   def __init__(self, source: Source, labels: np.ndarray):
     self.labels = np.asarray(labels, np.int32)
     self.encoded, self.names = source.encoded, source.names
-    self.remote = source.remote
+    self.remote = is_remote(source)
     self._source = source
 
   def __len__(self) -> int:

@@ -73,9 +73,9 @@ class Prepared:
     if 'array_record' not in formats:
       raise UserError(
         f'{folder} is stored as {", ".join(formats)}, which has no random '
-        'access; this makes an array_record copy beside it'
-        f'{", on a disk" if self._remote else ""}: '
-        f'python -m semppl_jax.to_array_record {folder}'
+        f'access; {"copy it to a disk; there " if self._remote else ""}this '
+        'makes an array_record copy beside it: python -m '
+        f'semppl_jax.to_array_record {"DIR" if self._remote else folder}'
       )
 
   def __str__(self) -> str:

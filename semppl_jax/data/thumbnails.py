@@ -95,5 +95,5 @@ def _blocks(count: int) -> Iterator[range]:
 
 def _threads(source: sources.Source) -> int:
   # Those that wait for a bucket need no core.
-  cores = _MOST_THREADS if source.remote else os.cpu_count() or 1
+  cores = _MOST_THREADS if sources.is_remote(source) else os.cpu_count() or 1
   return min(_MOST_THREADS, cores)

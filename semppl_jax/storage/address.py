@@ -36,7 +36,7 @@ class Address(os.PathLike):
   def __init__(self, url: str | os.PathLike):
     scheme, _, rest = os.fspath(url).partition('://')
     bucket, _, key = rest.partition('/')
-    if '@' in bucket:
+    if set('@:') & set(bucket):  # a password may have a slash in it
       raise has_secrets(scheme)
     if not bucket:
       raise UserError(f'{scheme}:// names no bucket: {scheme}://BUCKET/PATH.')

@@ -88,6 +88,8 @@ _NO_ANSWER = (
   '503',
   '504',
 )
+# Of a file on this machine that an object is copied to.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _EXTRAS = {'s3': ('s3fs', 's3'), 'gs': ('gcsfs', 'gs')}
 _RENEW = {
   's3': '`aws login`, `aws sso login` or new AWS_* variables',
@@ -135,6 +137,7 @@ def told(url: str, what: str) -> Iterator[None]:
   Raises:
     FileNotFoundError: the bucket is there, the object is not.
     FileExistsError: of a write that must not replace anything.
+    OSError: this machine's disk is full, or cannot be written.
     StorageError: all else.
   """
   try:
@@ -142,6 +145,8 @@ def told(url: str, what: str) -> Iterator[None]:
   except (StorageError, FileExistsError):
     raise
   except Exception as error:
+    if getattr(error, 'errno', None) in _OF_THE_DISK:
+      raise
     words = signs(error)
     is_absent = isinstance(error, FileNotFoundError) or 'NoSuchKey' in words
     if is_absent and not set(words) & set(_NO_BUCKET):
@@ -230,5 +235,5 @@ def _where(scheme: str) -> str:
     'gs': ('STORAGE_EMULATOR_HOST',),
   }[scheme]
   given = next((os.environ[n] for n in names if os.environ.get(n)), '')
-  host = given.rpartition('://')[2].partition('/')[0].rpartition('@')[2]
+  host = given.rpartition('://')[2].rpartition('@')[2].partition('/')[0]
   return f' at {host}' if host else ''

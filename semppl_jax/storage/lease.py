@@ -73,6 +73,8 @@ class Lease:
 
   def _claim(self, seen: str, since: float) -> bool:
     """Takes it if it is free, or if nobody's any more."""
+    # The tag first: what stands there may be a later one's, not an earlier.
+    found = objects.stat(self._place)
     theirs, begun = self._standing(), time.monotonic()
     is_alive = _is_alive(theirs)
     if is_alive:
@@ -80,8 +82,7 @@ class Lease:
     try:
       if theirs is None:
         self._tag = objects.create(self._place, self._text())
-      elif is_alive is False and (found := objects.stat(self._place)):
-        # Read after it was looked at: the one that was read, or none.
+      elif is_alive is False and found:
         self._tag = objects.replace(self._place, self._text(), found.tag)
       elif seen and begun - since > SECONDS:
         self._tag = objects.replace(self._place, self._text(), seen)

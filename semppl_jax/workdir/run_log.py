@@ -163,8 +163,11 @@ class Unreadable:
 
   def _add(self, line: str) -> None:
     if storage.is_remote(self._path):
+      is_first = not self._lines
       self._lines = self._lines or parts.Lines(self._path)
       self._lines.add(line)
+      if is_first:  # there may be no other for hours
+        self._lines.flush()
       return
     with self._path.open('a', encoding='utf-8') as file:
       file.write(line)

@@ -56,6 +56,26 @@ def test_a_dead_process_of_this_machine_is_followed_at_once(bucket):
   assert not told
 
 
+def test_of_two_that_follow_a_dead_process_one_does(s3, monkeypatch):
+  """The other's lease comes between this one's two looks."""
+  place = s3 / 'run/.lock'
+  dead, alive = of_elsewhere(place), of_elsewhere(place, id='y', pid=8)
+  objects.write(place, dead)
+  monkeypatch.setattr(
+    lease, '_is_alive', lambda theirs: theirs and theirs['id'] == 'y'
+  )
+  look = lease.Lease._standing
+
+  def look_and_wait(self):
+    theirs = look(self)
+    objects.write(place, alive)
+    return theirs
+
+  monkeypatch.setattr(lease.Lease, '_standing', look_and_wait)
+  fails_to_take(place, 'process 7 on far')
+  assert objects.read(place) == alive
+
+
 def test_a_job_of_elsewhere_that_is_gone_is_followed_in_the_end(s3, soon):
   place = s3 / 'run/.lock'
   place.write_bytes(of_elsewhere(place))

@@ -47,6 +47,7 @@ def test_an_address_that_pathlib_has_had():
   'address, words',
   [
     ('s3://user:hunter2@buck/run', 'has a user, a password or a query'),
+    ('s3://user:hunter2/and@buck/run', 'has a user, a password or a query'),
     ('gs://buck/run?key=hunter2', 'has a user, a password or a query'),
     ('s3:///run', 's3:// names no bucket'),
     ('gs://buck/../hunter2', 'there is no .. in a bucket'),

@@ -44,6 +44,21 @@ def test_a_large_part_makes_way_for_another(s3, monkeypatch):
   assert parts.read(s3 / 'x') == 'all\n' and not (s3 / 'x.parts').exists()
 
 
+def test_parts_go_from_the_first_on(s3, monkeypatch):
+  """A kill in between leaves the last ones, never an early one alone."""
+  monkeypatch.setattr(parts, '_LARGE', 1)
+  lines = parts.Lines(s3 / 'x')
+  for i in range(12):
+    lines.add(f'{i}\n')
+    lines.flush()
+  gone = []
+  monkeypatch.setattr(
+    objects, 'remove', lambda places: gone.extend(p.name for p in places)
+  )
+  parts.join(s3 / 'x', 'all\n')
+  assert gone == sorted(gone) and len(gone) == 12
+
+
 def test_metrics_after_a_kill(s3):
   run = s3 / 'run'
   with pytest.raises(FileNotFoundError):
