@@ -70,7 +70,8 @@ setuptools.setup(
     'cuda13': [f'jax[cuda13]{_JAX}'],
     # Object storage: --workdir and data on gs:// and s3://.
     'gs': ['gcsfs>=2025.2'],
-    's3': ['s3fs>=2025.2'],
+    # The lease writes on a condition, which boto knows since the end of 2024.
+    's3': ['aiobotocore>=2.16', 's3fs>=2025.2'],
     'saliency': ['opencv-contrib-python-headless>=4.9'],
     'test': [
       'flask>=3',
