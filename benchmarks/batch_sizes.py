@@ -4,8 +4,8 @@
 
 SemPPL on the digits (digits.py: 128 images, AdamW, 60 epochs) at batches of 64
 to 512 images. All see as many images; the queue holds the labelled images of as
-many batches; the learning rate is that of 128 images, times the square root of
-the batch's share, or times the share. Beside it ReLICv2 with 512 images at once
+many batches; the learning rate is that of 128 images, or goes with the batch or with
+its square root (`optimizer.scaling`). Beside it ReLICv2 with 512 images at once
 and in 2, 4 and 8 parts (`accumulate`), whose BatchNorm statistics alone differ.
 Scores are of 300 held-out training images, not of the test images.
 
@@ -26,7 +26,7 @@ from semppl_jax.workdir import metrics, tables
 
 BATCH = 128  # that the experiments are made for
 BATCHES = (64, 128, 256, 512)
-RULES = {'as it is': 0.0, 'square root': 0.5, 'linear': 1.0}
+RULES = {'constant': 0.0, 'square root': 0.5, 'linear': 1.0}  # powers
 PARTS = (1, 2, 4, 8)
 VALIDATION = 300
 COLUMNS = {
@@ -56,10 +56,10 @@ class Cell(NamedTuple):
 def rows() -> Iterator[tuple[str, int, str, int]]:
   """Method, batch, rule and parts of each row of the table."""
   for batch in BATCHES:
-    for rule in RULES if batch != BATCH else ('as it is',):
+    for rule in RULES if batch != BATCH else ('linear',):
       yield 'semppl', batch, rule, 1
   for parts in PARTS:
-    yield 'relicv2', BATCHES[-1], 'square root', parts
+    yield 'relicv2', BATCHES[-1], 'linear', parts
 
 
 def cells(seeds: int) -> list[Cell]:
@@ -82,7 +82,8 @@ def config(cell: Cell, epochs: float = 0) -> Any:
   cfg.queue.capacity = int(cfg.queue.capacity * share)
   if not is_semppl:  # no loss sees a vote
     cfg.queue.balance = False
-  cfg.optimizer.learning_rate *= share ** RULES[cell.rule]
+  # The settings go with the batch by themselves.
+  cfg.optimizer.learning_rate *= share ** (RULES[cell.rule] - 1)
   return cfg
 
 
@@ -101,7 +102,7 @@ def table(seeds: int, workdir: str) -> tuple[str, dict[str, Any]]:
     method, batch, rule, parts = row
     key = f'{method} {batch} {rule} {parts}'
     numbers[key] = found
-    rate = config(Cell(*row, 0)).optimizer.learning_rate
+    rate = config(Cell(*row, 0)).optimizer.learning_rate * batch / 256
     columns = [
       scores.percent([one[column] for one in found.values() if column in one])
       for column in COLUMNS
