@@ -36,8 +36,6 @@ _BEFORE_BATCHNORM = (
 # What these make of a batch all devices make together: assignments, soft labels
 # by a support, neighbours of a memory.
 _ON_EIGHT = ('swav', 'dino', 'mira', 'suave', 'daino', 'paws', 'mean_shift')
-# DINO's and SwAV's on four devices are tested, and their own on eight.
-_LIKE_OTHERS = ('daino', 'suave')
 # Of a gradient, between one device and more: PAWS's is the small difference of
 # two terms that oppose each other. In 64 bits test_paws finds none.
 _ROUNDING = {'paws': 3e-4}
@@ -205,8 +203,8 @@ def _assert_close(found, wanted, rtol, names=None):
 @pytest.mark.parametrize(
   'number, name',
   [
-    *((4, name) for name in methods.METHODS if name not in _LIKE_OTHERS),
-    *(pytest.param(4, name, marks=pytest.mark.long) for name in _LIKE_OTHERS),
+    *((4, name) for name in methods.METHODS if name not in _ON_EIGHT),
+    *(pytest.param(4, name, marks=pytest.mark.long) for name in _ON_EIGHT),
     *((8, name) for name in _ON_EIGHT),
   ],
 )

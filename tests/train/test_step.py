@@ -208,7 +208,7 @@ class _Expected:
   'exclude, early',
   [
     (False, False),
-    (True, False),
+    pytest.param(True, False, marks=pytest.mark.long),
     (True, True),  # true labels alone exclude, up to step 4
   ],
 )
