@@ -23,7 +23,7 @@ from absl import logging
 
 from benchmarks import command, method_runs, scores
 from experiments import digits, digits_relicv2
-from semppl_jax.workdir import metrics, tables
+from semppl_jax.workdir import tables
 
 BATCH = 128  # that the experiments are made for
 BATCHES = (64, 128, 256, 512)
@@ -139,11 +139,7 @@ def main() -> None:
     ),
   )
   text, numbers = table(args.seeds, args.workdir)
-  with open(os.path.join(args.workdir, 'table.md'), 'w') as file:
-    file.write(text)
-  metrics.write_json(os.path.join(args.workdir, 'table.json'), numbers)
-  print(text)
-  command.finish(args, numbers)
+  command.finish_table(args, text, numbers)
 
 
 if __name__ == '__main__':

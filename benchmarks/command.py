@@ -23,6 +23,19 @@ def say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
+def finish_table(
+  args: argparse.Namespace, text: str, found: dict[str, Any]
+) -> None:
+  """Writes table.md and table.json into args.workdir, and prints the table."""
+  from semppl_jax.workdir import metrics  # late: not all that prints needs it
+
+  folder = pathlib.Path(args.workdir)
+  (folder / 'table.md').write_text(text)
+  metrics.write_json(str(folder / 'table.json'), found)
+  print(text)
+  finish(args, found)
+
+
 def finish(args: argparse.Namespace, found: dict[str, Any]) -> None:
   """Writes the numbers, if they are asked for."""
   if args.json:

@@ -30,7 +30,7 @@ from semppl_jax import pretraining
 from semppl_jax.data import datasets
 from semppl_jax.evaluation import label_files
 from semppl_jax.tools import label, select
-from semppl_jax.workdir import metrics, tables
+from semppl_jax.workdir import tables
 
 ARMS = ('chosen', 'random')
 LABELS = (30, 50, 70)  # of the images, after each round
@@ -172,11 +172,7 @@ def main() -> None:
       classes = np.mean([one['classes'] for one in rounds])
       rows.append([arm, str(LABELS[number]), *cells, f'{classes:.1f}'])
   text = tables.markdown(['images', 'labels', *COLUMNS.values()], rows)
-  with open(os.path.join(args.workdir, 'table.md'), 'w') as file:
-    file.write(text)
-  metrics.write_json(os.path.join(args.workdir, 'table.json'), found)
-  print(text)
-  command.finish(args, found)
+  command.finish_table(args, text, found)
 
 
 if __name__ == '__main__':

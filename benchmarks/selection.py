@@ -88,7 +88,7 @@ def start_of(cell: Cell) -> Cell:
 
 
 def classes(kind: str) -> int:
-  """Their number; the smallest budget is as many labels, or one a class."""
+  """How many classes the data set has."""
   return 10 if kind == 'digits' else len(drawn_folders.TEXTURES)
 
 
@@ -262,11 +262,7 @@ def main() -> None:
   command.say(f'{waiting} runs of one core are left, a minute or two each.')
   work(plan, args.workdir, args.epochs)
   text, numbers = table(args.seeds, args.workdir, args.kind)
-  with open(os.path.join(args.workdir, 'table.md'), 'w') as file:
-    file.write(text)
-  metrics.write_json(os.path.join(args.workdir, 'table.json'), numbers)
-  print(text)
-  command.finish(args, numbers)
+  command.finish_table(args, text, numbers)
 
 
 if __name__ == '__main__':
