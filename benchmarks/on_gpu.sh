@@ -18,7 +18,6 @@ OUT=${1:?OUT, a folder for the results}
 mkdir -p "$OUT"
 PYTHON=${PYTHON:-python3}
 END=$((SECONDS + 60 * ${MINUTES:-8} - 10))
-export XLA_PYTHON_CLIENT_PREALLOCATE=false
 export JAX_COMPILATION_CACHE_DIR=$OUT/cache
 
 if [ -n "${WHEELS:-}" ]; then

@@ -261,9 +261,11 @@ def show(found: dict[str, Any], args: argparse.Namespace) -> str:
 
 def main() -> None:
   """Measures and prints."""
-  # PyTorch shares the device.
-  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   args = _arguments()
+  if args.torch:  # shares the device
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  else:  # memory taken piece by piece would not hold one large temporary
+    os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9')
   device = jax.devices()[0]
   batch_size = args.batch_size or largest(args, 0.45 if args.torch else 0.85)
   run = programs.prepare(settings(args, batch_size))
