@@ -6,8 +6,8 @@ SemPPL on the digits (digits.py: 128 images, AdamW, 60 epochs) at batches of 64
 to 512 images. All see as many images; the queue holds the labelled images of as
 many batches; the learning rate is that of 128 images, or goes with the batch or
 with its square root (`optimizer.scaling`). Beside it ReLICv2 with 512 images at
-once and in 2, 4 and 8 parts (`accumulate`, slow on a CPU), whose BatchNorm
-statistics alone differ.
+once and in 2, 4 and 8 parts (`accumulate`), whose BatchNorm statistics alone
+differ.
 Scores are of 300 held-out training images, not of the test images.
 
 Resumable, and may be started several times on one work directory, as

@@ -93,17 +93,13 @@ def conv2d(
   Returns:
     [n, h, w, c'], in x's dtype.
   """
-  own = functools.partial(
-    jax.lax.conv_general_dilated,
-    window_strides=(stride, stride),
-    padding=padding,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
+  own = functools.partial(_convolve, stride=stride, padding=padding)
+  plain = _with_plain_gradient(stride, padding)
   if len(w) == 7 and stride == 2:  # the stem's
     stem = functools.partial(_blocks_of_pixels, padding=padding)
-    return _by_platform(own, cuda=stem)(x, w)
+    return _by_platform(own, cpu=plain, cuda=stem)(x, w)
   if len(w) > 1 and x.shape[-1] < _MIN_CHANNELS:
-    return own(x, w)
+    return _by_platform(own, cpu=plain)(x, w)
 
   def product(x, w):
     columns = _columns(x, len(w), stride, padding)
@@ -112,6 +108,58 @@ def conv2d(
     return y.reshape(*columns.shape[:-1], -1)
 
   return _by_platform(own, cpu=product)(x, w)
+
+
+def _convolve(
+  x: jax.Array,
+  w: jax.Array,
+  stride: int = 1,
+  padding: Padding | str = 'VALID',
+  **dilation: tuple[int, int],
+) -> jax.Array:
+  """XLA's convolution, [n, H, W, c] and [k, k, c, c'] -> [n, h, w, c']."""
+  return jax.lax.conv_general_dilated(
+    x,
+    w,
+    (stride, stride),
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    **dilation,
+  )
+
+
+def _with_plain_gradient(stride: int, padding: Padding) -> Form:
+  """XLA's convolution, whose gradients are convolutions of the same axes.
+
+  JAX's name the axes otherwise. XLA on a CPU turns these into the order that it
+  computes fast only outside of loops; in one they are many times slower.
+  """
+
+  @jax.custom_vjp
+  def apply(x, w):
+    return _convolve(x, w, stride, padding)
+
+  def backward(operands, gradient):
+    x, w = operands
+    sides_x, sides_w = [], []
+    for axis, (before, _) in enumerate(padding):
+      kernel, size = w.shape[axis], x.shape[1 + axis]
+      last = (gradient.shape[1 + axis] - 1) * stride  # where a window begins
+      sides_x.append((kernel - 1 - before, size - 1 - last + before))
+      sides_w.append((before, kernel + last - size - before))
+    dilation = (stride, stride)
+    turned = w[::-1, ::-1].swapaxes(2, 3)  # [k, k, c', c]
+    of_x = _convolve(gradient, turned, padding=sides_x, lhs_dilation=dilation)
+    of_w = _convolve(  # [c, H, W, n] and [h, w, n, c'] -> [c, k, k, c']
+      x.transpose(3, 1, 2, 0),
+      gradient.transpose(1, 2, 0, 3),
+      padding=sides_w,
+      rhs_dilation=dilation,
+    )
+    return of_x, of_w.transpose(1, 2, 0, 3)
+
+  apply.defvjp(lambda *args: (apply(*args), args), backward)
+  return apply
 
 
 def max_pool(x: jax.Array, kernel: int = 3, stride: int = 2) -> jax.Array:
@@ -166,9 +214,7 @@ def _blocks_of_pixels(
   fill = (0, -4 * channels % 8)
   x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), fill))
   w = jnp.pad(w, ((0, 0), (0, 0), fill, (0, 0)))
-  return jax.lax.conv_general_dilated(
-    x, w, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
+  return _convolve(x, w)
 
 
 def _same(shape: tuple[int, ...], kernel: int, stride: int) -> Padding:

@@ -1,5 +1,7 @@
 """Convolution and max-pool: all forms are XLA's own but for rounding."""
 
+import re
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,11 @@ def _with_gradients(f, *args):
     ((6, 6), 256, 3, 2, True),
     ((1, 2), 256, 3, 2, False),  # smaller than the kernel
     ((9, 8), 16, 3, 2, True),  # XLA's own
+    ((6, 5), 16, 3, 1, False),
+    ((1, 2), 16, 3, 2, False),
+    ((7, 10), 16, 2, 3, True),  # the last rows are in no window
     ((9, 8), 3, 7, 2, False),
+    ((8, 11), 3, 7, 2, True),
   ],
 )
 def test_convolution_is_haikus(size, channels, kernel, stride, symmetric):
@@ -85,6 +91,22 @@ def test_each_device_gets_its_convolution(kernel):
     own = platform != 'cpu'
     assert text.count('stablehlo.convolution') == (3 if own else 0), platform
     assert ('stablehlo.dot_general' in text) != own, platform
+
+
+@pytest.mark.parametrize(('kernel', 'stride'), [(3, 1), (3, 2), (7, 2)])
+def test_gradients_are_fast_within_a_loop(kernel, stride):
+  # Axes of another order are 50 times slower in one, on a CPU.
+  def loop(x, w):
+    conv = lambda w, x: convolution.conv2d(x, w, stride, ((1, 1),) * 2)
+    step = lambda w, x: (w, jax.vjp(conv, w, x)[1](conv(w, x)))
+    return jax.lax.scan(step, w, x)[1]
+
+  x, w = _noise(3, 2, 24, 24, 8), _noise(kernel, kernel, 8, 8)
+  lowered = jax.jit(loop).trace(x, w).lower(lowering_platforms=('cpu',))
+  text = lowered.compile().as_text()
+  axes = set(re.findall(r'convolution\(.*dim_labels=(\w+->\w+)', text))
+  assert ' while(' in text
+  assert axes == {'b01f_01io->b01f'}
 
 
 def test_each_device_gets_its_stem():
