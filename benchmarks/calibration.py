@@ -6,19 +6,20 @@ Trains SemPPL on the digits with 20 labels, and 50 or 100 more that are kept
 back for calibration; with --kind=textures (or another of drawn_folders) with 4
 or 5 labels a class on a folder, 50 more kept back. Of the images whose label no
 one saw, ten bins of share and of probability are compared with how many are
-right in them: table.md, table.json, and calibration.svg and .png to look at.
+right in them: table.md and table.json, mean and standard error over seeds in
+percent, and calibration.svg and .png, bins of all seeds' images together.
 Resumable: finished runs are not touched.
 """
 
-import argparse
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import drawn_folders, folder
+from benchmarks import command, drawn_folders, folder, scores
 from experiments import digits
 from semppl_jax import pretraining
 from semppl_jax.data import datasets
@@ -30,20 +31,29 @@ from semppl_jax.workdir import config_file, tables
 DIGITS = {50: 7, 100: 12}
 FOLDER = {50: 11}
 _IMAGES = 65  # of a class, in a drawn folder
-_HEADS = (
-  'run', 'right', 'ECE share', 'ECE probability', 'most doubtful tenth',
-  'surest tenth', 'by own vote',
-)  # fmt: skip
+_LEAST = 10  # images in a bin that is drawn
 
 
 class Curve(NamedTuple):
   """What one run's shares and probabilities are worth, on n images."""
 
-  accuracy: float
-  own: float  # of the run's own vote, in results.json
-  errors: tuple[float, float]  # ECE of share, of probability
-  bins: tuple[list[calibration.Bin], list[calibration.Bin]]  # likewise
-  tenths: list[calibration.Bin]
+  share: np.ndarray  # [n] float, of the votes
+  probability: np.ndarray  # [n] float
+  right: np.ndarray  # [n] bool
+  own: float  # accuracy of the run's own vote, in results.json
+
+  def scores(self) -> dict[str, float]:
+    """Columns of the table, shares of 1."""
+    error = calibration.expected_calibration_error
+    tenths = calibration.tenths(self.share, self.right)
+    return {
+      'right': float(self.right.mean()),
+      'ECE of share': error(self.share, self.right),
+      'ECE of probability': error(self.probability, self.right),
+      'most doubtful tenth right': tenths[0].accuracy,
+      'surest tenth right': tenths[-1].accuracy,
+      'own prediction right': self.own,
+    }
 
 
 def settings(kind: str, workdir: str, kept: int, seed: int) -> Any:
@@ -104,43 +114,33 @@ def curve(workdir: str, own: float) -> Curve:
   # The calibration images are those that the probabilities were fitted to.
   new = job.calibration[said.rows] < 0
   right = said.votes.labels == np.asarray(job.source.labels)[said.rows]
-  both = said.votes.share[new], said.probability[new]
-  right = right[new]
-  error = calibration.expected_calibration_error
-  return Curve(
-    float(right.mean()),
-    own,
-    tuple(error(x, right) for x in both),
-    tuple(calibration.bins(x, right) for x in both),
-    calibration.tenths(both[0], right),
-  )
+  return Curve(said.votes.share[new], said.probability[new], right[new], own)
 
 
-def rows(curves: dict[str, Curve]) -> list[list[Any]]:
-  """Of the table, in percent."""
-  percent = lambda x: round(100 * float(x), 1)
-  return [
-    [
-      name, percent(c.accuracy), *map(percent, c.errors),
-      percent(c.tenths[0].accuracy), percent(c.tenths[-1].accuracy),
-      percent(c.own),
-    ]
-    for name, c in curves.items()
-  ]  # fmt: skip
+def table(curves: Mapping[str, Sequence[Curve]]) -> str:
+  """In percent, mean and standard error over the seeds of a row."""
+  lines = []
+  for name, of_seeds in curves.items():
+    found = [one.scores() for one in of_seeds]
+    cells = [scores.percent([one[key] for one in found]) for key in found[0]]
+    lines.append([name, str(len(found)), *cells])
+  return tables.markdown(['run', 'seeds', *found[0]], lines)
 
 
-def plot(curves: dict[str, Curve]) -> Figure:
+def plot(curves: Mapping[str, Sequence[Curve]]) -> Figure:
   """Reliability diagrams: of shares, and of probabilities."""
   figure = Figure(figsize=(9, 4.5), layout='constrained')
   axes = figure.subplots(1, 2, sharey=True)
-  titles = 'share of the votes', 'probability'
-  for place, (ax, title) in enumerate(zip(axes, titles)):
+  for ax, title in zip(axes, ('share of the votes', 'probability')):
+    field = title.split()[0]
     ax.plot([0, 1], [0, 1], color='#999999', lw=1, label='right as often')
-    for name, one in curves.items():
-      found = one.bins[place]
+    for name, of_seeds in curves.items():
+      both = [(getattr(one, field), one.right) for one in of_seeds]
+      bins = calibration.bins(*map(np.concatenate, zip(*both)))
+      bins = [one for one in bins if one.count >= _LEAST]
       ax.plot(
-        [b.confidence for b in found], [b.accuracy for b in found],
-        marker='o', ms=4, label=f'{name}: ECE {one.errors[place]:.1%}',
+        [b.confidence for b in bins], [b.accuracy for b in bins],
+        marker='o', ms=4, label=f'{name}, {len(of_seeds)} seeds',
       )  # fmt: skip
     ax.set_title(title, fontsize=11)
     ax.set_xlabel(f'{title}, ten bins')
@@ -155,8 +155,8 @@ def plot(curves: dict[str, Curve]) -> Figure:
 
 
 def main() -> None:
-  """Trains what is missing, then writes tables and curves."""
-  parser = argparse.ArgumentParser(prog='python -m benchmarks.calibration')
+  """Trains what is missing, then writes table and curves."""
+  parser = command.parser(__doc__)
   parser.add_argument('--workdir', default='runs/calibration')
   parser.add_argument(
     '--kind', default='digits', choices=('digits', *drawn_folders.KINDS)
@@ -165,24 +165,23 @@ def main() -> None:
   parser.add_argument(
     '--kept', type=int, nargs='+', help='default: all (50, 100)'
   )
-  options = parser.parse_args()
-  sizes = DIGITS if options.kind == 'digits' else FOLDER
+  args = parser.parse_args()
   curves = {}
-  for seed in range(options.seeds):
-    for kept in options.kept or sizes:
-      name = f'{options.kind}, {kept} kept back, seed {seed}'
-      workdir = os.path.join(options.workdir, f'{options.kind}-{kept}-{seed}')
-      cfg = settings(options.kind, options.workdir, kept, seed)
+  for kept in args.kept or (DIGITS if args.kind == 'digits' else FOLDER):
+    of_seeds = curves[f'{args.kind}, {kept} kept back'] = []
+    for seed in range(args.seeds):
+      workdir = os.path.join(args.workdir, f'{args.kind}-{kept}-{seed}')
+      cfg = settings(args.kind, args.workdir, kept, seed)
       results = pretraining.pretrain(cfg, workdir)
-      curves[name] = curve(workdir, results['pseudo_label_accuracy'])
-      tables.write(
-        options.workdir, _HEADS, rows(curves),
-        'Percent of the images that no one labelled.',
-      )  # fmt: skip
-      figure = plot(curves)
-      for ending in ('svg', 'png'):
-        figure.savefig(os.path.join(options.workdir, f'calibration.{ending}'))
-  print(tables.markdown(_HEADS, rows(curves)))
+      of_seeds.append(curve(workdir, results['pseudo_label_accuracy']))
+  figure = plot(curves)
+  for ending in ('svg', 'png'):
+    figure.savefig(os.path.join(args.workdir, f'calibration.{ending}'))
+  found = {
+    name: [one.scores() for one in of_seeds]
+    for name, of_seeds in curves.items()
+  }
+  command.finish_table(args, table(curves), found)
 
 
 if __name__ == '__main__':

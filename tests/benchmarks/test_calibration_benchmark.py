@@ -18,20 +18,40 @@ def test_every_class_keeps_a_label():
     assert cfg.seed == cfg.labels.seed
 
 
-def test_rows_and_curves_of_made_up_runs():
-  random = np.random.RandomState(0)
-  share = random.rand(200)
+def _made_up(seed):
+  random = np.random.RandomState(seed)
+  share = 0.85 * random.rand(200)
   right = random.rand(200) < share
-  bins = calibration.bins(share, right)
-  one = benchmark.Curve(
-    0.5, 0.4, (0.1, 0.05), (bins, bins), calibration.tenths(share, right)
-  )
-  (row,) = benchmark.rows({'A': one})
-  assert row[:4] == ['A', 50.0, 10.0, 5.0] and row[-1] == 40.0
-  assert len(row) == len(benchmark._HEADS) and row[4] < row[5]
-  figure = benchmark.plot({'A': one})
-  for ax in figure.axes:
+  share[0] = 1.0  # alone in the last bin
+  return benchmark.Curve(share, share**2, right, 0.4)
+
+
+def test_a_row_is_the_mean_over_seeds():
+  a, b = _made_up(0), _made_up(1)
+  text = benchmark.table({'A': [a, b], 'B': [a]})
+  heads, _, first, second = [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in text.strip().splitlines()
+  ]
+  assert heads[2:] == list(a.scores()) and first[:2] == ['A', '2']
+  mean = 50 * (a.right.mean() + b.right.mean())
+  assert first[2].startswith(f'{mean:.1f} ±')
+  error = calibration.expected_calibration_error
+  assert second[3:5] == [
+    f'{100 * error(x, a.right):.1f} ± 0.0' for x in (a.share, a.probability)
+  ]
+  assert float(second[5].split()[0]) < float(second[6].split()[0])
+
+
+def test_curves_are_of_all_seeds_together():
+  found = [_made_up(0), _made_up(1)]
+  figure = benchmark.plot({'A': found})
+  right = np.concatenate([one.right for one in found])
+  for ax, field in zip(figure.axes, ('share', 'probability'), strict=True):
+    values = np.concatenate([getattr(one, field) for one in found])
+    bins = calibration.bins(values, right)
+    drawn = [b for b in bins if b.count >= 10]
     assert len(ax.lines) == 2
     np.testing.assert_allclose(
-      ax.lines[1].get_ydata(), [b.accuracy for b in bins]
+      ax.lines[1].get_ydata(), [b.accuracy for b in drawn]
     )
