@@ -420,6 +420,7 @@ def _apart(state, batch, key, *, setup):
   return new._replace(target_params=turned), scalars, labels
 
 
+@pytest.mark.long
 def test_a_run_that_reports_its_target_network(tmp_path, monkeypatch):
   """So do all that read it; a run that begins with it takes both."""
   monkeypatch.setattr(step_lib, 'train_step', _apart)

@@ -79,6 +79,8 @@ def _by_platform(default: Form, **forms: Form) -> Form:
   return apply
 
 
+# Traced once for each shape, for it has a form for each platform.
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
 def conv2d(
   x: jax.Array, w: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:

@@ -102,7 +102,10 @@ def _convolved(jaxpr: Any) -> Iterator[int]:
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'conv_general_dilated':
       yield math.prod(equation.outvars[0].aval.shape)
-    for inner in jax.tree.leaves(list(equation.params.values())):
+    inside = jax.tree.leaves(list(equation.params.values()))
+    if equation.primitive.name == 'cond':  # a convolution's forms: XLA's own
+      inside = equation.params['branches'][-1:]
+    for inner in inside:
       inner = getattr(inner, 'jaxpr', inner)  # a closed jaxpr has it inside
       if hasattr(inner, 'eqns'):
         yield from _convolved(inner)

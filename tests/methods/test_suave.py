@@ -415,6 +415,7 @@ def begun(tmp_path_factory):
   return folders
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name, before', [('suave', 'swav'), ('daino', 'dino')])
 def test_it_begins_with_an_encoder_and_anew_otherwise(name, before, begun):
   cfg = tiny.make_config(name, num_devices=1, init=begun[before])

@@ -248,6 +248,7 @@ def trained(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.long
 def test_which_network_of_which_checkpoint(trained, monkeypatch, tmp_path):
   whole, seen = labelling.of_run, []
   monkeypatch.setattr(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from semppl_jax.errors import UserError
+from semppl_jax.models import convolution
 from semppl_jax.train import device_memory, loop
 
 
@@ -114,3 +115,13 @@ def test_other_errors_of_a_step_pass():
   job = loop.LoopSettings(None, 1, [], '', None)
   with pytest.raises(jax.errors.JaxRuntimeError, match='something else'):
     loop._guarded(broken, (), job)
+
+
+@pytest.mark.parametrize(('kernel', 'channels'), [(7, 3), (3, 8), (3, 256)])
+def test_a_convolution_counts_once_whatever_its_forms(kernel, channels):
+  x = jnp.zeros((1, 16, 16, channels))
+  w = jnp.zeros((kernel, kernel, channels, 4))
+  sides = ((kernel // 2,) * 2,) * 2
+  conv = lambda x, w: convolution.conv2d(x, w, 2, sides)
+  count = device_memory.convolution_outputs(conv, x, w, axis='i')
+  assert count == 8 * 8 * 4

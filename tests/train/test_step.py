@@ -209,7 +209,8 @@ class _Expected:
   [
     (False, False),
     pytest.param(True, False, marks=pytest.mark.long),
-    (True, True),  # true labels alone exclude, up to step 4
+    # True labels alone exclude, up to step 4.
+    pytest.param(True, True, marks=pytest.mark.long),
   ],
 )
 def test_step_equals_a_slow_reference(exclude, early):

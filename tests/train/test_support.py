@@ -80,7 +80,7 @@ def take(run, number, state=None, given=None):
   'changes, numbers',
   [
     (ANY | JOINT_HEADS, (8,)),
-    (BY_CLASS, (4,)),
+    pytest.param(BY_CLASS, (4,), marks=pytest.mark.long),
     pytest.param(ANY | JOINT_HEADS, (2, 4), marks=pytest.mark.long),
     pytest.param(ANY | APART, (4,), marks=pytest.mark.long),
     pytest.param(BY_CLASS | APART | JOINT_HEADS, (8,), marks=pytest.mark.long),

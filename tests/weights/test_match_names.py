@@ -162,6 +162,7 @@ def test_other_names_are_matched(rename):
   assert match_names.match(ordered, backwards) == mapping
 
 
+@pytest.mark.long
 def test_large_networks_are_matched_at_once():
   ours = tree('resnet200', 2)
   theirs, mapping = renamed(ours, NESTED)
