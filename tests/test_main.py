@@ -180,8 +180,16 @@ def test_experiments_load_from_another_folder(tmp_path):
   'flags, wanted',
   [
     (['--config.loss.exclude_same_label=False'], ('none', 15.0)),
-    (['--noconfig.loss.exclude_same_label'], ('none', 15.0)),
-    (['--config.loss.exclude_same_label'], ('label', 15.0)),
+    pytest.param(
+      ['--noconfig.loss.exclude_same_label'],
+      ('none', 15.0),
+      marks=pytest.mark.long,
+    ),
+    pytest.param(
+      ['--config.loss.exclude_same_label'],
+      ('label', 15.0),
+      marks=pytest.mark.long,
+    ),
     (
       ['--config.loss.exclude_after_epochs=2', '--config.loss.alpha=3'],
       ('label', 2.0),

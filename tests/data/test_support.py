@@ -191,6 +191,7 @@ def test_threads_and_pieces_change_nothing(most, by_class, monkeypatch):
   assert_same(supports(read(of(by_class), threads=3)), reference(by_class))
 
 
+@pytest.mark.long
 def test_workers_change_nothing():
   flags.FLAGS.mark_as_parsed()  # as `main` does; grain's workers ask for it
   source = sources.Records(np.full(40, HIDDEN), helpers.read)

@@ -439,6 +439,7 @@ def test_it_begins_with_an_encoder_and_anew_otherwise(name, before, begun):
     np.testing.assert_allclose(lengths, 1, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_an_encoder_that_does_not_fit_is_refused_in_a_line(begun):
   cfg = tiny.make_config('suave', init=begun['swav'], encoder__width=2)
   with pytest.raises(UserError, match='set --config.encoder.width=1') as caught:

@@ -214,6 +214,7 @@ def test_training_and_check_choose(tmp_path, quick, monkeypatch, capsys):
   assert pretraining.pretrain(cfg, str(tmp_path / 'run')) == results
 
 
+@pytest.mark.long
 def test_images_without_any_label_are_trained_on(tmp_path, quick, monkeypatch):
   monkeypatch.setattr(step_lib, 'train_step', tiny.light_step)
   make(tmp_path / 'images', unlabelled=12)

@@ -627,6 +627,7 @@ def _traffic(capacity, gathers_queue=False):
   return _collective_sizes(mapped, state, batch, jax.random.key(0))
 
 
+@pytest.mark.long
 def test_traffic_does_not_know_the_queue():
   """No collective has a dimension C or C/D; a gathered queue would show."""
   small, large = _traffic(44), _traffic(4 * 1009)
