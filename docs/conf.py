@@ -13,7 +13,8 @@ shutil.copytree(
 )
 
 project = 'semppl_jax'
-copyright = '2026, the semppl_jax authors'
+author = 'the semppl_jax authors'
+copyright = f'2026, {author}'
 extensions = [
   'myst_nb',
   'sphinx.ext.autodoc',
