@@ -159,7 +159,10 @@ def main() -> None:
   parser = command.parser(__doc__)
   parser.add_argument('--workdir', default='runs/calibration')
   parser.add_argument(
-    '--kind', default='digits', choices=('digits', *drawn_folders.KINDS)
+    '--kind',
+    nargs='+',
+    default=['digits'],
+    choices=('digits', *drawn_folders.KINDS),
   )
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument(
@@ -167,11 +170,16 @@ def main() -> None:
   )
   args = parser.parse_args()
   curves = {}
-  for kept in args.kept or (DIGITS if args.kind == 'digits' else FOLDER):
-    of_seeds = curves[f'{args.kind}, {kept} kept back'] = []
+  cells = [
+    (kind, kept)
+    for kind in args.kind
+    for kept in args.kept or (DIGITS if kind == 'digits' else FOLDER)
+  ]
+  for kind, kept in cells:
+    of_seeds = curves[f'{kind}, {kept} kept back'] = []
     for seed in range(args.seeds):
-      workdir = os.path.join(args.workdir, f'{args.kind}-{kept}-{seed}')
-      cfg = settings(args.kind, args.workdir, kept, seed)
+      workdir = os.path.join(args.workdir, f'{kind}-{kept}-{seed}')
+      cfg = settings(kind, args.workdir, kept, seed)
       results = pretraining.pretrain(cfg, workdir)
       of_seeds.append(curve(workdir, results['pseudo_label_accuracy']))
   figure = plot(curves)

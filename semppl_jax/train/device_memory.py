@@ -103,7 +103,8 @@ def _convolved(jaxpr: Any) -> Iterator[int]:
     if equation.primitive.name == 'conv_general_dilated':
       yield math.prod(equation.outvars[0].aval.shape)
     inside = jax.tree.leaves(list(equation.params.values()))
-    if equation.primitive.name == 'cond':  # a convolution's forms: XLA's own
+    # A convolution's forms by platform: the last one is XLA's own.
+    if equation.primitive.name == 'cond':
       inside = equation.params['branches'][-1:]
     for inner in inside:
       inner = getattr(inner, 'jaxpr', inner)  # a closed jaxpr has it inside
