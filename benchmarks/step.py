@@ -33,6 +33,7 @@ from benchmarks import command, cost, peaks, programs, turns
 from semppl_jax.models import encoders
 from semppl_jax.train import device_memory
 from semppl_jax.train import run as run_lib
+from semppl_jax.utils import allocator
 from semppl_jax.workdir import tables
 
 TORCH_ENCODERS = ('resnet18', 'resnet50')
@@ -261,6 +262,7 @@ def show(found: dict[str, Any], args: argparse.Namespace) -> str:
 
 def main() -> None:
   """Measures and prints."""
+  allocator.keep_freed_memory()  # as a run does
   args = _arguments()
   if args.torch:  # shares the device
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')

@@ -73,7 +73,9 @@ def _run(argv: Sequence[str], task: Task, needed: Sequence[str]) -> None:
       objects.check(storage.path(_WORKDIR.value))
   # Imported late: a wrong flag is refused before JAX starts.
   from semppl_jax.distributed import processes
+  from semppl_jax.utils import allocator
 
+  allocator.keep_freed_memory()
   told = processes.Address(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
