@@ -104,7 +104,9 @@ def test_too_little_room_on_the_disk(tmp_path, monkeypatch):
   'arguments, status, words',
   [
     pytest.param([], 0, 'settings: fine', marks=pytest.mark.long),
-    (['--config.batch_size=7'], 0, 'settings: fine'),
+    pytest.param(
+      ['--config.batch_size=7'], 0, 'settings: fine', marks=pytest.mark.long
+    ),
     (['--config.batch_size=1'], 2, 'batch_size is 1'),
     (['--config.dataset.name=folder', '--config.dataset.path=/no'], 2, '/no'),
     (['--config.loss.alhpa=1'], 2, "did you mean 'loss.alpha'"),

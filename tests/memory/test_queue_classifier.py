@@ -101,7 +101,9 @@ def test_steps_are_those_of_sgd_with_momentum_and_decay():
     np.testing.assert_allclose(average, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('number', [2, 4, 8])
+@pytest.mark.parametrize(
+  'number', [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 4)), 8]
+)
 def test_the_number_of_devices_changes_nothing(number):
   queue = _queue(6)
   one, many = _train(1, queue), _train(number, queue)

@@ -103,7 +103,7 @@ def _given_views(batch, keys, setup):
   return types.Views(jnp.moveaxis(batch.images, 1, 0), small)
 
 
-@pytest.mark.parametrize('number', [1, 2])
+@pytest.mark.parametrize('number', [pytest.param(1, marks=pytest.mark.long), 2])
 def test_three_updates_are_the_releases(number, monkeypatch):
   monkeypatch.setattr(passes, 'make_views', _given_views)
   file = golden.load('byol.npz')

@@ -307,7 +307,15 @@ class _Relabelled:
     return getattr(self._source, name)
 
 
-@pytest.mark.parametrize('name', methods.METHODS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.long)
+    if name in ('byol', 'mean_shift')
+    else name
+    for name in methods.METHODS
+  ],
+)
 def test_microbatches_are_the_whole_batch(name):
   """In evaluation mode of BatchNorm, whose statistics would differ."""
   whole_run = _run(name, 1, False)

@@ -249,7 +249,9 @@ def _method(name='daino', **changes):
   return methods.build(tiny.frozen(cfg), _facts(int))
 
 
-@pytest.mark.parametrize('number', [2, 4, 8])
+@pytest.mark.parametrize(
+  'number', [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 4)), 8]
+)
 def test_the_number_of_devices_changes_nothing(number):
   given = (
     _scores(3, 8, _K), _scores(2, 8, _K, seed=1), _scores(1, 8, _K, seed=2),

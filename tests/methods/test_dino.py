@@ -258,7 +258,7 @@ def _mapped(setup, number):
   return tiny.map_step(step, number)
 
 
-@pytest.mark.parametrize('number', [1, 2])
+@pytest.mark.parametrize('number', [pytest.param(1, marks=pytest.mark.long), 2])
 def test_six_updates_are_the_releases(number, monkeypatch):
   monkeypatch.setattr(passes, 'make_views', _given_views)
   file, setup = golden.load('dino_steps.npz'), _setup()

@@ -317,7 +317,9 @@ def _parts_of(queue, number):
 _LABELS = np.array([0, 1, 2, 3, 4, 5, 0, 1], np.int32)
 
 
-@pytest.mark.parametrize('number', [2, 4, 8])
+@pytest.mark.parametrize(
+  'number', [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 4)), 8]
+)
 @pytest.mark.parametrize('capacity', [0, 16])
 def test_the_number_of_devices_changes_nothing(number, capacity):
   method, queue = _method(queue__capacity=capacity), None
@@ -447,10 +449,8 @@ def test_an_encoder_that_does_not_fit_is_refused_in_a_line(begun):
   assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-  'name, before',
-  [('suave', 'swav'), pytest.param('daino', 'dino', marks=pytest.mark.long)],
-)
+@pytest.mark.long  # two runs each; PAWS's and SimCLR's are among the short
+@pytest.mark.parametrize('name, before', [('suave', 'swav'), ('daino', 'dino')])
 def test_a_run_ends_with_what_its_prototypes_say(name, before, begun, tmp_path):
   workdir = str(tmp_path / 'run')
   cfg = tiny.make_config(name, num_devices=2, init=begun[before])

@@ -379,6 +379,7 @@ def test_a_run_begins_with_anothers_networks(light, tmp_path):
   assert load_lib.load_checkpoint(first).target is None  # nobody asked
 
 
+@pytest.mark.long
 def test_after_its_first_checkpoint_it_does_not_need_the_file(
   light, file, tmp_path, monkeypatch
 ):

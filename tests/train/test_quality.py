@@ -149,7 +149,9 @@ def _killed_at(monkeypatch, steps):
   monkeypatch.setattr(run_lib, 'input_batches', batches)
 
 
-@pytest.mark.parametrize('step', [3, 4, 7])
+@pytest.mark.parametrize(
+  'step', [*(pytest.param(step, marks=pytest.mark.long) for step in (3, 4)), 7]
+)
 def test_a_killed_run_measures_and_keeps_the_same(
   light, tmp_path, monkeypatch, step
 ):

@@ -522,6 +522,7 @@ def test_a_batch_in_parts_gives_the_whole_ones_update(parts):
   assert new.online_state['projector/~/bn']['views'][0] == 3 * parts
 
 
+@pytest.mark.long
 def test_parts_with_batchnorm_do_not_know_the_devices():
   few = {'views__num_small': 0, 'views__one_pass': True}  # to compile
   run = tiny.prepare(accumulate=2, **few)
@@ -570,6 +571,7 @@ def _in_parts(parts, **changes):
   return _compiled(cfg, cfg.batch_size)
 
 
+@pytest.mark.long
 def test_views_are_there_for_one_part_at_a_time():
   one, eight = (
     _in_parts(parts).memory_analysis().temp_size_in_bytes for parts in (1, 8)
