@@ -23,6 +23,7 @@ faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(kept, f.lower(x).compile().memory_analysis().temp_size_in_bytes, faults)
 """
 _PAGE = 4096
+_GLIBC = pytest.mark.skipif(sys.platform != 'linux', reason="glibc's")
 
 
 def _calls(**environment):
@@ -40,7 +41,7 @@ def _calls(**environment):
   return kept, int(faults) * _PAGE / int(size)
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason="glibc's")
+@_GLIBC
 @pytest.mark.parametrize('devices', [1, 2])
 def test_temporaries_are_not_cleared_anew(devices):
   flags = f'--xla_force_host_platform_device_count={devices}'
@@ -48,6 +49,7 @@ def test_temporaries_are_not_cleared_anew(devices):
   assert kept == 'True' and share < 0.1
 
 
+@_GLIBC
 def test_settings_of_the_user_count():
   kept, share = _calls(JAX_PLATFORMS='cpu', MALLOC_TOP_PAD_='65536')
   assert kept == 'False' and share > 0.5
